@@ -1,0 +1,91 @@
+"""What an allocation costs per hour, and what a specification would: whole price lists, pinned per interval."""
+
+from collections.abc import Iterable, Sequence
+
+from headframe.model.fleet import Gpu
+from headframe.model.money import ANY_MODEL, GpuPrice, PriceList, Quote, QuoteLine
+from headframe.model.people import Project
+from headframe.model.units import MILLI, MS_PER_HOUR, cost_nano, gpus, mib
+from headframe.model.work import Part, Spec, Tier
+
+HOLD_ROLLING_S = 3600
+"""Without a max_duration, an hour is held at a time, and again before each hour begins."""
+HOLD_MAX_S = 24 * 3600
+"""With one, the whole of it is held, up to a day."""
+
+
+def price_at(prices: Sequence[PriceList], at_ms: int) -> PriceList:
+    """The list in force at `at_ms`; `prices` oldest first. Before the first list, the first holds."""
+    assert prices, "a store always has a price list"
+    in_force = [listed for listed in prices if listed.effective_ms <= at_ms]
+    return in_force[-1] if in_force else prices[0]
+
+
+def gpu_price(prices: PriceList, model: str) -> GpuPrice:
+    """The price of a model, else that of `*`."""
+    by_model = {_plain(price.model): price for price in prices.gpus}
+    return by_model.get(_plain(model)) or by_model[ANY_MODEL]
+
+
+def rate_nano(prices: PriceList, parts: Iterable[Part], tier: Tier) -> int:
+    """US$ per hour of these parts: GPUs by model and tier, CPU, memory and disk."""
+    return sum(_part_nano(prices, part, tier) for part in parts)
+
+
+def _part_nano(prices: PriceList, part: Part, tier: Tier) -> int:
+    cards = sum(share.milli * gpu_price(prices, share.model).nano(tier) // MILLI for share in part.shares)
+    cpu = part.cpu_milli * prices.cpu_core_hour_nano // MILLI
+    memory = part.memory_mib * prices.memory_gib_hour_nano // 1024
+    disk = part.disk_mib * prices.disk_gib_hour_nano // 1024
+    return cards + cpu + memory + disk
+
+
+def spec_rate_nano(prices: PriceList, spec: Spec, model: str) -> int:
+    """US$ per hour of `spec` on GPUs of `model`."""
+    return sum(line.amount_nano for line in spec_lines(prices, spec, model))
+
+
+def spec_lines(prices: PriceList, spec: Spec, model: str) -> tuple[QuoteLine, ...]:
+    """The priced lines of `spec` on GPUs of `model`, per hour."""
+    need, count = spec.resources, spec.nodes
+    each: list[tuple[str, str, int, int]] = []
+    if need.gpu.milli:
+        unit = gpu_price(prices, model).nano(spec.tier)
+        each.append((f"GPU {model} ({spec.tier})", gpus(need.gpu.milli * count), unit, need.gpu.milli * unit // MILLI))
+    cpu, memory, disk = prices.cpu_core_hour_nano, prices.memory_gib_hour_nano, prices.disk_gib_hour_nano
+    each.append(("CPU cores", f"{need.cpu_milli * count / MILLI:g}", cpu, need.cpu_milli * cpu // MILLI))
+    each.append(("memory (GiB)", mib(need.memory_mib * count), memory, need.memory_mib * memory // 1024))
+    each.append(("disk (GiB)", mib(need.disk_mib * count), disk, need.disk_mib * disk // 1024))
+    return tuple(
+        QuoteLine(what=what, quantity=quantity, unit_nano=unit, amount_nano=amount * count)
+        for what, quantity, unit, amount in each
+    )
+
+
+def hold_s(spec: Spec) -> int:
+    """How many seconds a hold at submit covers."""
+    return min(spec.max_duration_s, HOLD_MAX_S) or HOLD_ROLLING_S
+
+
+def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project, waits: tuple[str, ...]) -> Quote:
+    """The quote for `spec` over the cards that could serve it; the hold covers the dearest of them."""
+    models = sorted({card.model for card in cards}) or [""]
+    rates = sorted((spec_rate_nano(prices, spec, model), model) for model in models)
+    covers_s = hold_s(spec)
+    return Quote(
+        name=spec.name, tier=spec.tier, price_version=prices.version,
+        rate_min_nano=rates[0][0], rate_max_nano=rates[-1][0], lines=spec_lines(prices, spec, rates[-1][1]),
+        hold_nano=cost_nano(covers_s * 1000, rates[-1][0]), hold_covers_s=covers_s,
+        credit_nano=project.credit_nano, waits=waits,
+    )  # fmt: skip
+
+
+def next_hour_nano(prices: PriceList, parts: Iterable[Part], tier: Tier) -> int:
+    """What must be held before another hour may begin."""
+    return cost_nano(MS_PER_HOUR, rate_nano(prices, parts, tier))
+
+
+def _plain(model: str) -> str:
+    return model if model == ANY_MODEL else "".join(filter(str.isalnum, model.lower())).replace("nvidia", "").replace(
+        "geforce", ""
+    )

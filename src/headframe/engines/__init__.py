@@ -1,0 +1,1 @@
+"""What runs allocations on machines: start, stop, observe, logs, one way each."""

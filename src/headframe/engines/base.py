@@ -1,0 +1,43 @@
+"""The seam between deciding and running. Everything an engine is asked is idempotent by the allocation's id."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from headframe.model.ids import AllocationId, NodeId
+from headframe.model.states import Reason
+from headframe.model.work import Allocation, LogLine, Observation, Workload
+
+GRACE_S = 10
+
+
+class Sight(msgspec.Struct, frozen=True, kw_only=True):
+    """One look: the nodes that answered, and every allocation they have and were not told to forget."""
+
+    nodes: tuple[NodeId, ...]
+    observations: tuple[Observation, ...]
+
+
+class Engine(Protocol):
+    """Runs allocations. `observe` is the truth; the others are wishes that may be repeated."""
+
+    async def start(self, allocation: Allocation, workload: Workload) -> None:
+        """Start, unless this id was ever started or stopped here; a failure shows as an observed end."""
+        ...
+
+    async def stop(self, allocation: AllocationId, because: Reason, grace_s: int) -> None:
+        """Ask for an end: a term signal, grace, a kill; also forbids a start that comes later."""
+        ...
+
+    async def observe(self) -> Sight:
+        """Everything it runs or has seen end, in one call."""
+        ...
+
+    async def forget(self, allocation: AllocationId) -> None:
+        """The end is recorded: stop reporting it. Its logs are kept."""
+        ...
+
+    async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
+        """Lines from the cursor `after` on; a cursor that has been rotated away goes on at the oldest line kept."""
+        ...

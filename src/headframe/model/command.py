@@ -1,0 +1,88 @@
+"""Commands: what people and machines ask to change. Deciding them is pure; a command is a value with ids already drawn."""
+
+import msgspec
+
+from headframe.model.fleet import Gpu, Node
+from headframe.model.ids import KeyId, ProjectId, WorkloadId
+from headframe.model.money import GpuPrice
+from headframe.model.people import Key
+from headframe.model.work import Spec
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """Make the first site, project, price list and operator key, once."""
+
+    site_name: str
+    key: Key
+
+
+class Enrol(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine says what it has; the same machine again brings its record up to date."""
+
+    node: Node
+    gpus: tuple[Gpu, ...]
+
+
+class CreateProject(msgspec.Struct, frozen=True, kw_only=True):
+    """A new tenant."""
+
+    id: ProjectId
+    name: str
+    quota_gpus_milli: int = 0
+
+
+class SetBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """The project's own limits in US$ (nano) per hour and per month; 0 lifts one."""
+
+    project_id: ProjectId
+    hour_nano: int
+    month_nano: int
+
+
+class GrantCredit(msgspec.Struct, frozen=True, kw_only=True):
+    """The operator gives credit (or takes unspent credit back: negative)."""
+
+    project_id: ProjectId
+    amount_nano: int
+    memo: str
+    id: str
+
+
+class CreateKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key whose secret was already drawn; only its MAC is here."""
+
+    key: Key
+
+
+class RevokeKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The key is refused from now on."""
+
+    key_id: KeyId
+
+
+class SetPrices(msgspec.Struct, frozen=True, kw_only=True):
+    """Change some prices from now on; None keeps one as it is."""
+
+    gpus: tuple[GpuPrice, ...] = ()
+    cpu_core_hour_nano: int | None = None
+    memory_gib_hour_nano: int | None = None
+    disk_gib_hour_nano: int | None = None
+
+
+class Submit(msgspec.Struct, frozen=True, kw_only=True):
+    """A parsed workload file with its uploaded workdir."""
+
+    id: WorkloadId
+    project_id: ProjectId
+    key_id: KeyId
+    spec: Spec
+    workdir_digest: str = ""
+
+
+class StopWorkload(msgspec.Struct, frozen=True, kw_only=True):
+    """End this workload, wherever it is."""
+
+    id: WorkloadId
+
+
+Command = Found | Enrol | CreateProject | SetBudget | GrantCredit | CreateKey | RevokeKey | SetPrices | Submit | StopWorkload

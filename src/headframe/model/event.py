@@ -1,0 +1,61 @@
+"""Events: what happened and the rows it left behind. The world is a fold over these."""
+
+from enum import StrEnum
+
+import msgspec
+
+from headframe.model.fleet import Gpu, Node, Rack, Site
+from headframe.model.ids import ProjectId
+from headframe.model.money import Entry, PriceList, Usage
+from headframe.model.people import Key, Project, User
+from headframe.model.work import Allocation, Workload
+
+Row = Site | Rack | Node | Gpu | Project | User | Key | PriceList | Workload | Allocation | Usage | Entry
+ROW_TYPES: tuple[type[Row], ...] = (
+    Site, Rack, Node, Gpu, Project, User, Key, PriceList, Workload, Allocation, Usage, Entry,
+)  # fmt: skip
+
+
+class Kind(StrEnum):
+    """Every kind of event there is."""
+
+    SITE_CREATED = "site.created"
+    NODE_JOINED = "node.joined"
+    NODE_CHANGED = "node.changed"
+    PROJECT_CREATED = "project.created"
+    PROJECT_CHANGED = "project.changed"
+    CREDIT_GRANTED = "credit.granted"
+    KEY_CREATED = "key.created"
+    KEY_REVOKED = "key.revoked"
+    PRICES_SET = "prices.set"
+    WORKLOAD_QUEUED = "workload.queued"
+    WORKLOAD_STARTING = "workload.starting"
+    WORKLOAD_RUNNING = "workload.running"
+    WORKLOAD_STOPPING = "workload.stopping"
+    WORKLOAD_ENDED = "workload.ended"
+    ALLOCATION_CHANGED = "allocation.changed"
+    USAGE_METERED = "usage.metered"
+    HOLD_EXTENDED = "hold.extended"
+    REFUNDED = "refunded"
+
+
+class Draft(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision, not yet committed: it becomes an event when the store has given it a place in the order."""
+
+    kind: Kind
+    subject: str
+    project_id: ProjectId = ProjectId("")
+    text: str
+    rows: tuple[Row, ...] = ()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A committed decision. `seq` orders all events; `rows` are the nouns as they are after it."""
+
+    seq: int
+    at_ms: int
+    kind: Kind
+    subject: str
+    project_id: ProjectId = ProjectId("")
+    text: str
+    rows: tuple[Row, ...] = ()

@@ -1,0 +1,45 @@
+"""Ids are different types, so that they cannot be swapped, and derived from what they name wherever that is possible.
+
+An id made here is either a function of other ids (an allocation is its workload's n-th attempt, a usage interval is its
+allocation and its start) or built from entropy that the caller passes in; nothing here draws chance.
+"""
+
+from typing import NewType
+
+SiteId = NewType("SiteId", str)
+RackId = NewType("RackId", str)
+NodeId = NewType("NodeId", str)
+GpuId = NewType("GpuId", str)
+ProjectId = NewType("ProjectId", str)
+UserId = NewType("UserId", str)
+KeyId = NewType("KeyId", str)
+WorkloadId = NewType("WorkloadId", str)
+AllocationId = NewType("AllocationId", str)
+UsageId = NewType("UsageId", str)
+PostingId = NewType("PostingId", str)
+
+ENTROPY_BYTES = 10
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u to misread
+
+
+def base32(data: bytes) -> str:
+    """Crockford base32, lower case, no padding; 10 bytes give 16 characters."""
+    number, digits = int.from_bytes(data, "big"), (len(data) * 8 + 4) // 5
+    return "".join(_ALPHABET[(number >> (5 * place)) & 31] for place in reversed(range(digits)))
+
+
+def workload_id(entropy: bytes) -> WorkloadId:
+    """``wl-`` and 16 characters of the 10 bytes given."""
+    assert len(entropy) == ENTROPY_BYTES, len(entropy)
+    return WorkloadId("wl-" + base32(entropy))
+
+
+def allocation_id(workload: WorkloadId, attempt: int) -> AllocationId:
+    """The n-th attempt of a workload, counted from 1."""
+    assert attempt >= 1, attempt
+    return AllocationId(f"{workload}.{attempt}")
+
+
+def usage_id(allocation: AllocationId, start_ms: int) -> UsageId:
+    """An interval of an allocation is named by its start, so that metering it twice is metering it once."""
+    return UsageId(f"{allocation}/{start_ms}")

@@ -1,0 +1,138 @@
+"""Money's nouns: price lists, usage intervals, ledger entries. All amounts are integer nano-dollars."""
+
+from enum import StrEnum
+
+import msgspec
+
+from headframe.model.ids import AllocationId, PostingId, ProjectId, UsageId, WorkloadId
+from headframe.model.work import Tier
+
+ANY_MODEL = "*"
+
+
+class GpuPrice(msgspec.Struct, frozen=True, kw_only=True):
+    """US$ per whole GPU and hour, by tier; `model` may be `*` for every model without a price of its own."""
+
+    model: str
+    on_demand_nano: int
+    spot_nano: int
+    reserved_nano: int
+
+    def nano(self, tier: Tier) -> int:
+        """The price of this tier."""
+        by_tier = {Tier.ON_DEMAND: self.on_demand_nano, Tier.SPOT: self.spot_nano, Tier.RESERVED: self.reserved_nano}
+        return by_tier[tier]
+
+
+class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
+    """One version of all prices, in force from `effective_ms` until the next. Never changed, only followed."""
+
+    id: str
+    version: int
+    effective_ms: int
+    gpus: tuple[GpuPrice, ...]
+    cpu_core_hour_nano: int
+    memory_gib_hour_nano: int
+    disk_gib_hour_nano: int
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
+    """What one allocation used between two instants, at one pinned price."""
+
+    id: UsageId
+    allocation_id: AllocationId
+    workload_id: WorkloadId
+    project_id: ProjectId
+    start_ms: int
+    end_ms: int
+    gpu_milli: int
+    cpu_milli: int
+    memory_mib: int
+    disk_mib: int
+    price_version: int
+    rate_nano: int
+    amount_nano: int
+
+
+class EntryKind(StrEnum):
+    """Why money moved."""
+
+    CREDIT = "credit"
+    HOLD = "hold"
+    USAGE = "usage"
+    VOID = "void"
+    REFUND = "refund"
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, tag="entry"):
+    """One side of a posting; the entries of a posting sum to zero, and none is ever changed."""
+
+    id: str
+    posting_id: PostingId
+    kind: EntryKind
+    account: str
+    amount_nano: int
+    project_id: ProjectId
+    workload_id: WorkloadId
+    at_ms: int
+    memo: str
+
+
+def credit_account(project: ProjectId) -> str:
+    """What the project can still spend."""
+    return f"credit/{project}"
+
+
+def held_account(project: ProjectId) -> str:
+    """What is set aside for its admitted work."""
+    return f"held/{project}"
+
+
+GRANTED_ACCOUNT = "operator/granted"
+REVENUE_ACCOUNT = "operator/revenue"
+WRITTEN_OFF_ACCOUNT = "operator/written-off"
+
+
+class QuoteLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One priced thing of a quote."""
+
+    what: str
+    quantity: str
+    unit_nano: int
+    amount_nano: int
+
+
+class Quote(msgspec.Struct, frozen=True, kw_only=True):
+    """What a workload would cost per hour, at least and at most, over the models that could run it."""
+
+    name: str
+    tier: Tier
+    price_version: int
+    rate_min_nano: int
+    rate_max_nano: int
+    lines: tuple[QuoteLine, ...]
+    hold_nano: int
+    hold_covers_s: int
+    credit_nano: int
+    waits: tuple[str, ...] = ()
+
+
+class InvoiceLine(msgspec.Struct, frozen=True, kw_only=True):
+    """What one workload cost in a month."""
+
+    workload_id: WorkloadId
+    memo: str
+    usage_nano: int
+    refund_nano: int
+    amount_nano: int
+
+
+class Invoice(msgspec.Struct, frozen=True, kw_only=True):
+    """A month of one project: a fold over its ledger entries."""
+
+    project_id: ProjectId
+    month: str
+    lines: tuple[InvoiceLine, ...]
+    usage_nano: int
+    refund_nano: int
+    total_nano: int

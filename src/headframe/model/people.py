@@ -1,0 +1,64 @@
+"""Who uses the system: projects (tenants), users, keys and their scopes."""
+
+from enum import StrEnum
+
+import msgspec
+
+from headframe.model.ids import KeyId, ProjectId, UserId
+
+
+class Scope(StrEnum):
+    """What a key may do."""
+
+    OPERATOR = "operator"
+    ADMIN = "admin"
+    MEMBER = "member"
+    READ = "read"
+    NODE = "node"
+
+
+ALLOWS: dict[Scope, frozenset[Scope]] = {
+    Scope.OPERATOR: frozenset({Scope.OPERATOR, Scope.ADMIN, Scope.MEMBER, Scope.READ}),
+    Scope.ADMIN: frozenset({Scope.ADMIN, Scope.MEMBER, Scope.READ}),
+    Scope.MEMBER: frozenset({Scope.MEMBER, Scope.READ}),
+    Scope.READ: frozenset({Scope.READ}),
+    Scope.NODE: frozenset({Scope.NODE}),
+}
+"""What a holder of each scope is also allowed: never more than itself, which is why granting can't escalate."""
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True, tag="project"):
+    """A tenant. The `_nano` balances are projections of the ledger, kept beside it so that the database can guard them."""
+
+    id: ProjectId
+    name: str
+    created_ms: int
+    credit_nano: int = 0
+    held_nano: int = 0
+    month: str = ""
+    month_spent_nano: int = 0
+    budget_hour_nano: int = 0
+    budget_month_nano: int = 0
+    quota_gpus_milli: int = 0
+
+
+class User(msgspec.Struct, frozen=True, kw_only=True, tag="user"):
+    """A person, for the record of who did what."""
+
+    id: UserId
+    name: str
+    created_ms: int
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
+    """An API key as stored: never the secret, only its HMAC. `project_id` is empty for the operator's and for nodes'."""
+
+    id: KeyId
+    name: str
+    scope: Scope
+    project_id: ProjectId
+    user_id: UserId
+    mac: str
+    created_ms: int
+    expires_ms: int = 0
+    revoked_ms: int = 0

@@ -1,0 +1,85 @@
+"""Units: money as integer nano-dollars, time as integer milliseconds, memory as MiB, GPUs as thousandths.
+
+Parsing takes what people write ("32GB", "12h", "1.50") and gives integers; the one place that rounds money is `cost_nano`.
+"""
+
+import re
+from fractions import Fraction
+
+NANO_PER_USD = 1_000_000_000
+MS_PER_HOUR = 3_600_000
+MILLI = 1000
+
+_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]i?B?)?$", re.IGNORECASE)
+_SIZE_MIB = {"K": Fraction(1, 1024), "M": Fraction(1), "G": Fraction(1024), "T": Fraction(1024 * 1024)}
+_DURATION = re.compile(r"^(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?$")
+_DURATION_S = (86_400, 3_600, 60, 1)
+
+
+def cost_nano(duration_ms: int, nano_per_hour: int) -> int:
+    """What `duration_ms` costs at `nano_per_hour`: rounds half up, here and nowhere else."""
+    assert duration_ms >= 0, duration_ms
+    assert nano_per_hour >= 0, nano_per_hour
+    return (duration_ms * nano_per_hour + MS_PER_HOUR // 2) // MS_PER_HOUR
+
+
+def parse_usd(text: str) -> int:
+    """US dollars as written ("1.50", "$0.35") to nano-dollars; ValueError where it is no amount or finer than a nano."""
+    cleaned = text.strip().removeprefix("$").replace("_", "")
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", cleaned):
+        raise ValueError(f"{text!r} is no amount in US$")
+    return int(Fraction(cleaned) * NANO_PER_USD)
+
+
+def usd(amount_nano: int, places: int = 4) -> str:
+    """Nano-dollars as "$1.2345", truncating nothing that matters to people: half up at `places`."""
+    sign, amount = ("-" if amount_nano < 0 else ""), abs(amount_nano)
+    scale = 10 ** (9 - places)
+    whole = (amount + scale // 2) // scale
+    return f"{sign}${whole // 10**places:,}.{whole % 10**places:0{places}d}"
+
+
+def parse_mib(text: str) -> int:
+    """A size ("32GB", "500M", "16GiB", plain numbers are GB) to MiB, rounded up; powers of 1024, as memory is sold."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no size")
+    unit = (match[2] or "G")[0].upper()
+    exact = Fraction(match[1]) * _SIZE_MIB[unit]
+    return -(-exact.numerator // exact.denominator)
+
+
+def parse_duration_s(text: str) -> int:
+    """A duration ("90", "45s", "30m", "12h", "1d12h") to whole seconds, at least one."""
+    match = _DURATION.match(text.strip())
+    parts = match.groups() if match else ()
+    if not any(parts):
+        raise ValueError(f"{text!r} is no duration")
+    seconds = sum(Fraction(part) * unit for part, unit in zip(parts, _DURATION_S, strict=True) if part)
+    if seconds < 1:
+        raise ValueError(f"{text!r} is shorter than a second")
+    return int(seconds)
+
+
+def duration(ms: int) -> str:
+    """Milliseconds for people: "0.8 s", "42 s", "3 min 05 s", "2 h 10 min", "3 d 4 h"."""
+    if ms < 10_000:
+        return f"{ms / 1000:.1f} s"
+    seconds = ms // 1000
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    if seconds < 86_400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 86_400} d {seconds % 86_400 // 3600} h"
+
+
+def mib(size: int) -> str:
+    """MiB for people: "512 MiB", "31.4 GiB"."""
+    return f"{size} MiB" if size < 1024 else f"{size / 1024:.1f}".removesuffix(".0") + " GiB"
+
+
+def gpus(milli: int) -> str:
+    """Thousandths of a GPU for people: "2", "0.25"."""
+    return f"{milli / MILLI:g}"

@@ -1,0 +1,186 @@
+"""What tenants ask for and what they are given: specifications, workloads, allocations, refusals, observations."""
+
+from enum import StrEnum
+
+import msgspec
+
+from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, WorkloadId
+from headframe.model.states import AllocationState, Reason, WorkloadState
+from headframe.model.units import MILLI, gpus, mib
+
+
+class Tier(StrEnum):
+    """How firmly GPUs are held, firmest first."""
+
+    RESERVED = "reserved"
+    ON_DEMAND = "on-demand"
+    SPOT = "spot"
+
+
+class GpuRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """GPUs per node: `milli` thousandths (a fraction of one card, or whole cards), of a model or a memory range."""
+
+    milli: int = 0
+    model: str = ""
+    memory_min_mib: int = 0
+    memory_max_mib: int = 0
+
+    def __str__(self) -> str:
+        kind = self.model or (f"{mib(self.memory_min_mib)}.." if self.memory_min_mib else "any model")
+        return f"{gpus(self.milli)} GPU ({kind})" if self.milli else "no GPU"
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What each node of the workload needs."""
+
+    gpu: GpuRequest = GpuRequest()
+    cpu_milli: int = MILLI
+    memory_mib: int = 2048
+    disk_mib: int = 1024
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """Which ends are tried again, and how often at most."""
+
+    on: tuple[Reason, ...] = (Reason.PREEMPTED, Reason.NODE_LOST, Reason.NODE_FAULT)
+    attempts: int = 5
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """A parsed workload file. Sizes are per node, `max_price_nano` is US$ per hour for the whole workload."""
+
+    type: str = "job"
+    name: str = ""
+    run: str
+    workdir: str = ""
+    image: str = ""
+    setup: str = ""
+    env: dict[str, str] = {}
+    nodes: int = 1
+    resources: Resources = Resources()
+    tier: Tier = Tier.ON_DEMAND
+    priority: int = 0
+    max_price_nano: int = 0
+    max_duration_s: int = 0
+    retry: Retry = Retry()
+    checkpoint: str = ""
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
+    """One submitted job, with what it has cost so far. `held_nano` is what its pending hold still covers; `closed` once
+    it has ended, everything it used is billed and the rest of the hold is given back.
+    """
+
+    id: WorkloadId
+    project_id: ProjectId
+    key_id: KeyId
+    name: str
+    spec: Spec
+    workdir_digest: str = ""
+    state: WorkloadState
+    attempt: int = 0
+    submitted_ms: int
+    queued_ms: int
+    not_before_ms: int = 0
+    started_ms: int = 0
+    ended_ms: int = 0
+    reason: Reason | None = None
+    exit_code: int | None = None
+    detail: str = ""
+    held_nano: int = 0
+    cost_nano: int = 0
+    credited_nano: int = 0
+    closed: bool = False
+
+
+class Share(msgspec.Struct, frozen=True, kw_only=True):
+    """`milli` thousandths of one GPU; the model is copied here so that pricing needs no look-up."""
+
+    gpu_id: GpuId
+    index: int
+    model: str
+    milli: int
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank of an allocation: what it holds of one node."""
+
+    rank: int
+    node_id: NodeId
+    shares: tuple[Share, ...]
+    cpu_milli: int
+    memory_mib: int
+    disk_mib: int
+
+
+class Allocation(msgspec.Struct, frozen=True, kw_only=True, tag="allocation"):
+    """The GPUs, on one or more nodes, held whole by one attempt.
+
+    Times are the node's own. `metered_ms` is how far usage has been recorded; `settled` once the end has been billed too.
+    """
+
+    id: AllocationId
+    workload_id: WorkloadId
+    project_id: ProjectId
+    attempt: int
+    tier: Tier
+    parts: tuple[Part, ...]
+    state: AllocationState
+    granted_ms: int
+    started_ms: int = 0
+    metered_ms: int = 0
+    stop_because: Reason | None = None
+    stop_ms: int = 0
+    ended_ms: int = 0
+    reason: Reason | None = None
+    exit_code: int | None = None
+    detail: str = ""
+    cost_nano: int = 0
+    settled: bool = False
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why `nodes` candidates said no: the rule, what is needed, the best there is, and what would change it."""
+
+    rule: str
+    need: str
+    have: str
+    nodes: int
+    change: str
+
+    def __str__(self) -> str:
+        where = "the fleet" if self.nodes == 0 else f"{self.nodes} node{'s' if self.nodes != 1 else ''}"
+        return f"{self.rule}: {where} refused: needs {self.need}, best has {self.have}; {self.change}"
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine sees of one allocation, by the node's clock. Hearing it twice, late or out of order is harmless."""
+
+    allocation_id: AllocationId
+    state: AllocationState
+    started_ms: int = 0
+    ended_ms: int = 0
+    reason: Reason | None = None
+    exit_code: int | None = None
+    detail: str = ""
+    seen_ms: int = 0
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the engines saw in one look: when each node was last heard of, the allocations seen, and since when expected
+    ones have not been.
+    """
+
+    nodes: dict[NodeId, int] = {}
+    observations: tuple[Observation, ...] = ()
+    missing_since_ms: dict[AllocationId, int] = {}
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One captured line; `next` is the cursor to ask for what follows."""
+
+    at_ms: int
+    rank: int
+    stream: str
+    text: str
+    next: int

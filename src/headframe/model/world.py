@@ -1,0 +1,233 @@
+"""The world as it is now: a fold over events, kept small by forgetting what has ended and been paid for.
+
+`put` is the only way in; it keeps the derived indexes (free capacity, the queue, names) equal to what a full rebuild would
+give, so a tick costs what changed. `begin`/`rollback` let a writer try decisions before the store has accepted them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from headframe.model.event import Event, Row
+from headframe.model.fleet import Gpu, Node, Rack, Site
+from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, RackId, SiteId, UserId, WorkloadId
+from headframe.model.money import Entry, PriceList, Usage
+from headframe.model.people import Key, Project, User
+from headframe.model.states import WORKLOAD_ENDS, AllocationState, GpuState, WorkloadState
+from headframe.model.units import MILLI
+from headframe.model.work import Allocation, Part, Workload
+
+
+class Free:
+    """What a node has left: mutable, owned by the world, read by placement."""
+
+    __slots__ = ("cpu_milli", "disk_mib", "gpu_milli", "memory_mib", "whole")
+
+    def __init__(self) -> None:
+        self.cpu_milli = 0
+        self.memory_mib = 0
+        self.disk_mib = 0
+        self.gpu_milli: dict[GpuId, int] = {}
+        self.whole = 0
+
+    def add(self, part: Part, sign: int) -> None:
+        """Give back (+1) or take (-1) what a part holds."""
+        self.cpu_milli += sign * part.cpu_milli
+        self.memory_mib += sign * part.memory_mib
+        self.disk_mib += sign * part.disk_mib
+        for share in part.shares:
+            if share.gpu_id in self.gpu_milli:
+                self.set_gpu(share.gpu_id, self.gpu_milli[share.gpu_id] + sign * share.milli)
+
+    def set_gpu(self, gpu: GpuId, milli: int | None) -> None:
+        """Set one GPU's free thousandths, or take it out with None; `whole` stays the count of wholly free ones."""
+        if self.gpu_milli.get(gpu) == MILLI:
+            self.whole -= 1
+        if milli is None:
+            self.gpu_milli.pop(gpu, None)
+            return
+        self.gpu_milli[gpu] = milli
+        if milli == MILLI:
+            self.whole += 1
+
+
+class World:
+    """Everything a decision may look at. Rows are frozen; only the dictionaries change."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.sites: dict[SiteId, Site] = {}
+        self.racks: dict[RackId, Rack] = {}
+        self.nodes: dict[NodeId, Node] = {}
+        self.gpus: dict[GpuId, Gpu] = {}
+        self.projects: dict[ProjectId, Project] = {}
+        self.users: dict[UserId, User] = {}
+        self.keys: dict[KeyId, Key] = {}
+        self.price_lists: dict[str, PriceList] = {}
+        self.workloads: dict[WorkloadId, Workload] = {}
+        self.allocations: dict[AllocationId, Allocation] = {}
+        self.free: dict[NodeId, Free] = {}
+        self.node_gpus: dict[NodeId, dict[GpuId, Gpu]] = {}
+        self.queued: dict[WorkloadId, Workload] = {}
+        self.unsettled: dict[AllocationId, Allocation] = {}
+        self.closing: dict[WorkloadId, Workload] = {}
+        self.names: dict[tuple[ProjectId, str], WorkloadId] = {}
+        self.gpu_use_milli: dict[ProjectId, int] = {}
+        self.capacity_version = 0
+        self._tables: dict[type, dict[Any, Any]] = {
+            Site: self.sites, Rack: self.racks, Node: self.nodes, Gpu: self.gpus, Project: self.projects,
+            User: self.users, Key: self.keys, PriceList: self.price_lists, Workload: self.workloads,
+            Allocation: self.allocations,
+        }  # fmt: skip
+        self._undo: list[tuple[type, Any, Any]] = []
+
+    def apply(self, event: Event) -> None:
+        """Advance by one committed (or, between begin and rollback, tried) event."""
+        assert event.seq == self.version + 1, (event.seq, self.version)
+        for row in event.rows:
+            self.put(row)
+        self.version = event.seq
+
+    def load(self, rows: Iterable[Row], version: int) -> None:
+        """Fill an empty world from the store's live rows: parents first."""
+        assert self.version == 0, "only an empty world is loaded"
+        for row in rows:
+            self.put(row)
+        self.version = version
+        self._undo.clear()
+
+    def begin(self) -> int:
+        """Forget how to undo what came before; returns the version to roll back to."""
+        self._undo.clear()
+        return self.version
+
+    def mark(self) -> tuple[int, int]:
+        """A place to roll back to inside a batch."""
+        return len(self._undo), self.version
+
+    def rollback(self, mark: tuple[int, int]) -> None:
+        """Take back everything since `mark`, newest first."""
+        depth, version = mark
+        while len(self._undo) > depth:
+            kind, key, old = self._undo.pop()
+            self._replace(kind, key, old)
+        self.version = version
+
+    def put(self, row: Row) -> None:
+        """Take in one row; usage and entries leave no trace here, they are history."""
+        if isinstance(row, Usage | Entry):
+            return
+        kind = type(row)
+        self._undo.append((kind, row.id, self._tables[kind].get(row.id)))
+        self._replace(kind, row.id, None if over(row) else row)
+
+    def _replace(self, kind: type, key: Any, new: Any) -> None:
+        table = self._tables[kind]
+        old = table.get(key)
+        if new is None:
+            table.pop(key, None)
+        else:
+            table[key] = new
+        if kind is Allocation:
+            self._index_allocation(old, new)
+        elif kind is Workload:
+            self._index_workload(old, new)
+        elif kind is Node:
+            self._index_node(old, new)
+        elif kind is Gpu:
+            self._index_gpu(old, new)
+
+    def _index_allocation(self, old: Allocation | None, new: Allocation | None) -> None:
+        held, holds = _holds(old), _holds(new)
+        if held != holds:
+            self.capacity_version += 1
+            allocation = old or new
+            assert allocation is not None
+            sign = 1 if held else -1
+            for part in allocation.parts:
+                if part.node_id in self.free:
+                    self.free[part.node_id].add(part, sign)
+            milli = sum(share.milli for part in allocation.parts for share in part.shares)
+            used = self.gpu_use_milli.get(allocation.project_id, 0) - sign * milli
+            self.gpu_use_milli[allocation.project_id] = used
+        ended = new is not None and new.state is AllocationState.ENDED
+        key = (new or old).id  # pyright: ignore[reportOptionalMemberAccess]
+        if ended and new is not None:
+            self.unsettled[key] = new
+        else:
+            self.unsettled.pop(key, None)
+
+    def _index_workload(self, old: Workload | None, new: Workload | None) -> None:
+        if old is not None:
+            self.queued.pop(old.id, None)
+            self.closing.pop(old.id, None)
+            self.names.pop((old.project_id, old.name), None)
+        if new is None:
+            return
+        if new.state in WORKLOAD_ENDS:
+            self.closing[new.id] = new
+            return
+        self.names[new.project_id, new.name] = new.id
+        if new.state is WorkloadState.QUEUED:
+            self.queued[new.id] = new
+
+    def _index_node(self, old: Node | None, new: Node | None) -> None:
+        node = new or old
+        assert node is not None
+        if old is None or new is None or old.state != new.state or _size(old) != _size(new):
+            self.capacity_version += 1
+        if new is None:
+            self.free.pop(node.id, None)
+            return
+        if old is None:
+            self.free[new.id] = Free()
+            self.node_gpus.setdefault(new.id, {})
+        free, was = self.free[new.id], _size(old)
+        size = _size(new)
+        free.cpu_milli += size[0] - was[0]
+        free.memory_mib += size[1] - was[1]
+        free.disk_mib += size[2] - was[2]
+
+    def _index_gpu(self, old: Gpu | None, new: Gpu | None) -> None:
+        gpu = new or old
+        assert gpu is not None
+        self.capacity_version += 1
+        on_node = self.node_gpus.setdefault(gpu.node_id, {})
+        if new is None:
+            on_node.pop(gpu.id, None)
+        else:
+            on_node[gpu.id] = new
+        ready = new is not None and new.state is GpuState.READY
+        was_ready = old is not None and old.state is GpuState.READY
+        if ready != was_ready and gpu.node_id in self.free:
+            used = sum(
+                share.milli
+                for allocation in self.allocations.values()
+                if _holds(allocation)
+                for part in allocation.parts
+                for share in part.shares
+                if share.gpu_id == gpu.id
+            )
+            self.free[gpu.node_id].set_gpu(gpu.id, MILLI - used if ready else None)
+
+    def prices(self) -> list[PriceList]:
+        """All price lists, oldest first."""
+        return sorted(self.price_lists.values(), key=lambda prices: prices.version)
+
+    def live(self) -> list[Allocation]:
+        """Allocations that hold GPUs, in id order."""
+        return [self.allocations[key] for key in sorted(self.allocations) if _holds(self.allocations[key])]
+
+
+def _holds(allocation: Allocation | None) -> bool:
+    return allocation is not None and allocation.state is not AllocationState.ENDED
+
+
+def _size(node: Node | None) -> tuple[int, int, int]:
+    return (node.cpu_milli, node.memory_mib, node.disk_mib) if node else (0, 0, 0)
+
+
+def over(row: Row) -> bool:
+    """Whether the world may forget this row: its history is in the store, nothing remains to be decided about it."""
+    if isinstance(row, Workload):
+        return row.closed
+    return isinstance(row, Allocation) and row.settled

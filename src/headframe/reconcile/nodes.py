@@ -1,0 +1,34 @@
+"""Nodes that answer are ready, those that do not become unknown and get nothing new.
+
+A node that is not heard of may still be running its work (a partition looks like a death), so its allocations are not
+ended here: they keep their GPUs until the engine, which alone can be certain, says that they have ended.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from headframe.model.event import Draft, Kind
+from headframe.model.states import NodeState
+from headframe.model.units import duration
+from headframe.model.work import Facts
+from headframe.model.world import World
+
+SILENT_LIMIT_MS = 40_000
+"""A node not heard of for this long is unknown: nothing new goes there (Kubernetes uses the same 40 s)."""
+
+
+def nodes(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
+    """Link state, from when each node was last heard of."""
+    for key in sorted(facts.nodes):
+        node = world.nodes.get(key)
+        if node is None or node.state is NodeState.RETIRED:
+            continue
+        silent_ms = now_ms - facts.nodes[key]
+        if node.state is NodeState.UNKNOWN and silent_ms < SILENT_LIMIT_MS:
+            back = msgspec.structs.replace(node, state=NodeState.READY, seen_ms=facts.nodes[key])
+            yield Draft(kind=Kind.NODE_CHANGED, subject=key, text=f"{node.name}: heard of again, ready", rows=(back,))
+        elif node.state is NodeState.READY and silent_ms >= SILENT_LIMIT_MS:
+            gone = msgspec.structs.replace(node, state=NodeState.UNKNOWN, seen_ms=facts.nodes[key])
+            text = f"{node.name}: not heard of for {duration(silent_ms)}, unknown"
+            yield Draft(kind=Kind.NODE_CHANGED, subject=key, text=text, rows=(gone,))

@@ -1,0 +1,264 @@
+"""Commands to drafts: the admitting decisions, pure, made on the world that the commit will be checked against.
+
+A refusal is raised with its reason; nothing is half decided, since drafts count only when all of a command's are made.
+"""
+
+from collections.abc import Iterator
+from typing import assert_never
+
+import msgspec
+
+from headframe.billing.ledger import Memo, grant_credit, hold, month_spent_nano
+from headframe.billing.price import price_at, quote, rate_nano
+from headframe.model.command import (
+    Command,
+    CreateKey,
+    CreateProject,
+    Enrol,
+    Found,
+    GrantCredit,
+    RevokeKey,
+    SetBudget,
+    SetPrices,
+    StopWorkload,
+    Submit,
+)
+from headframe.model.errors import Conflicting, Infeasible, NameTaken, NoCredit, NotFound, OverBudget, TooExpensive
+from headframe.model.event import Draft, Kind
+from headframe.model.fleet import Gpu, Rack, Site
+from headframe.model.ids import KeyId, ProjectId, RackId, SiteId, WorkloadId
+from headframe.model.money import ANY_MODEL, EntryKind, GpuPrice, PriceList, Quote
+from headframe.model.people import Project
+from headframe.model.states import AllocationState, GpuState, NodeState, Reason, WorkloadState
+from headframe.model.units import parse_usd, usd
+from headframe.model.work import Spec, Workload
+from headframe.model.world import World
+from headframe.placement import are_parts, explain, feasible
+from headframe.placement.fit import matches
+from headframe.reconcile.jobs import stop
+
+SITE = SiteId("site-1")
+RACK = RackId("rack-1")
+
+
+def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
+    """What `command` does to `world`; each draft is to be applied before the next is asked for."""
+    match command:
+        case Found():
+            yield from _found(world, command, now_ms)
+        case Enrol():
+            yield from _enrol(world, command)
+        case CreateProject():
+            yield _create_project(world, command, now_ms)
+        case SetBudget():
+            yield _set_budget(world, command)
+        case GrantCredit():
+            yield _grant_credit(world, command, now_ms)
+        case CreateKey():
+            yield _create_key(world, command)
+        case RevokeKey():
+            yield from _revoke_key(world, command, now_ms)
+        case SetPrices():
+            yield _set_prices(world, command, now_ms)
+        case Submit():
+            yield _submit(world, command, now_ms)
+        case StopWorkload():
+            yield from _stop(world, command, now_ms)
+        case _:
+            assert_never(command)
+
+
+def quote_for(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
+    """What `spec` would cost, or the refusal that submitting it would get."""
+    answer = feasible(world, spec)
+    if not are_parts(answer):
+        raise Infeasible("; ".join(map(str, answer)))
+    cards = [gpu for gpu in world.gpus.values() if gpu.state is not GpuState.RETIRED and matches(spec.resources.gpu, gpu)]
+    needed = cards if spec.resources.gpu.milli else []
+    probe = _workload(spec, project, now_ms)
+    waits = tuple(map(str, explain(world, probe, now_ms)))
+    offered = quote(price_at(world.prices(), now_ms), spec, needed, project, waits)
+    if spec.max_price_nano and offered.rate_min_nano > spec.max_price_nano:
+        raise TooExpensive(f"max_price is {usd(spec.max_price_nano)}/h, the cheapest that fits is {usd(offered.rate_min_nano)}/h")
+    return offered
+
+
+def live_rate_nano(world: World, project: ProjectId, now_ms: int) -> int:
+    """US$ per hour (nano) of what a project holds now."""
+    prices = price_at(world.prices(), now_ms)
+    return sum(rate_nano(prices, a.parts, a.tier) for a in world.live() if a.project_id == project)
+
+
+def project_of(world: World, project_id: ProjectId) -> Project:
+    """The project, or NotFound."""
+    project = world.projects.get(project_id)
+    if project is None:
+        raise NotFound(f"no project {project_id}", "list them: `headframe project ls`")
+    return project
+
+
+def _found(world: World, command: Found, now_ms: int) -> Iterator[Draft]:
+    if world.sites:
+        return
+    site = Site(id=SITE, name=command.site_name, created_ms=now_ms)
+    rack = Rack(id=RACK, site_id=SITE, name="rack 1", created_ms=now_ms)
+    yield Draft(kind=Kind.SITE_CREATED, subject=SITE, text=f"site {site.name} founded", rows=(site, rack))
+    yield Draft(kind=Kind.PRICES_SET, subject="prices", text="first price list", rows=(_first_prices(now_ms),))
+    yield Draft(kind=Kind.KEY_CREATED, subject=command.key.id, text="operator key created", rows=(command.key,))
+
+
+def _first_prices(now_ms: int) -> PriceList:
+    """Where an operator has set nothing: below any listed cloud, above the power that a card draws. `headframe price` changes it."""
+    any_gpu = GpuPrice(
+        model=ANY_MODEL, on_demand_nano=parse_usd("0.30"), spot_nano=parse_usd("0.15"), reserved_nano=parse_usd("0.24")
+    )
+    return PriceList(
+        id="prices-1", version=1, effective_ms=now_ms, gpus=(any_gpu,), cpu_core_hour_nano=parse_usd("0.01"),
+        memory_gib_hour_nano=parse_usd("0.002"), disk_gib_hour_nano=parse_usd("0.0001"),
+    )  # fmt: skip
+
+
+def _enrol(world: World, command: Enrol) -> Iterator[Draft]:
+    node = command.node
+    known = world.nodes.get(node.id)
+    if known is None:
+        for state in (NodeState.NEW, NodeState.QUALIFYING, NodeState.READY):
+            row = msgspec.structs.replace(node, state=state)
+            cards = tuple(_carded(gpu, state) for gpu in command.gpus)
+            text = f"{node.name}: {state}" + (f" with {len(cards)} GPU" if state is NodeState.READY else "")
+            yield Draft(kind=Kind.NODE_JOINED, subject=node.id, text=text, rows=(row, *cards))
+        return
+    same = msgspec.structs.replace(node, state=known.state, joined_ms=known.joined_ms, seen_ms=known.seen_ms)
+    cards = [gpu for gpu in command.gpus if _differs(world.gpus.get(gpu.id), gpu)]
+    if same != known or cards:
+        rows = (same, *(_merged(world.gpus.get(gpu.id), gpu) for gpu in cards))
+        yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{node.name}: inventory changed", rows=rows)
+
+
+def _carded(gpu: Gpu, node_state: NodeState) -> Gpu:
+    """A card goes through the same doors as its node."""
+    states = {NodeState.NEW: GpuState.NEW, NodeState.QUALIFYING: GpuState.TESTING, NodeState.READY: GpuState.READY}
+    return msgspec.structs.replace(gpu, state=states[node_state])
+
+
+def _merged(known: Gpu | None, gpu: Gpu) -> Gpu:
+    state = known.state if known else GpuState.READY
+    return msgspec.structs.replace(gpu, state=state, joined_ms=known.joined_ms if known else gpu.joined_ms)
+
+
+def _differs(known: Gpu | None, gpu: Gpu) -> bool:
+    return known is None or _merged(known, gpu) != known
+
+
+def _create_project(world: World, command: CreateProject, now_ms: int) -> Draft:
+    if any(project.name == command.name for project in world.projects.values()):
+        raise NameTaken(f"there is a project named {command.name!r}", "choose another name")
+    project = Project(id=command.id, name=command.name, created_ms=now_ms, quota_gpus_milli=command.quota_gpus_milli)
+    return Draft(kind=Kind.PROJECT_CREATED, subject=project.id, project_id=project.id,
+                 text=f"project {project.name} created", rows=(project,))  # fmt: skip
+
+
+def _set_budget(world: World, command: SetBudget) -> Draft:
+    project = project_of(world, command.project_id)
+    after = msgspec.structs.replace(project, budget_hour_nano=command.hour_nano, budget_month_nano=command.month_nano)
+    text = f"budget of {project.name}: {usd(command.hour_nano, 2)}/h, {usd(command.month_nano, 2)}/month (0 is no limit)"
+    return Draft(kind=Kind.PROJECT_CHANGED, subject=project.id, project_id=project.id, text=text, rows=(after,))
+
+
+def _grant_credit(world: World, command: GrantCredit, now_ms: int) -> Draft:
+    project = project_of(world, command.project_id)
+    if project.credit_nano + command.amount_nano < 0:
+        raise NoCredit(f"only {usd(project.credit_nano)} of {project.name}'s credit is unspent", "take back at most that")
+    memo = Memo(posting=f"credit/{command.id}", kind=EntryKind.CREDIT, at_ms=now_ms, text=command.memo or "credit granted")
+    moved = grant_credit(project, command.amount_nano, memo)
+    return Draft(kind=Kind.CREDIT_GRANTED, subject=project.id, project_id=project.id,
+                 text=f"{usd(command.amount_nano, 2)} of credit for {project.name}", rows=(*moved.entries, moved.project))  # fmt: skip
+
+
+def _create_key(world: World, command: CreateKey) -> Draft:
+    key = command.key
+    if key.project_id:
+        project_of(world, key.project_id)
+    return Draft(kind=Kind.KEY_CREATED, subject=key.id, project_id=key.project_id,
+                 text=f"key {key.name} ({key.scope}) created", rows=(key,))  # fmt: skip
+
+
+def _revoke_key(world: World, command: RevokeKey, now_ms: int) -> Iterator[Draft]:
+    key = world.keys.get(command.key_id)
+    if key is None:
+        raise NotFound(f"no key {command.key_id}", "list them: `headframe key ls`")
+    if not key.revoked_ms:
+        after = msgspec.structs.replace(key, revoked_ms=now_ms)
+        yield Draft(kind=Kind.KEY_REVOKED, subject=key.id, project_id=key.project_id, text=f"key {key.name} revoked", rows=(after,))
+
+
+def _set_prices(world: World, command: SetPrices, now_ms: int) -> Draft:
+    current = world.prices()[-1]
+    named = {price.model: price for price in (*current.gpus, *command.gpus)}
+    version = current.version + 1
+
+    def kept(new: int | None, old: int) -> int:
+        return old if new is None else new
+
+    prices = PriceList(
+        id=f"prices-{version}", version=version, effective_ms=max(now_ms, current.effective_ms + 1),
+        gpus=tuple(named[model] for model in sorted(named)),
+        cpu_core_hour_nano=kept(command.cpu_core_hour_nano, current.cpu_core_hour_nano),
+        memory_gib_hour_nano=kept(command.memory_gib_hour_nano, current.memory_gib_hour_nano),
+        disk_gib_hour_nano=kept(command.disk_gib_hour_nano, current.disk_gib_hour_nano),
+    )  # fmt: skip
+    return Draft(kind=Kind.PRICES_SET, subject="prices", text=f"price list {version} in force", rows=(prices,))
+
+
+def _submit(world: World, command: Submit, now_ms: int) -> Draft:
+    spec, project = command.spec, project_of(world, command.project_id)
+    if (project.id, spec.name) in world.names:
+        raise NameTaken(f"{spec.name!r} is the name of a live workload of this project")
+    offered = quote_for(world, spec, project, now_ms)
+    _within_budget(project, offered, now_ms)
+    if offered.hold_nano > project.credit_nano:
+        raise NoCredit(f"this needs {usd(offered.hold_nano)} held, {usd(project.credit_nano)} of credit is left")
+    workload = msgspec.structs.replace(
+        _workload(spec, project, now_ms), id=command.id, key_id=command.key_id, workdir_digest=command.workdir_digest,
+        held_nano=offered.hold_nano,
+    )  # fmt: skip
+    memo = Memo(posting=f"hold/{workload.id}", kind=EntryKind.HOLD, at_ms=now_ms, workload_id=workload.id, text=f"{spec.name}: held at submit")
+    moved = hold(project, offered.hold_nano, memo)
+    text = f"{spec.name}: queued at {usd(offered.rate_max_nano)}/h or less, {usd(offered.hold_nano)} held"
+    return Draft(kind=Kind.WORKLOAD_QUEUED, subject=workload.id, project_id=project.id, text=text,
+                 rows=(*moved.entries, moved.project, workload))  # fmt: skip
+
+
+def _within_budget(project: Project, offered: Quote, now_ms: int) -> None:
+    hour, month = project.budget_hour_nano, project.budget_month_nano
+    if hour and offered.rate_max_nano > hour:
+        raise OverBudget(f"this costs {usd(offered.rate_max_nano)}/h, the project's budget is {usd(hour)}/h")
+    spent = month_spent_nano(project, now_ms) + project.held_nano
+    if month and spent + offered.hold_nano > month:
+        raise OverBudget(
+            f"this needs {usd(offered.hold_nano)} held; {usd(spent)} of the month's {usd(month)} is spent or held already"
+        )
+
+
+def _workload(spec: Spec, project: Project, now_ms: int) -> Workload:
+    return Workload(
+        id=WorkloadId("wl-quote"), project_id=project.id, key_id=KeyId(""), name=spec.name, spec=spec,
+        state=WorkloadState.QUEUED, submitted_ms=now_ms, queued_ms=now_ms,
+    )  # fmt: skip
+
+
+def _stop(world: World, command: StopWorkload, now_ms: int) -> Iterator[Draft]:
+    workload = world.workloads.get(command.id)
+    if workload is None or workload.ended_ms:
+        return  # it has ended already, which is what was asked for
+    if workload.state is WorkloadState.QUEUED:
+        after = msgspec.structs.replace(
+            workload, state=WorkloadState.CANCELLED, ended_ms=now_ms, reason=Reason.CANCELLED
+        )
+        yield Draft(kind=Kind.WORKLOAD_ENDED, subject=workload.id, project_id=workload.project_id,
+                    text=f"{workload.name}: cancelled while queued", rows=(after,))  # fmt: skip
+        return
+    for allocation in world.live():
+        mine = allocation.workload_id == workload.id
+        if mine and allocation.state is not AllocationState.STOPPING:
+            yield stop(world, allocation, Reason.CANCELLED, now_ms)

@@ -1,0 +1,149 @@
+"""One tick: facts in, then judge, reconcile, meter, place; commit; act. It takes no input and is idempotent.
+
+Woken by a write, a fact or a timer. What was wanted before a crash is found again by comparing the world with what the
+engine sees, so a tick may be cut off anywhere and the next one does what is left.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from headframe.billing.meter import can_hold, extend_hold, meter
+from headframe.billing.price import price_at, rate_nano
+from headframe.engines.base import GRACE_S, Engine, Sight
+from headframe.model.event import Draft, Kind
+from headframe.model.ids import AllocationId, NodeId, ProjectId, allocation_id
+from headframe.model.states import AllocationState, Reason, WorkloadState
+from headframe.model.units import usd
+from headframe.model.work import Allocation, Facts, Part, Refusal, Workload
+from headframe.model.world import World
+from headframe.placement import Grant, plan
+from headframe.reconcile.jobs import jobs
+from headframe.reconcile.nodes import nodes
+from headframe.server.decide import live_rate_nano
+from headframe.server.desk import Desk
+
+
+class Tick:
+    """The leader's loop body. It remembers only when nodes and allocations were last heard of, to judge silence."""
+
+    def __init__(self, desk: Desk, engine: Engine, clock_ms: Callable[[], int]) -> None:
+        self._desk = desk
+        self._engine = engine
+        self._clock_ms = clock_ms
+        self._heard_ms: dict[NodeId, int] = {}
+        self._missing_since_ms: dict[AllocationId, int] = {}
+
+    async def run(self, epoch: int) -> None:
+        """Look, decide, commit under `epoch`, act."""
+        sight = await self._engine.observe()
+        facts = self._facts(sight)
+        await self._desk.write(lambda world, now_ms: decisions(world, facts, now_ms), epoch)
+        await self._act(sight)
+
+    def _facts(self, sight: Sight) -> Facts:
+        world, now_ms = self._desk.world, self._clock_ms()
+        for key in world.nodes:
+            self._heard_ms.setdefault(key, now_ms)
+        for key in sight.nodes:
+            self._heard_ms[key] = now_ms
+        seen = {observation.allocation_id for observation in sight.observations}
+        reachable = set(sight.nodes)
+        absent = {
+            allocation.id
+            for allocation in world.live()
+            if allocation.id not in seen and all(part.node_id in reachable for part in allocation.parts)
+        }
+        self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
+        return Facts(nodes=dict(self._heard_ms), observations=sight.observations, missing_since_ms=self._missing_since_ms)
+
+    async def _act(self, sight: Sight) -> None:
+        """Wanted against seen: start what is granted, stop what should not be, forget what is settled."""
+        world = self._desk.world
+        seen = {observation.allocation_id: observation for observation in sight.observations}
+        for allocation in world.live():
+            if allocation.state is AllocationState.GRANTED and allocation.id not in seen:
+                await self._engine.start(allocation, world.workloads[allocation.workload_id])
+            elif allocation.state is AllocationState.STOPPING:
+                await self._engine.stop(allocation.id, allocation.stop_because or Reason.CANCELLED, GRACE_S)
+        for key, observation in seen.items():
+            if key in world.allocations:
+                continue
+            if observation.state is AllocationState.ENDED:
+                await self._engine.forget(key)
+            else:
+                await self._engine.stop(key, Reason.CANCELLED, GRACE_S)
+
+
+def decisions(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
+    """The tick's sentence. Each draft is applied to the world before the next is asked for."""
+    seen_ms = {seen.allocation_id: seen.seen_ms for seen in facts.observations}
+    yield from nodes(world, facts, now_ms)
+    yield from jobs(world, facts, now_ms)
+    yield from meter(world, seen_ms, now_ms)
+    yield from grants(world, now_ms)
+
+
+def grants(world: World, now_ms: int) -> Iterator[Draft]:
+    """What the plan grants, each with the next hour held."""
+    if not world.queued:
+        return
+    for grant in plan(world, now_ms, admitter(world, now_ms)).grants:
+        yield from _granted(world, grant, now_ms)
+
+
+def admitter(world: World, now_ms: int) -> Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]:
+    """The money's say in a placement: max_price, the hourly budget, and credit for another hour."""
+    prices = price_at(world.prices(), now_ms)
+
+    def admit(workload: Workload, parts: Sequence[Part], granted: dict[ProjectId, int]) -> Refusal | None:
+        rate = rate_nano(prices, parts, workload.spec.tier)
+        refusal = _unaffordable(world, workload, rate, granted.get(workload.project_id, 0), now_ms)
+        if refusal is None:
+            granted[workload.project_id] = granted.get(workload.project_id, 0) + rate
+        return refusal
+
+    return admit
+
+
+def _unaffordable(world: World, workload: Workload, rate: int, granted: int, now_ms: int) -> Refusal | None:
+    project, spec = world.projects[workload.project_id], workload.spec
+    if spec.max_price_nano and rate > spec.max_price_nano:
+        return Refusal(rule="max-price", need=f"≤ {usd(spec.max_price_nano)}/h", have=f"{usd(rate)}/h", nodes=0,
+                       change="raise max_price or wait for the price to fall")  # fmt: skip
+    if project.budget_hour_nano:
+        running = live_rate_nano(world, project.id, now_ms) + granted
+        if running + rate > project.budget_hour_nano:
+            return Refusal(rule="budget", need=f"{usd(rate)}/h", nodes=0, change="waits for the project's own work to end",
+                           have=f"{usd(max(0, project.budget_hour_nano - running))}/h of {usd(project.budget_hour_nano)}/h")  # fmt: skip
+    short = _short_nano(workload, rate)
+    if short and not can_hold(project, short, now_ms):
+        return Refusal(rule="credit", need=f"{usd(short)} held", have=f"{usd(project.credit_nano)}", nodes=0,
+                       change="an operator can add credit")  # fmt: skip
+    return None
+
+
+def _short_nano(workload: Workload, rate: int) -> int:
+    """What the hold lacks for the first hour of another attempt, or for all of a shorter one."""
+    limit_s = min(workload.spec.max_duration_s or 3600, 3600)
+    return max(0, rate * limit_s // 3600 - workload.held_nano)
+
+
+def _granted(world: World, grant: Grant, now_ms: int) -> Iterator[Draft]:
+    workload = world.workloads[grant.workload_id]
+    rate = rate_nano(price_at(world.prices(), now_ms), grant.parts, workload.spec.tier)
+    short = _short_nano(workload, rate)
+    attempt = workload.attempt + 1
+    if short:
+        if not can_hold(world.projects[workload.project_id], short, now_ms):
+            return  # an earlier grant of this plan took the credit: it waits, and says so
+        yield extend_hold(world.projects[workload.project_id], workload, short, f"{workload.id}.{attempt}", now_ms)
+        workload = world.workloads[grant.workload_id]
+    allocation = Allocation(
+        id=allocation_id(workload.id, attempt), workload_id=workload.id, project_id=workload.project_id, attempt=attempt,
+        tier=workload.spec.tier, parts=grant.parts, state=AllocationState.GRANTED, granted_ms=now_ms,
+    )  # fmt: skip
+    after = msgspec.structs.replace(workload, state=WorkloadState.STARTING, attempt=attempt, not_before_ms=0)
+    where = ", ".join(world.nodes[part.node_id].name for part in grant.parts)
+    yield Draft(kind=Kind.WORKLOAD_STARTING, subject=workload.id, project_id=workload.project_id,
+                text=f"{workload.name}: granted on {where} at {usd(rate)}/h (attempt {attempt})", rows=(allocation, after))  # fmt: skip

@@ -1,0 +1,119 @@
+"""What a store promises. Three keep the promise (memory, SQLite, PostgreSQL) and are held to it by the same random operations.
+
+A commit carries events; each row of each event replaces the row of that id. It succeeds only if nobody committed since
+`expect`, if `epoch` (given by a leader) still leads, if no GPU would be held beyond the whole of it, if no balance would go
+below zero and if every entry is new. It succeeds whole or changes nothing.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from headframe.model.event import Event, Row
+
+PAGE_MAX = 1000
+R = TypeVar("R", bound=Row)
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows that a world needs, parents first, as of `version`."""
+
+    version: int
+    rows: tuple[Row, ...]
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to an idempotent request, kept with the commit that made it true."""
+
+    key: str
+    request_hash: str
+    status: int
+    body: bytes
+    at_ms: int
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """Who leads. `beat` rises with each renewal: a follower that sees it stand still, by its own clock, may take over."""
+
+    holder: str
+    epoch: int
+    beat: int
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """Which rows of one kind, newest first: `parent_id` is what a row belongs to, `before` is the last page's last row."""
+
+    project_id: str | None = None
+    parent_id: str | None = None
+    states: tuple[str, ...] = ()
+    name: str | None = None
+    since_ms: int = 0
+    until_ms: int = 0
+    before: tuple[int, str] | None = None
+    limit: int = 100
+
+
+class Store(Protocol):
+    """All calls block, are safe from any thread, and raise `Unavailable` when the store can't be used now."""
+
+    def load(self) -> Snapshot:
+        """Everything a world needs."""
+        ...
+
+    def commit(self, events: Sequence[Event], expect: int, epoch: int | None = None, replies: Sequence[Reply] = ()) -> None:
+        """Append; raises VersionConflict, Fenced, Conflicting (a guard of the data itself) or Unavailable."""
+        ...
+
+    def events(self, after: int, limit: int, project_id: str | None = None, subject: str | None = None) -> list[Event]:
+        """Events with `seq > after`, oldest first."""
+        ...
+
+    def version(self) -> int:
+        """The last event's seq."""
+        ...
+
+    def get(self, kind: type[R], key: str) -> R | None:
+        """One row, live or past."""
+        ...
+
+    def page(self, kind: type[R], query: Query) -> list[R]:
+        """Rows, newest first."""
+        ...
+
+    def reply(self, key: str) -> Reply | None:
+        """The stored answer to an idempotent request."""
+        ...
+
+    def lease(self) -> Lease:
+        """Who leads now; epoch 0 when nobody ever did."""
+        ...
+
+    def lead(self, holder: str, seen: Lease) -> Lease | None:
+        """Take or renew leadership if the lease is still as `seen`; a new holder gets a new epoch. None if it is not."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
+
+
+def columns(row: Row) -> tuple[str, str, str, str, int]:
+    """What rows are found by: (project, parent, state, name, at_ms)."""
+    read = row.__class__.__struct_fields__
+
+    def first(*names: str) -> str:
+        return next((str(getattr(row, name)) for name in names if name in read), "")
+
+    at = next(name for name in ("submitted_ms", "granted_ms", "start_ms", "at_ms", "created_ms", "joined_ms", "effective_ms") if name in read)
+    parent = first("workload_id", "node_id", "rack_id", "site_id")
+    return first("project_id"), parent, first("state"), first("name", "account"), int(getattr(row, at))
+
+
+def dedupe_rows(events: Sequence[Event]) -> list[Row]:
+    """The last version of each row in a batch, in order of first appearance."""
+    latest: dict[tuple[type, str], Row] = {}
+    for event in events:
+        for row in event.rows:
+            latest[type(row), row.id] = row
+    return list(latest.values())

@@ -1,0 +1,77 @@
+"""Opening a store: connect, refuse what is newer, back up and migrate what is older."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DBAPIError
+
+from headframe.model.errors import DiskFull, StoreMismatch, Unavailable
+from headframe.store.sql import BUSY_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, SqlStore
+
+CONNECT_TIMEOUT_S = 5
+POOL_SIZE = 8
+
+
+def open_store(url: str) -> SqlStore:
+    """A store at `sqlite:////path/file.db` or `postgresql+psycopg://…`, at this version's schema."""
+    engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
+    try:
+        _migrate(engine)
+    except DBAPIError as error:
+        engine.dispose()
+        full = "full" in str(error.orig) or "I/O" in str(error.orig)
+        raise (DiskFull if full else Unavailable)(f"the store can't be opened: {error.orig}") from error
+    return SqlStore(engine)
+
+
+def _sqlite(url: str) -> sa.Engine:
+    engine = sa.create_engine(url, pool_size=POOL_SIZE, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000})
+
+    @sa.event.listens_for(engine, "connect")
+    def durable(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.isolation_level = None  # we say BEGIN IMMEDIATE ourselves: a read lock is never upgraded
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=1000"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    return engine
+
+
+def _postgresql(url: str) -> sa.Engine:
+    options = f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={BUSY_TIMEOUT_MS} -c synchronous_commit=on"
+    args = {"connect_timeout": CONNECT_TIMEOUT_S, "options": options}
+    return sa.create_engine(url, pool_size=POOL_SIZE, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_MS / 1000, connect_args=args)
+
+
+def _migrate(engine: sa.Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    script = ScriptDirectory.from_config(config)
+    with engine.connect() as db:
+        current = MigrationContext.configure(db).get_current_revision()
+    head = script.get_current_head()
+    if current == head:
+        return
+    known = {revision.revision for revision in script.walk_revisions()}
+    if current is not None and current not in known:
+        raise StoreMismatch(f"this store is at schema {current}, which is newer than this Headframe's {head}")
+    if current is not None and engine.dialect.name == "sqlite":
+        _back_up(engine, current)
+    with engine.connect() as db:
+        config.attributes["connection"] = db
+        command.upgrade(config, "head")
+        db.commit()
+
+
+def _back_up(engine: sa.Engine, revision: str) -> Path:
+    """A copy beside the store, made with SQLite's own online backup, before anything changes."""
+    source = Path(engine.url.database or "")
+    target = source.with_name(f"{source.name}.before-{revision}.bak")
+    with sqlite3.connect(source) as old, sqlite3.connect(target) as copy:
+        old.backup(copy)
+    return target

@@ -1,0 +1,240 @@
+"""The store on SQLite and PostgreSQL: one set of queries. Writers are serialised by the control row, whose version is the guard."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from headframe.model.errors import Conflicting, DiskFull, Fenced, HeadframeError, Unavailable, VersionConflict
+from headframe.model.event import ROW_TYPES, Event, Row
+from headframe.model.money import Entry, Usage
+from headframe.model.people import Project
+from headframe.model.work import Allocation
+from headframe.model.world import over
+from headframe.store.base import PAGE_MAX, Lease, Query, R, Reply, Snapshot, columns, dedupe_rows
+from headframe.store.memory import holds
+from headframe.store.tables import APPEND_ONLY, NOUNS, control, event, gpu_held, reply
+
+BUSY_TIMEOUT_MS = 5_000
+STATEMENT_TIMEOUT_MS = 15_000
+_encode = msgspec.json.Encoder().encode
+_event = msgspec.json.Decoder(Event)
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(kind) for kind in ROW_TYPES}
+
+
+class SqlStore:
+    """See `Store`. Open it with `headframe.store.open.open_store`, which also migrates."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
+        self._upserts = {kind: self._upsert(NOUNS[kind]) for kind in ROW_TYPES if NOUNS[kind] not in APPEND_ONLY}
+        self._take = self._insert(gpu_held).values(gpu_id=sa.bindparam("gpu_id"), milli=sa.bindparam("milli"))
+        self._take = self._take.on_conflict_do_update(
+            index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + self._take.excluded.milli}
+        )
+
+    def load(self) -> Snapshot:
+        with self._read() as db:
+            version = db.scalar(sa.select(control.c.version)) or 0
+            rows: list[Row] = []
+            for kind in ROW_TYPES:
+                if kind not in {Usage, Entry}:
+                    table = NOUNS[kind]
+                    found = db.scalars(sa.select(table.c.body).where(table.c.live).order_by(table.c.id))
+                    rows.extend(_decoders[kind].decode(body) for body in found)
+            return Snapshot(version=version, rows=tuple(rows))
+
+    def commit(self, events: Sequence[Event], expect: int, epoch: int | None = None, replies: Sequence[Reply] = ()) -> None:
+        with self._write() as db:
+            self._guard(db, expect, expect + len(events), epoch)
+            self._put(db, dedupe_rows(events))
+            if events:
+                db.execute(sa.insert(event), [
+                    {"seq": e.seq, "at_ms": e.at_ms, "project_id": e.project_id, "subject": e.subject, "body": _encode(e)}
+                    for e in events
+                ])  # fmt: skip
+            if replies:
+                db.execute(sa.insert(reply), [msgspec.structs.asdict(r) for r in replies])
+
+    def events(self, after: int, limit: int, project_id: str | None = None, subject: str | None = None) -> list[Event]:
+        query = sa.select(event.c.body).where(event.c.seq > after).order_by(event.c.seq).limit(min(limit, PAGE_MAX))
+        if project_id is not None:
+            query = query.where(event.c.project_id == project_id)
+        if subject is not None:
+            query = query.where(event.c.subject == subject)
+        with self._read() as db:
+            return [_event.decode(body) for body in db.scalars(query)]
+
+    def version(self) -> int:
+        with self._read() as db:
+            return db.scalar(sa.select(control.c.version)) or 0
+
+    def get(self, kind: type[R], key: str) -> R | None:
+        table = NOUNS[kind]
+        with self._read() as db:
+            body = db.scalar(sa.select(table.c.body).where(table.c.id == key))
+        return None if body is None else _decoders[kind].decode(body)
+
+    def page(self, kind: type[R], query: Query) -> list[R]:
+        table = NOUNS[kind]
+        wanted = sa.select(table.c.body).where(*_where(table, query))
+        newest = wanted.order_by(table.c.at_ms.desc(), table.c.id.desc()).limit(min(query.limit, PAGE_MAX))
+        with self._read() as db:
+            return [_decoders[kind].decode(body) for body in db.scalars(newest)]
+
+    def reply(self, key: str) -> Reply | None:
+        with self._read() as db:
+            row = db.execute(sa.select(reply).where(reply.c.key == key)).mappings().first()
+        return Reply(**row) if row else None
+
+    def lease(self) -> Lease:
+        with self._read() as db:
+            row = db.execute(sa.select(control.c.holder, control.c.epoch, control.c.beat)).mappings().one()
+        return Lease(**row)
+
+    def lead(self, holder: str, seen: Lease) -> Lease | None:
+        mine = Lease(holder=holder, epoch=seen.epoch + (holder != seen.holder), beat=seen.beat + 1)
+        still = (control.c.holder == seen.holder, control.c.epoch == seen.epoch, control.c.beat == seen.beat)
+        with self._write() as db:
+            done = db.execute(sa.update(control).where(*still).values(**msgspec.structs.asdict(mine)))
+            return mine if done.rowcount else None
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def dump(self) -> dict[str, object]:
+        """Everything, for comparison with the oracle."""
+        with self._read() as db:
+            rows = {
+                kind.__name__: {
+                    key: msgspec.to_builtins(_decoders[kind].decode(body))
+                    for key, body in sorted(db.execute(sa.select(NOUNS[kind].c.id, NOUNS[kind].c.body)).tuples())
+                }
+                for kind in ROW_TYPES
+            }
+            held = dict(sorted(db.execute(sa.select(gpu_held).where(gpu_held.c.milli > 0)).tuples()))
+            bodies = db.scalars(sa.select(event.c.body).order_by(event.c.seq)).all()
+        events = [msgspec.to_builtins(_event.decode(body)) for body in bodies]
+        return {"rows": rows, "held": held, "events": events, "lease": msgspec.to_builtins(self.lease())}
+
+    def _guard(self, db: sa.Connection, expect: int, version: int, epoch: int | None) -> None:
+        """The one row that all writers must change: whoever planned on an older version, or no longer leads, changes none."""
+        guarded = sa.update(control).where(control.c.version == expect)
+        if epoch is not None:
+            guarded = guarded.where(control.c.epoch == epoch)
+        if db.execute(guarded.values(version=version)).rowcount:
+            return
+        if epoch is not None and db.scalar(sa.select(control.c.epoch)) != epoch:
+            raise Fenced("another server leads")
+        raise VersionConflict("somebody committed first")
+
+    def _put(self, db: sa.Connection, rows: Sequence[Row]) -> None:
+        by_kind: dict[type, list[Row]] = {}
+        for row in rows:
+            by_kind.setdefault(type(row), []).append(row)
+        self._hold(db, [row for row in by_kind.get(Allocation, []) if isinstance(row, Allocation)])
+        for kind, group in by_kind.items():
+            statement = self._upserts.get(kind)
+            db.execute(sa.insert(NOUNS[kind]) if statement is None else statement, [_values(row) for row in group])
+
+    def _hold(self, db: sa.Connection, allocations: Sequence[Allocation]) -> None:
+        """GPUs taken and given back by these rows; the table's own check refuses a GPU held beyond the whole of it."""
+        if not allocations:
+            return
+        table = NOUNS[Allocation]
+        known = db.execute(sa.select(table.c.id, table.c.state).where(table.c.id.in_([a.id for a in allocations])))
+        held_before = {key for key, state in known.tuples() if state != "ended"}
+        changes = [
+            {"gpu_id": share.gpu_id, "milli": sign * share.milli}
+            for allocation in allocations
+            for sign in (int(holds(allocation)) - int(allocation.id in held_before),)
+            if sign
+            for part in allocation.parts
+            for share in part.shares
+        ]
+        changes.sort(key=lambda change: change["milli"])  # give back before taking
+        for change in changes:
+            self._change(db, change)
+
+    def _change(self, db: sa.Connection, change: dict[str, Any]) -> None:
+        """PostgreSQL checks the row proposed for insertion even when it conflicts, so giving back is an update."""
+        if change["milli"] >= 0:
+            db.execute(self._take, change)
+            return
+        mine = gpu_held.c.gpu_id == change["gpu_id"]
+        db.execute(sa.update(gpu_held).where(mine).values(milli=gpu_held.c.milli + change["milli"]))
+
+    def _upsert(self, table: sa.Table) -> Any:
+        statement = self._insert(table)
+        changed = {column.name: statement.excluded[column.name] for column in table.c if column.name != "id"}
+        return statement.on_conflict_do_update(index_elements=["id"], set_=changed)
+
+    @contextmanager
+    def _read(self) -> Iterator[sa.Connection]:
+        with _speaking(), self._engine.connect() as db:
+            yield db
+
+    @contextmanager
+    def _write(self) -> Iterator[sa.Connection]:
+        with _speaking(), self._engine.connect() as db:
+            if self._engine.dialect.name == "sqlite":
+                db.exec_driver_sql("BEGIN IMMEDIATE")
+            with db.begin() if not db.in_transaction() else _committing(db):
+                yield db
+
+
+@contextmanager
+def _committing(db: sa.Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        db.rollback()
+        raise
+    db.commit()
+
+
+@contextmanager
+def _speaking() -> Iterator[None]:
+    """Database errors in our own words: what the data forbids is a conflict, everything else is unavailability."""
+    try:
+        yield
+    except IntegrityError as error:
+        raise Conflicting(f"the store refused: {error.orig}") from error
+    except DBAPIError as error:
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: DBAPIError) -> HeadframeError:
+    text = str(error.orig)
+    full = any(sign in text for sign in ("disk is full", "No space left", "could not extend file", "disk I/O error"))
+    return DiskFull(f"the store's disk is full: {text}") if full else Unavailable(f"the store does not answer: {text}")
+
+
+def _values(row: Row) -> dict[str, Any]:
+    project, parent, state, name, at_ms = columns(row)
+    values: dict[str, Any] = {
+        "id": row.id, "project_id": project, "parent_id": parent, "state": state, "name": name, "at_ms": at_ms,
+        "live": not over(row), "body": _encode(row),
+    }  # fmt: skip
+    if isinstance(row, Project):
+        values |= {"credit_nano": row.credit_nano, "held_nano": row.held_nano}
+    return values
+
+
+def _where(table: sa.Table, query: Query) -> list[sa.ColumnElement[bool]]:
+    equal = (("project_id", query.project_id), ("parent_id", query.parent_id), ("name", query.name))
+    found: list[sa.ColumnElement[bool]] = [table.c[name] == value for name, value in equal if value is not None]
+    if query.states:
+        found.append(table.c.state.in_(query.states))
+    if query.since_ms:
+        found.append(table.c.at_ms >= query.since_ms)
+    if query.until_ms:
+        found.append(table.c.at_ms < query.until_ms)
+    if query.before is not None:
+        found.append(sa.tuple_(table.c.at_ms, table.c.id) < sa.tuple_(*map(sa.literal, query.before)))
+    return found
