@@ -41,3 +41,7 @@ class Engine(Protocol):
     async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
         """Lines from the cursor `after` on; a cursor that has been rotated away goes on at the oldest line kept."""
         ...
+
+    async def discard(self, allocation: AllocationId) -> None:
+        """Delete the logs of what has ended and was forgotten."""
+        ...

@@ -166,3 +166,6 @@ class SimulatedEngine:
         run = self._machines.runs.get(allocation)
         text = "simulated work: nothing is really computed"
         return [LogLine(at_ms=run.start_ms, rank=0, stream="out", text=text, next=1)] if run and after == 0 else []
+
+    async def discard(self, allocation: AllocationId) -> None:
+        """There is nothing to delete."""

@@ -148,6 +148,9 @@ class FaultyEngine:
     async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
         return await self._engine.logs(allocation, after, limit)
 
+    async def discard(self, allocation: AllocationId) -> None:
+        await self._engine.discard(allocation)
+
     def _before(self) -> None:
         self._weather.crash()
         if self._weather.happens(self._weather.mix.engine_error):

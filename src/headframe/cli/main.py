@@ -1,0 +1,22 @@
+"""The `headframe` command: each verb a function; nouns with several verbs are groups."""
+
+import typer
+
+from headframe.cli import fleet, jobs, money, server
+
+app = typer.Typer(
+    name="headframe", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Turn the GPUs you own into an AI cloud.", context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+jobs.add(app)
+fleet.add(app)
+money.add(app)
+server.add(app)
+
+
+def main() -> None:
+    """The entry point; Ctrl-C anywhere is an exit code, not a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,119 @@
+"""up, login, doctor, simulate."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headframe.cli.jobs import Json
+from headframe.cli.session import DEFAULT_URL, FAILED, Login, client, config_path, err, keep_login, login, out, refusals, show, table
+from headframe.client import Client
+
+DataOption = Annotated[Path | None, typer.Option("--data", help="Where the server keeps everything.", envvar="HEADFRAME_DATA")]
+
+
+def add(app: typer.Typer) -> None:
+    """Register this module's verbs."""
+    app.command()(up)
+    app.command("login")(sign_in)
+    app.command()(doctor)
+    app.command()(simulate)
+
+
+def default_data() -> Path:
+    """Below `$XDG_DATA_HOME`."""
+    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local" / "share"))) / "headframe"
+
+
+def up(
+    *, data: DataOption = None, host: Annotated[str, typer.Option(help="Address to bind; other than loopback needs TLS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7070,
+    database: Annotated[str, typer.Option(envvar="HEADFRAME_DATABASE", help="postgresql+psycopg://… for several servers; else an embedded SQLite.")] = "",
+    tls_cert: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    tls_key: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    tls_self_signed: Annotated[bool, typer.Option(help="Make a certificate.")] = False,
+    pepper: Annotated[Path | None, typer.Option(help="File with the secret that keys are hashed under; several servers share it.")] = None,
+) -> None:  # fmt: skip
+    """Serve this machine's hardware as a cloud: API, console, scheduler and local engine in one process."""
+    from headframe.server.main import Config, Started, run
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for noisy in ("alembic", "httpx", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    config = Config(data=(data or default_data()).resolve(), host=host, port=port, database=database, tls_cert=tls_cert, tls_key=tls_key,
+                    tls_self_signed=tls_self_signed, pepper=pepper)  # fmt: skip
+
+    def started(what: Started) -> None:
+        ca = str(config.data / "tls-cert.pem") if tls_self_signed else ""
+        if what.operator_key:
+            keep_login(Login(url=what.url, key=what.operator_key, ca=ca))
+            err.print(f"operator key, shown once: [bold]{what.operator_key}[/]\nkept for this user's CLI in {config_path()}")
+        err.print(f"Headframe serves {what.node} at [bold]{what.url}[/] (Ctrl-C stops the server; work goes on)")
+
+    with refusals():
+        run(config, started)
+
+
+def sign_in(
+    *, url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL, key: Annotated[str, typer.Option(prompt=True, hide_input=True)],
+    ca: Annotated[str, typer.Option(help="Certificate to trust, for a self-signed server.")] = "", json: Json = False,
+) -> None:  # fmt: skip
+    """Remember a server and a key for this user."""
+    with refusals(), Client(url, key, verify=ca or True) as cloud:
+        who = cloud.whoami()
+    keep_login(Login(url=url, key=key, ca=ca))
+    show(who, json, lambda: out.print(f"signed in to {url} as {who.name} ({who.scope})"))
+
+
+def doctor(*, data: DataOption = None, json: Json = False) -> None:
+    """What works on this machine, what is limited, and how to mend it."""
+    from headframe.agent.doctor import examine
+
+    findings = examine((data or default_data()).resolve())
+    kept = login()
+    if kept.key:
+        with client() as cloud:
+            health = cloud.health()
+            out.print(f"server {kept.url}: {health.status}, version {health.version}", markup=False) if not json else None
+
+    def people() -> None:
+        shown = table("", "what", "finding", "what to do")
+        for finding in findings:
+            mark = {"good": "[green]ok[/]", "limited": "[yellow]limited[/]", "bad": "[red]bad[/]"}[finding.verdict]
+            shown.add_row(mark, finding.what, finding.finding, finding.mend)
+        out.print(shown)
+
+    show(findings, json, people)
+    if any(finding.verdict == "bad" for finding in findings):
+        raise SystemExit(FAILED)
+
+
+def simulate(
+    *, seed: Annotated[int, typer.Option(help="The first seed.")] = 0, seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1)] = 50, hours: Annotated[int, typer.Option(min=1)] = 48,
+    faults: Annotated[bool, typer.Option(help="Crashes, lost and late facts, dead nodes, full disks.")] = True, json: Json = False,
+) -> None:  # fmt: skip
+    """Run the real scheduler over a simulated fleet and check every promise; a failure prints the seed to replay."""
+    from rich.progress import track
+
+    from headframe.simulate.world import Config, Simulation, SimulationFailed
+
+    outcomes = []
+    for number in track(range(seed, seed + seeds), "simulating", console=err, disable=json or seeds == 1, transient=True):
+        try:
+            outcomes.append(Simulation(Config(seed=number, nodes=nodes, hours=hours, faults=faults)).run())
+        except SimulationFailed as failed:
+            err.print(str(failed), markup=False)
+            raise SystemExit(FAILED) from None
+
+    def people() -> None:
+        shown = table(">seed", ">hours", ">jobs", ">events", ">crashes", "ended", "hash")
+        for o in outcomes:
+            ended = ", ".join(f"{count} {state}" for state, count in o.ended.items())
+            shown.add_row(str(o.seed), f"{o.simulated_hours:.0f}", str(o.jobs), str(o.events), str(o.crashes), ended, o.event_hash[:12])
+        out.print(shown)
+
+    show(outcomes, json, people)

@@ -1,0 +1,117 @@
+"""Where the CLI finds its server and key, and how it answers: tables for people, JSON for programs, exit codes for scripts.
+
+Exit codes: 0 done; 1 the workload failed; 2 wrong usage; 3 refused by the server; 4 no server; 5 not signed in; 130 interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from headframe.client import ApiError, Client, Unreachable
+from headframe.client.workdir import WorkdirTooLarge
+from headframe.model.errors import HeadframeError
+
+DEFAULT_URL = "http://127.0.0.1:7070"
+FAILED, REFUSED, NO_SERVER, NO_KEY, INTERRUPTED = 1, 3, 4, 5, 130
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept in the config file, readable by its owner alone."""
+
+    url: str = DEFAULT_URL
+    key: str = ""
+    ca: str = ""
+
+
+def config_path() -> Path:
+    """`$HEADFRAME_CONFIG`, else below `$XDG_CONFIG_HOME`."""
+    named = os.environ.get("HEADFRAME_CONFIG")
+    base = Path(os.environ.get("XDG_CONFIG_HOME", str(Path.home() / ".config")))
+    return Path(named) if named else base / "headframe" / "config.json"
+
+
+def login() -> Login:
+    """`$HEADFRAME_URL` and `$HEADFRAME_KEY` first, then the config file."""
+    kept = Login()
+    if config_path().exists():
+        try:
+            kept = msgspec.json.decode(config_path().read_bytes(), type=Login)
+        except msgspec.DecodeError as error:
+            fail(f"{config_path()} can't be read: {error}", "delete it and sign in again: `headframe login`", 2)
+    return Login(url=os.environ.get("HEADFRAME_URL", kept.url), key=os.environ.get("HEADFRAME_KEY", kept.key), ca=os.environ.get("HEADFRAME_CA", kept.ca))
+
+
+def keep_login(kept: Login) -> None:
+    """Write the config file, whole, with mode 0600."""
+    path = config_path()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = path.with_suffix(".new")
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(kept)))
+    fresh.rename(path)
+
+
+@contextmanager
+def client() -> Iterator[Client]:
+    """The client for this login; refusals become a sentence and an exit code."""
+    kept = login()
+    if not kept.key:
+        fail("there is no key to sign in with", "start a server with `headframe up`, or `headframe login --url … --key …`", NO_KEY)
+    with refusals(), Client(kept.url, kept.key, verify=kept.ca or True) as made:
+        yield made
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """No traceback for a mistake: what is wrong, and what to do next."""
+    try:
+        yield
+    except ApiError as error:
+        problem = error.problem
+        if problem.mistakes:
+            err.print("[red]The workload file has mistakes:[/]")
+            for mistake in problem.mistakes:
+                err.print(f"  {mistake}", markup=False)
+        fail(problem.detail if not problem.mistakes else "", problem.next_step, NO_KEY if problem.status == 401 else REFUSED)
+    except Unreachable as error:
+        fail(str(error), "is it running? `headframe up` starts one; `headframe login --url` names another", NO_SERVER)
+    except HeadframeError as error:
+        fail(error.detail, error.next_step, REFUSED)
+    except (WorkdirTooLarge, OSError) as error:
+        fail(str(error), "", REFUSED)
+
+
+def fail(detail: str, next_step: str = "", code: int = REFUSED) -> NoReturn:
+    """One sentence on standard error, then leave."""
+    if detail:
+        err.print("error:", style="red", end=" ")
+        err.print(detail, markup=False)
+    if next_step:
+        err.print(f"next: {next_step}", style="dim", markup=False)
+    raise SystemExit(code)
+
+
+def show(value: Any, as_json: bool, people: Callable[[], None]) -> None:  # noqa: FBT001
+    """JSON for programs, else what `people` prints."""
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(value)).decode() + "\n")
+    else:
+        people()
+
+
+def table(*columns: str) -> Table:
+    """A quiet table; a column whose name begins with `>` is right-aligned."""
+    made = Table(box=None, pad_edge=False, header_style="dim", show_edge=False)
+    for name in columns:
+        made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
+    return made

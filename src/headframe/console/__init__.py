@@ -1,0 +1,1 @@
+"""A snapshot to HTML and SVG: pure but for reading its own templates."""

@@ -1,0 +1,52 @@
+"""Charts as SVG text, made from numbers; each says in words what it shows."""
+
+from collections.abc import Sequence
+from html import escape
+
+from markupsafe import Markup
+
+
+def split_bar(parts: Sequence[tuple[str, int, str]], label: str) -> Markup:
+    """One bar of `(name, amount, css class)` parts in proportion."""
+    total = sum(amount for _, amount, _ in parts) or 1
+    pieces, at = [], 0.0
+    for name, amount, style in parts:
+        width = 100 * amount / total
+        if amount:
+            title = f"<title>{escape(name)}: {amount}</title>"
+            pieces.append(f'<rect class="{style}" x="{at:.3f}" y="0" width="{max(0.0, width - 0.3):.3f}" height="6" rx="0.8">{title}</rect>')
+        at += width
+    return Markup(  # noqa: S704 - every text above is escaped
+        f'<svg class="bar" viewBox="0 0 100 6" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
+        f'<rect class="empty" width="100" height="6" rx="0.8"/>{"".join(pieces)}</svg>'
+    )
+
+
+def columns(values: Sequence[tuple[str, int]], label: str) -> Markup:
+    """One column per `(name, amount)`, highest to the top."""
+    top = max((amount for _, amount in values), default=0) or 1
+    step = 100 / max(1, len(values))
+    pieces = []
+    for number, (name, amount) in enumerate(values):
+        height = 36 * amount / top
+        pieces.append(
+            f'<rect class="{"on" if amount else "off"}" x="{number * step + step * 0.12:.2f}" y="{38 - max(height, 0.6):.2f}" '
+            f'width="{step * 0.76:.2f}" height="{max(height, 0.6):.2f}" rx="0.5"><title>{escape(name)}</title></rect>'
+        )
+    return Markup(  # noqa: S704 - every text above is escaped
+        f'<svg class="columns" viewBox="0 0 100 38" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">{"".join(pieces)}</svg>'
+    )
+
+
+def cells(states: Sequence[tuple[str, str]], label: str) -> Markup:
+    """One square per GPU, `(title, css class)`, in the order given."""
+    columns_count = 32 if len(states) > 64 else 16
+    rows = -(-len(states) // columns_count)
+    pieces = [
+        f'<rect class="{style}" x="{number % columns_count * 12}" y="{number // columns_count * 12}" width="10" height="10" rx="2">'
+        f"<title>{escape(title)}</title></rect>"
+        for number, (title, style) in enumerate(states)
+    ]
+    return Markup(  # noqa: S704 - every text above is escaped
+        f'<svg class="cells" viewBox="0 0 {columns_count * 12} {rows * 12}" role="img" aria-label="{escape(label)}">{"".join(pieces)}</svg>'
+    )

@@ -1,0 +1,206 @@
+"""Pages: each a function from values to HTML. Nothing here reads a clock, a store or a request."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from headframe.console.charts import cells, columns, split_bar
+from headframe.model.api import Bill, EventView, LogPage, NodeView, Offers, WorkloadView
+from headframe.model.errors import HeadframeError
+from headframe.model.money import Quote, Usage
+from headframe.model.people import Project
+from headframe.model.states import AllocationState, GpuState
+from headframe.model.text import printable
+from headframe.model.units import MILLI, duration, gpus, mib, usd
+from headframe.model.work import Allocation
+from headframe.model.world import World
+
+CELLS_MAX = 512
+DAY_MS = 86_400_000
+MARKS = {
+    "queued": "wait", "starting": "wait", "granted": "wait", "running": "good", "stopping": "wait", "succeeded": "done", "failed": "bad",
+    "cancelled": "off", "ended": "off", "ready": "good", "unknown": "bad", "new": "wait", "qualifying": "wait", "testing": "wait",
+    "suspect": "bad", "quarantined": "bad", "draining": "wait", "maintenance": "off", "retired": "off", "finished": "done",
+}  # fmt: skip
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True):
+    """What every page's frame shows: who looks, where, and the token for its forms."""
+
+    who: str
+    scope: str
+    project: str
+    csrf: str
+    path: str
+    now_ms: int
+    leader: bool
+    operator: bool
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """The overview's numbers."""
+
+    gpus: tuple[tuple[str, int, str], ...]
+    gpu_cells: tuple[tuple[str, str], ...]
+    gpu_total: int
+    queued: int
+    running: int
+    rate_nano: int
+    cpu_used_milli: int
+    cpu_total_milli: int
+    nodes: int
+    nodes_ready: int
+
+
+def overview(frame: Frame, counts: Counts, live: Sequence[WorkloadView], recent: Sequence[EventView], projects: Sequence[Project]) -> str:
+    """GPUs by state, the queue, US$ per hour now."""
+    free_cpu = counts.cpu_total_milli - counts.cpu_used_milli
+    return _page(
+        "overview.html", frame, counts=counts, live=live, recent=recent, projects=projects,
+        gpu_bar=split_bar(counts.gpus, "GPUs by state"), gpu_cells=cells(counts.gpu_cells[:CELLS_MAX], "one square per GPU"),
+        cpu_bar=split_bar((("in use", counts.cpu_used_milli, "used"), ("free", free_cpu, "free")), "CPU cores"),
+    )  # fmt: skip
+
+
+def count(world: World, rate_nano: int, project: str) -> Counts:
+    """The overview's numbers of a world; of one project where it is named."""
+    used: dict[str, str] = {}
+    for allocation in world.live():
+        for part in allocation.parts:
+            for share in part.shares:
+                used[share.gpu_id] = allocation.id
+    states = [("in use" if gpu.id in used and gpu.state is GpuState.READY else _gpu_state(gpu.state)) for gpu in world.gpus.values()]
+    cards = sorted(world.gpus.values(), key=lambda gpu: (gpu.node_id, gpu.index))
+    squares = tuple(
+        (f"{gpu.model} {gpu.index}: {'in use' if gpu.id in used else gpu.state}", "used" if gpu.id in used else _gpu_style(gpu.state)) for gpu in cards
+    )
+    mine = [w for w in world.workloads.values() if project in {"", w.project_id}]
+    cpu_free = sum(world.free[key].cpu_milli for key in world.nodes)
+    cpu_total = sum(node.cpu_milli for node in world.nodes.values())
+    return Counts(
+        gpus=(("in use", states.count("in use"), "used"), ("free", states.count("free"), "free"), ("not ready", states.count("not ready"), "bad")),
+        gpu_cells=squares, gpu_total=len(cards), queued=sum(w.state == "queued" for w in mine),
+        running=sum(w.state in {"starting", "running", "stopping"} for w in mine), rate_nano=rate_nano,
+        cpu_used_milli=cpu_total - cpu_free, cpu_total_milli=cpu_total, nodes=len(world.nodes),
+        nodes_ready=sum(node.state == "ready" for node in world.nodes.values()),
+    )  # fmt: skip
+
+
+def workloads(frame: Frame, items: Sequence[WorkloadView], following: str, state: str) -> str:
+    """The list, newest first."""
+    return _page("workloads.html", frame, items=items, following=following, state=state,
+                 states=("queued", "running", "succeeded", "failed", "cancelled"))  # fmt: skip
+
+
+def workload(frame: Frame, item: WorkloadView, log: LogPage, events: Sequence[EventView], usage: Sequence[Usage]) -> str:
+    """One workload: timeline, live log, cost, why it waits."""
+    return _page("workload.html", frame, item=item, log=log, events=events, usage=usage, steps=_steps(item, frame.now_ms))
+
+
+def new(frame: Frame, text: str, quote: Quote | None, error: HeadframeError | None, projects: Sequence[Project], project: str, offers: Offers) -> str:
+    """The form for a new workload, with its quote or its mistakes."""
+    return _page("new.html", frame, text=text, quote=quote, error=error, projects=projects, project=project, offers=offers)
+
+
+def nodes(frame: Frame, items: Sequence[NodeView]) -> str:
+    """All nodes."""
+    return _page("nodes.html", frame, items=items)
+
+
+def node(frame: Frame, item: NodeView, work: Mapping[str, str], events: Sequence[EventView]) -> str:
+    """One node: its cards, what is free, what runs. `work` names allocations' workloads."""
+    return _page("node.html", frame, item=item, work=work, events=events)
+
+
+def billing(frame: Frame, bill: Bill | None, projects: Sequence[Project], days: Sequence[tuple[str, int]]) -> str:
+    """Balances, the month's invoice, usage and entries."""
+    chart = columns([(f"{day}: {usd(amount, 2)}", amount) for day, amount in days], "cost per day of this month")
+    return _page("billing.html", frame, bill=bill, projects=projects, chart=chart, spent=sum(amount for _, amount in days))
+
+
+def events(frame: Frame, items: Sequence[EventView], oldest: int) -> str:
+    """What happened, newest first."""
+    return _page("events.html", frame, items=items, oldest=oldest)
+
+
+def sign_in(error: str, path: str) -> str:
+    """The only page without a key."""
+    return _TEMPLATES.get_template("sign_in.html").render(error=error, path=path)
+
+
+def failure(frame: Frame | None, error: HeadframeError) -> str:
+    """A refusal as a page."""
+    return _TEMPLATES.get_template("failure.html").render(frame=frame, error=error)
+
+
+def per_day(usage: Sequence[Usage], now_ms: int) -> list[tuple[str, int]]:
+    """Cost per UTC day of the present month, from usage intervals."""
+    today = datetime.fromtimestamp(now_ms / 1000, UTC)
+    days = {f"{today:%Y-%m}-{day:02}": 0 for day in range(1, today.day + 1)}
+    for interval in usage:
+        day = _day(interval.start_ms)
+        if day in days:
+            days[day] += interval.amount_nano
+    return list(days.items())
+
+
+def _steps(item: WorkloadView, now_ms: int) -> list[dict[str, Any]]:
+    """The state timeline: queued, then each attempt's phases, with how long each took."""
+    row = item.workload
+    attempts: list[Allocation] = sorted(item.allocations, key=lambda attempt: attempt.attempt)
+    first_ms = attempts[0].granted_ms if attempts else row.ended_ms or now_ms
+    steps = [_step("queued", row.submitted_ms, first_ms, "wait", "")]
+    for attempt in attempts:
+        began = attempt.started_ms or attempt.ended_ms or now_ms
+        steps.append(_step("starting", attempt.granted_ms, max(began, attempt.granted_ms), "wait", f"attempt {attempt.attempt}"))
+        if attempt.started_ms:
+            over = attempt.state is AllocationState.ENDED
+            until = attempt.ended_ms if over else now_ms
+            name, mark = (str(attempt.reason), _end_mark(attempt)) if over else (str(attempt.state), "good")
+            steps.append(_step(name, attempt.started_ms, max(until, attempt.started_ms), mark, ""))
+    return steps
+
+
+def _end_mark(attempt: Allocation) -> str:
+    return "done" if attempt.reason == "finished" else "off" if attempt.reason in {"cancelled", "preempted"} else "bad"
+
+
+def _step(name: str, start_ms: int, end_ms: int, mark: str, note: str) -> dict[str, Any]:
+    return {"name": name, "start_ms": start_ms, "took": duration(max(0, end_ms - start_ms)), "mark": mark, "note": note}
+
+
+def _gpu_state(state: GpuState) -> str:
+    return "free" if state is GpuState.READY else "not ready"
+
+
+def _gpu_style(state: GpuState) -> str:
+    return "free" if state is GpuState.READY else "bad"
+
+
+def _page(template: str, frame: Frame, **values: Any) -> str:
+    return _TEMPLATES.get_template(template).render(frame=frame, now_ms=frame.now_ms, **values)
+
+
+def _clock(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S") if at_ms else "–"
+
+
+def _day(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d")
+
+
+def _ago(at_ms: int, now_ms: int) -> str:
+    return f"{duration(max(0, now_ms - at_ms))} ago" if at_ms else "–"
+
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("headframe.console"), autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+)  # fmt: skip
+_TEMPLATES.filters |= {
+    "usd": usd, "duration": duration, "gpus": gpus, "mib": mib, "clock": _clock, "ago": _ago, "printable": printable,
+    "cores": lambda milli: f"{milli / MILLI:g}", "mark": lambda state: MARKS.get(str(state), "off"),
+}  # fmt: skip

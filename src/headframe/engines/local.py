@@ -1,0 +1,302 @@
+"""Runs allocations on this machine so that they outlive the server: each has a directory and a detached keeper process.
+
+The directory is the truth: `spec.json` (what to run), `journal` (what happened, fsynced), `lock` (held while its keeper
+lives), `stop.json` (asked to end), `log/`. Adopting work after a crash is reading directories. A process in its own session
+is no tenant boundary; where podman is installed and an image is named, it runs in a container, which is not called one either.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headframe.engines import supervisor
+from headframe.engines.base import GRACE_S, Sight
+from headframe.engines.cgroup import make_cgroups, remove_cgroups
+from headframe.engines.runtime import SETUP_EXIT, Launch, launch_for
+from headframe.model.ids import AllocationId, NodeId
+from headframe.model.states import AllocationState, Reason
+from headframe.model.work import Allocation, LogLine, Observation, Workload
+
+LOG_LINES_MAX = 2000
+
+
+class JournalLine(msgspec.Struct, frozen=True):
+    """One fact of a keeper's journal."""
+
+    event: str
+    at_ms: int
+    pid: int = 0
+    boot_id: str = ""
+    reason: str = ""
+    exit_code: int | None = None
+    detail: str = ""
+
+
+_journal_line = msgspec.json.Decoder(JournalLine)
+
+
+class LocalEngine:
+    """See `Engine`; `workdirs` is where uploaded workdirs lie, by digest; `wake` is called when a keeper has news."""
+
+    def __init__(self, root: Path, node_id: NodeId, workdirs: Path, clock_ms: Callable[[], int], boot_id: str) -> None:
+        self._node_id = node_id
+        self._active, self._ended = root / "active", root / "ended"
+        self._checkpoints = root / "checkpoints"
+        self._workdirs = workdirs
+        self._clock_ms = clock_ms
+        self._boot_id = boot_id
+        self._socket_path = root / "notify.sock"
+        self._over: dict[str, Observation] = {}
+        self._spawned: list[subprocess.Popen[bytes]] = []
+        for path in (self._active, self._ended, self._checkpoints):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def listen(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        """Hear keepers' nudges on a datagram socket; the journal stays the truth."""
+        with contextlib.suppress(FileNotFoundError):
+            self._socket_path.unlink()
+        heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        heard.setblocking(False)  # noqa: FBT003 - the socket's own signature
+        heard.bind(str(self._socket_path))
+
+        def ready() -> None:
+            with contextlib.suppress(BlockingIOError):
+                while heard.recv(256):
+                    pass
+            wake()
+
+        loop.add_reader(heard, ready)
+
+    async def start(self, allocation: Allocation, workload: Workload) -> None:
+        if any(part.node_id != self._node_id for part in allocation.parts):
+            return  # another machine's: its own engine starts it
+        directory = self._active / allocation.id
+        if (self._ended / allocation.id).exists() or (directory / "journal").exists() or _locked(directory):
+            return
+        try:
+            await asyncio.to_thread(self._prepare, directory, allocation, workload)
+            self._spawn(directory)
+        except (OSError, tarfile.TarError, ValueError) as error:
+            self._journal_end(directory, Reason.START_FAILED, f"this machine could not start it: {error}")
+
+    async def stop(self, allocation: AllocationId, because: Reason, grace_s: int) -> None:
+        directory = self._active / allocation
+        if (self._ended / allocation).exists():
+            return
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not (directory / "stop.json").exists():
+            _write_durably(directory / "stop.json", json.dumps({"reason": because, "grace_s": grace_s}).encode())
+        pid = next((line.pid for line in _journal(directory) if line.event == "starting"), 0)
+        if pid and _locked(directory):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+        elif not (directory / "journal").exists() and not _locked(directory):
+            self._journal_end(directory, because, "stopped before it started")
+
+    async def observe(self) -> Sight:
+        self._spawned = [process for process in self._spawned if process.poll() is None]
+        seen = [found for path in sorted(self._active.iterdir()) if (found := self._look(path)) is not None]
+        return Sight(nodes=(self._node_id,), observations=tuple(seen))
+
+    async def forget(self, allocation: AllocationId) -> None:
+        directory = self._active / allocation
+        if directory.exists():
+            await asyncio.to_thread(self._put_away, directory)
+        self._over.pop(allocation, None)
+
+    async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
+        for root in (self._active, self._ended):
+            if (root / allocation / "log").exists():
+                return await asyncio.to_thread(read_log, root / allocation / "log", after, min(limit, LOG_LINES_MAX))
+        return []
+
+    async def discard(self, allocation: AllocationId) -> None:
+        log = self._ended / allocation / "log"
+        await asyncio.to_thread(shutil.rmtree, log, ignore_errors=True)
+
+    def _look(self, directory: Path) -> Observation | None:
+        over = self._over.get(directory.name)
+        if over is not None:
+            return over
+        alive = _locked(directory)  # before the journal: a keeper writes its end before it lets go
+        lines = _journal(directory)
+        key = AllocationId(directory.name)
+        started_ms = next((line.at_ms for line in lines if line.event in {"setup", "running"}), 0)
+        ended = next((line for line in lines if line.event == "ended"), None)
+        if ended is not None:
+            self._over[key] = Observation(
+                allocation_id=key, state=AllocationState.ENDED, started_ms=started_ms, ended_ms=ended.at_ms,
+                reason=Reason(ended.reason), exit_code=ended.exit_code, detail=ended.detail, seen_ms=ended.at_ms,
+            )  # fmt: skip
+            return self._over[key]
+        if alive:
+            now_ms = self._clock_ms()
+            state = AllocationState.RUNNING if lines and lines[-1].event == "running" else AllocationState.STARTING
+            return Observation(allocation_id=key, state=state, started_ms=started_ms, seen_ms=now_ms)
+        return self._orphan(directory, key, lines, started_ms)
+
+    def _orphan(self, directory: Path, key: AllocationId, lines: Sequence[JournalLine], started_ms: int) -> Observation | None:
+        """No keeper and no end: it never started (start it again), or its keeper was killed (end it, in the customer's favour)."""
+        if not lines:
+            return None
+        for line in lines:
+            if line.boot_id == self._boot_id or not line.boot_id:
+                _kill_session(line.pid)
+        rebooted = lines[0].boot_id not in {"", self._boot_id}
+        reason = Reason.NODE_LOST if rebooted else Reason.NODE_FAULT
+        detail = "the machine restarted" if rebooted else "its keeper process was killed"
+        self._journal_end(directory, reason, detail, at_ms=started_ms or lines[-1].at_ms)
+        return self._look(directory)
+
+    def _prepare(self, directory: Path, allocation: Allocation, workload: Workload) -> None:
+        """Everything the keeper needs, on disk, before it exists; doing it again is harmless."""
+        work = directory / "work"
+        work.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if workload.workdir_digest:
+            with tarfile.open(self._workdirs / f"{workload.workdir_digest}.tar") as archive:
+                archive.extractall(work, filter="data")
+        checkpoint = self._checkpoints / workload.id
+        if workload.spec.checkpoint:
+            checkpoint.mkdir(exist_ok=True, mode=0o700)
+        launch = launch_for(allocation, workload, work, checkpoint)
+        _write_durably(directory / "spec.json", json.dumps(self._spec(allocation, workload, work, launch)).encode())
+
+    def _spec(self, allocation: Allocation, workload: Workload, work: Path, launch: Launch) -> dict[str, Any]:
+        return {
+            "id": allocation.id, "rank": allocation.parts[0].rank, "boot_id": self._boot_id, "cwd": str(work),
+            "setup": launch.setup, "setup_shown": workload.spec.setup, "run": launch.run, "env": launch.env,
+            "on_stop": launch.on_stop, "max_duration_s": workload.spec.max_duration_s, "grace_s": GRACE_S,
+            "setup_exit": SETUP_EXIT if workload.spec.image and workload.spec.setup else None,
+            "cgroups": make_cgroups(allocation.id, allocation.parts[0]) if not workload.spec.image else [],
+        }  # fmt: skip
+
+    def _spawn(self, directory: Path) -> None:
+        argv = [sys.executable, "-I", "-S", supervisor.__file__, str(directory), str(self._socket_path)]
+        with (directory / "keeper.err").open("ab") as err:
+            process = subprocess.Popen(  # noqa: S603 - our own supervisor, by path
+                argv, stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True, close_fds=True,
+                env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"}, cwd="/",
+            )  # fmt: skip
+        self._spawned.append(process)
+
+    def _journal_end(self, directory: Path, reason: Reason, detail: str, at_ms: int = 0) -> None:
+        """An end written by the engine, only where no keeper lives to write one."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _claimed(directory) as mine:
+            if mine and not any(line.event == "ended" for line in _journal(directory)):
+                self._append_end(directory, reason, detail, at_ms)
+
+    def _append_end(self, directory: Path, reason: Reason, detail: str, at_ms: int) -> None:
+        fact = {"event": "ended", "at_ms": at_ms or self._clock_ms(), "reason": reason, "exit_code": None, "detail": detail[:500]}
+        with (directory / "journal").open("ab") as journal:
+            journal.write(json.dumps(fact).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+    def _put_away(self, directory: Path) -> None:
+        """The work's own files go, the journal and the log stay."""
+        remove_cgroups(directory.name)
+        shutil.rmtree(directory / "work", ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            directory.rename(self._ended / directory.name)
+
+
+def read_log(directory: Path, after: int, limit: int) -> list[LogLine]:
+    """Up to `limit` lines from byte offset `after`; what was rotated away is skipped. A line still being written is left."""
+    segments = sorted((int(path.stem), path) for path in directory.glob("*.log"))
+    lines: list[LogLine] = []
+    for number, (offset, path) in enumerate(segments):
+        following = segments[number + 1][0] if number + 1 < len(segments) else None
+        if following is not None and following <= after:
+            continue
+        with path.open("rb") as file:
+            at = max(after, offset)
+            file.seek(at - offset)
+            for raw in file:
+                if len(lines) == limit or not raw.endswith(b"\n"):
+                    return lines
+                at += len(raw)
+                lines.append(_parse(raw, at))
+    return lines
+
+
+def _parse(raw: bytes, following: int) -> LogLine:
+    at_ms, rank, stream, text = raw[:-1].decode("utf-8", "replace").split(" ", 3)
+    return LogLine(at_ms=int(at_ms), rank=int(rank), stream=stream, text=text, next=following)
+
+
+def _journal(directory: Path) -> list[JournalLine]:
+    """What happened, in order; a line cut off by a power loss does not count."""
+    try:
+        data = (directory / "journal").read_bytes()
+    except FileNotFoundError:
+        return []
+    return list(_complete(data))
+
+
+def _complete(data: bytes) -> Iterator[JournalLine]:
+    for raw in data.split(b"\n")[:-1]:
+        with contextlib.suppress(msgspec.DecodeError):
+            yield _journal_line.decode(raw)
+
+
+def _locked(directory: Path) -> bool:
+    """Whether a keeper lives: it holds the lock for its whole life, and the kernel lets go when it dies."""
+    try:
+        handle = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextlib.contextmanager
+def _claimed(directory: Path) -> Iterator[bool]:
+    """Hold a keeper's lock, so that none can start meanwhile; False if one lives."""
+    handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
+
+
+def _kill_session(pid: int) -> None:
+    """What a killed keeper left behind: the session that it had given the work."""
+    for member in supervisor.descendants(pid) if pid else []:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(member, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if pid and os.getsid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Whole or not at all, and on disk when this returns."""
+    fresh = path.with_suffix(".new")
+    with fresh.open("wb") as file:
+        fresh.chmod(0o600)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.rename(path)

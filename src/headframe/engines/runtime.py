@@ -1,0 +1,78 @@
+"""How an allocation's work is started: as a process with an environment of its own, or in a podman container."""
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from headframe.model.units import MILLI
+from headframe.model.work import Allocation, Workload
+
+PODMAN_STOP_S = 10
+SETUP_EXIT = 113
+"""In a container setup and run share one shell; this exit code tells a failed setup from a failed run."""
+WORK_IN_CONTAINER = "/work"
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """What the keeper runs: argument vectors and the whole environment, nothing inherited."""
+
+    setup: list[str]
+    run: list[str]
+    env: dict[str, str]
+    on_stop: list[list[str]] = []
+
+
+def launch_for(allocation: Allocation, workload: Workload, work: Path, checkpoint: Path) -> Launch:
+    """A container where an image is named, else a process; ValueError says what is missing."""
+    env = _headframe_env(allocation, workload)
+    if workload.spec.image:
+        return _podman(allocation, workload, work, checkpoint, env)
+    if workload.spec.checkpoint:
+        env["HEADFRAME_CHECKPOINT"] = str(checkpoint)
+    path = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+    base = {"PATH": path, "HOME": str(work), "LANG": "C.UTF-8", "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
+    shell = ["/bin/sh", "-c"]
+    setup = [*shell, workload.spec.setup] if workload.spec.setup else []
+    return Launch(setup=setup, run=[*shell, workload.spec.run], env={**base, **env, **workload.spec.env})
+
+
+def podman_path() -> str | None:
+    """Where podman is, if it is installed."""
+    return shutil.which("podman")
+
+
+def _headframe_env(allocation: Allocation, workload: Workload) -> dict[str, str]:
+    part = allocation.parts[0]
+    return {
+        "HEADFRAME_WORKLOAD": workload.id, "HEADFRAME_NAME": workload.name, "HEADFRAME_ALLOCATION": allocation.id,
+        "HEADFRAME_ATTEMPT": str(allocation.attempt), "HEADFRAME_NODES": str(len(allocation.parts)),
+        "HEADFRAME_NODE_RANK": str(part.rank), "HEADFRAME_GPUS_PER_NODE": str(len(part.shares)),
+        "HEADFRAME_CPUS": f"{part.cpu_milli / MILLI:g}", "HEADFRAME_MEMORY_MIB": str(part.memory_mib),
+        "HEADFRAME_MASTER_ADDR": "127.0.0.1", "HEADFRAME_MASTER_PORT": "29500",
+        "CUDA_VISIBLE_DEVICES": ",".join(share.gpu_id for share in part.shares),
+        "OMP_NUM_THREADS": str(max(1, part.cpu_milli // MILLI)),
+    }  # fmt: skip
+
+
+def _podman(allocation: Allocation, workload: Workload, work: Path, checkpoint: Path, env: dict[str, str]) -> Launch:
+    podman = podman_path()
+    if podman is None:
+        raise ValueError("an image is named, but podman is not installed on this machine")
+    part, name = allocation.parts[0], f"headframe-{allocation.id}"
+    argv = [
+        podman, "run", "--rm", "--replace", f"--name={name}", "--security-opt=no-new-privileges", "--cap-drop=all",
+        f"--cpus={part.cpu_milli / MILLI:g}", f"--memory={part.memory_mib}m", f"--volume={work}:{WORK_IN_CONTAINER}:rw",
+        f"--workdir={WORK_IN_CONTAINER}", f"--stop-timeout={PODMAN_STOP_S}", "--log-driver=none",
+    ]  # fmt: skip
+    if workload.spec.checkpoint:
+        argv.append(f"--volume={checkpoint}:{workload.spec.checkpoint}:rw")
+        env["HEADFRAME_CHECKPOINT"] = workload.spec.checkpoint
+    argv += [f"--device=nvidia.com/gpu={share.gpu_id}" for share in part.shares]
+    argv += [f"--env={key}={value}" for key, value in {**env, **workload.spec.env}.items()]
+    setup = f"( {workload.spec.setup}\n) || exit {SETUP_EXIT}; " if workload.spec.setup else ""
+    inner = [*argv, workload.spec.image, "/bin/sh", "-c", setup + workload.spec.run]
+    outer = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": os.environ.get("HOME", "/root"), "LANG": "C.UTF-8"}
+    outer |= {key: os.environ[key] for key in ("XDG_RUNTIME_DIR", "CONTAINERS_STORAGE_CONF", "CONTAINERS_CONF") if key in os.environ}
+    return Launch(setup=[], run=inner, env=outer, on_stop=[[podman, "stop", f"--time={PODMAN_STOP_S}", name]])

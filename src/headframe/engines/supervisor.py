@@ -1,0 +1,337 @@
+"""One allocation's keeper: a small detached process that starts the work, captures its logs, and journals start and end.
+
+It imports nothing of Headframe and outlives the server. Everything it does is written with fsync before it counts: `journal`
+says what happened, the lock on `lock` says that it is alive, `stop.json` is how it is told to end the work. Run as
+``python -I -S supervisor.py DIRECTORY NOTIFY_SOCKET``; the directory holds `spec.json`.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+LOG_SEGMENT_BYTES = 4 * 1024 * 1024
+LOG_SEGMENTS_MAX = 8
+LINE_BYTES_MAX = 16 * 1024
+DRAIN_S = 2.0
+PR_SET_CHILD_SUBREAPER = 36
+LOCK_TRIES = 200
+SETUP_FAILED = "setup-failed"
+
+
+class Keeper:
+    """The life of one attempt: setup, run, end."""
+
+    def __init__(self, directory, notify):
+        self.directory = directory
+        self.notify_path = notify
+        self.spec = json.loads(self.read("spec.json"))
+        self.journal = os.open(self.path("journal"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.log = Log(self.path("log"), self.spec["rank"])
+        self.child = 0
+        self.stopping = None
+        self.kill_at = None
+        self.began = None
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    def read(self, name):
+        with open(self.path(name), encoding="utf-8") as file:
+            return file.read()
+
+    def write(self, **fact):
+        """One line of the journal, on disk before this returns; then the server is nudged, if it is there."""
+        fact["at_ms"] = self.now_ms()
+        os.write(self.journal, (json.dumps(fact) + "\n").encode())
+        os.fsync(self.journal)
+        nudge = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            nudge.setblocking(False)
+            nudge.sendto(self.spec["id"].encode(), self.notify_path)
+        except OSError:
+            pass  # nobody listens: the server reads the journal when it is back
+        finally:
+            nudge.close()
+
+    def now_ms(self):
+        """Wall clock at the start, monotonic from there on: a clock that is set back never shortens a bill's time."""
+        if self.began is None:
+            return int(time.time() * 1000)
+        wall, ticks = self.began
+        return wall + int((time.monotonic() - ticks) * 1000)
+
+    def run(self):
+        signals = {signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT}
+        wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write)
+        for number in signals:
+            signal.signal(number, lambda *_: None)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self.began = (int(time.time() * 1000), time.monotonic())
+        self.write(event="starting", pid=os.getpid(), boot_id=self.spec["boot_id"])
+        if self.spec["setup"]:
+            self.log.line("sys", "setup: " + self.spec["setup_shown"])
+            code = self.phase(self.spec["setup"], "setup", wake_read)
+            if code != 0 or self.stopping:
+                return self.end(code, SETUP_FAILED, f"setup exited with {code}: the job itself was not started")
+        code = self.phase(self.spec["run"], "running", wake_read)
+        if code and code == self.spec["setup_exit"]:
+            return self.end(code, SETUP_FAILED, "setup failed: the job itself was not started")
+        reason = "finished" if code == 0 else "failed"
+        return self.end(code, reason, "" if code == 0 else describe(code))
+
+    def end(self, code, reason, detail):
+        self.kill_tree(signal.SIGKILL)
+        self.reap()
+        if self.stopping:
+            reason, detail = self.stopping["reason"], f"stopped: {self.stopping['reason']}"
+        self.log.close()
+        self.write(event="ended", reason=reason, exit_code=code if code >= 0 else 128 - code, detail=detail)
+
+    def phase(self, argv, event, wake):
+        """Run one command to its end; its exit code, negative for a signal."""
+        if self.stop_asked():
+            return -signal.SIGTERM
+        out_read, out_write = os.pipe2(os.O_CLOEXEC)
+        err_read, err_write = os.pipe2(os.O_CLOEXEC)
+        try:
+            self.child = self.spawn(argv, out_write, err_write)
+        except OSError as error:
+            self.log.line("sys", f"can't start {argv[0]}: {error}")
+            return 127
+        finally:
+            os.close(out_write)
+            os.close(err_write)
+        self.write(event=event, pid=self.child)
+        return self.follow({out_read: "out", err_read: "err"}, wake)
+
+    def spawn(self, argv, out, err):
+        child = os.fork()
+        if child:
+            return child
+        try:
+            os.setsid()
+            for group in self.spec["cgroups"]:
+                with open(os.path.join(group, "cgroup.procs"), "w", encoding="ascii") as procs:
+                    procs.write("0")
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_DFL)
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            os.chdir(self.spec["cwd"])
+            os.umask(0o077)
+            os.execvpe(argv[0], argv, self.spec["env"])
+        except OSError as error:
+            os.write(err, f"can't start {argv[0]}: {error}\n".encode())
+        finally:
+            os._exit(127)
+
+    def follow(self, pipes, wake):
+        """Copy output to the log until the work has ended and its pipes are drained; obey stop and the time limit."""
+        poller = select.poll()
+        for fd in (*pipes, wake):
+            poller.register(fd, select.POLLIN)
+        open_pipes, code, drain_until = dict(pipes), None, None
+        while code is None or (open_pipes and time.monotonic() < drain_until):
+            for fd, _ in poller.poll(self.timeout_ms(code, drain_until)):
+                if fd == wake:
+                    os.read(wake, 4096)
+                elif not self.copy(fd, open_pipes[fd]):
+                    poller.unregister(fd)
+                    os.close(fd)
+                    del open_pipes[fd]
+            if code is None:
+                self.enforce()
+                code = self.reap()
+                drain_until = time.monotonic() + DRAIN_S
+        for fd in open_pipes:
+            os.close(fd)
+        self.log.flush()
+        return code
+
+    def timeout_ms(self, code, drain_until):
+        if code is not None:
+            return max(0, int((drain_until - time.monotonic()) * 1000))
+        deadlines = [at - time.monotonic() for at in (self.kill_at, self.limit_at()) if at is not None]
+        return int(max(0.0, min([1.0, *deadlines])) * 1000) + 1
+
+    def limit_at(self):
+        limit = self.spec["max_duration_s"]
+        return self.began[1] + limit if limit and not self.stopping else None
+
+    def copy(self, fd, stream):
+        chunk = os.read(fd, 65536)
+        if chunk:
+            self.log.feed(stream, chunk)
+        return bool(chunk)
+
+    def enforce(self):
+        """Stop when told to or when time is up; kill when grace is over."""
+        limit = self.limit_at()
+        if limit is not None and time.monotonic() >= limit:
+            self.begin_stop({"reason": "max-duration", "grace_s": self.spec["grace_s"]})
+        elif not self.stopping and self.stop_asked():
+            self.begin_stop(self.stopping)
+        if self.kill_at is not None and time.monotonic() >= self.kill_at:
+            self.kill_tree(signal.SIGKILL)
+            self.kill_at = time.monotonic() + 1
+
+    def stop_asked(self):
+        """Whether `stop.json` is there; what it says is kept."""
+        try:
+            self.stopping = json.loads(self.read("stop.json"))
+        except (OSError, ValueError):
+            return bool(self.stopping)
+        return True
+
+    def begin_stop(self, how):
+        self.stopping = how
+        self.log.line("sys", f"stopping: {how['reason']}, {how['grace_s']} s of grace")
+        self.kill_at = time.monotonic() + how["grace_s"]
+        for command in self.spec["on_stop"]:
+            os.spawnvp(os.P_NOWAIT, command[0], command)
+        self.kill_tree(signal.SIGTERM)
+
+    def reap(self):
+        """Collect every child that has ended (orphans of the work come to us); the work's own exit code, if among them."""
+        code = None
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return code if code is not None else (None if self.child else 0)
+            if pid == 0:
+                return code
+            if pid == self.child:
+                code = os.waitstatus_to_exitcode(status)
+                self.child = 0
+
+    def kill_tree(self, number):
+        """Everything that descends from us, however it daemonised: we are the reaper of all orphans below."""
+        for pid in descendants(os.getpid()):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+
+class Log:
+    """Lines as ``ms rank stream text``, in segments named by the offset of their first byte; the oldest are dropped."""
+
+    def __init__(self, directory, rank):
+        self.directory = directory
+        self.rank = rank
+        self.partial = {"out": b"", "err": b""}
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        self.offset = 0
+        self.file = None
+        self.size = 0
+
+    def feed(self, stream, chunk):
+        lines = (self.partial[stream] + chunk).split(b"\n")
+        self.partial[stream] = lines.pop()
+        for line in lines:
+            self.write(stream, line)
+        while len(self.partial[stream]) > LINE_BYTES_MAX:
+            self.write(stream, self.partial[stream][:LINE_BYTES_MAX])
+            self.partial[stream] = self.partial[stream][LINE_BYTES_MAX:]
+
+    def line(self, stream, text):
+        self.write(stream, text.encode())
+
+    def write(self, stream, text):
+        stamp = f"{int(time.time() * 1000)} {self.rank} {stream} ".encode()
+        for start in range(0, max(1, len(text)), LINE_BYTES_MAX):
+            self.append(stamp + text[start : start + LINE_BYTES_MAX].rstrip(b"\r") + b"\n")
+
+    def append(self, data):
+        if self.file is None or self.size + len(data) > LOG_SEGMENT_BYTES:
+            self.rotate()
+        try:
+            os.write(self.file, data)
+        except OSError:
+            return  # a full disk loses log lines, not the work
+        self.offset += len(data)
+        self.size += len(data)
+
+    def rotate(self):
+        if self.file is not None:
+            os.close(self.file)
+        name = os.path.join(self.directory, f"{self.offset:016d}.log")
+        self.file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.size = 0
+        for old in sorted(os.listdir(self.directory))[:-LOG_SEGMENTS_MAX]:
+            os.unlink(os.path.join(self.directory, old))
+
+    def flush(self):
+        for stream, rest in self.partial.items():
+            if rest:
+                self.write(stream, rest)
+            self.partial[stream] = b""
+
+    def close(self):
+        self.flush()
+        if self.file is not None:
+            os.close(self.file)
+
+
+def descendants(root):
+    """Every process below `root`, from one look at /proc."""
+    children = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", encoding="utf-8", errors="replace") as file:
+                    parent = int(file.read().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue
+            children.setdefault(parent, []).append(int(name))
+    found, todo = [], [root]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
+
+
+def describe(code):
+    if code >= 0:
+        return f"exited with {code}"
+    try:
+        return f"ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"ended by signal {-code}"
+
+
+def locked(handle):
+    """Take the lock; the server holds it for an instant whenever it looks, so one refusal is no answer."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.005)
+        else:
+            return True
+    return False
+
+
+def main():
+    directory, notify = sys.argv[1], sys.argv[2]
+    lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not locked(lock):
+        return  # another keeper has it: starting is idempotent
+    if os.path.exists(os.path.join(directory, "journal")):
+        return  # it was started before, by one that is gone: never twice
+    Keeper(directory, notify).run()
+
+
+if __name__ == "__main__":
+    main()

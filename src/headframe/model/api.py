@@ -1,0 +1,245 @@
+"""The bodies of the HTTP API that are not nouns themselves; the server writes them and the client reads them."""
+
+import msgspec
+
+from headframe.model.errors import Mistake
+from headframe.model.fleet import Gpu, Node
+from headframe.model.ids import KeyId, ProjectId
+from headframe.model.money import Entry, GpuPrice, Invoice, Quote, Usage
+from headframe.model.people import Project, Scope
+from headframe.model.states import AllocationState, Reason
+from headframe.model.work import Allocation, LogLine, Refusal, Workload
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """RFC 9457, with a stable `code` and a `next_step`."""
+
+    title: str
+    status: int
+    detail: str
+    code: str
+    next_step: str = ""
+    mistakes: tuple[Mistake, ...] = ()
+    type: str = "about:blank"
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the server answers, and whether it is the one that decides."""
+
+    status: str
+    version: str
+    leader: bool
+
+
+class Whoami(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a key is."""
+
+    key_id: KeyId
+    name: str
+    scope: Scope
+    project_id: ProjectId
+    project_name: str
+
+
+class SubmitBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A workload file as text, the digest of an uploaded workdir, and for operators the project."""
+
+    file: str
+    workdir: str = ""
+    project: str = ""
+
+
+class WorkloadView(msgspec.Struct, frozen=True, kw_only=True):
+    """A workload with what it costs now and, while it waits, why."""
+
+    workload: Workload
+    rate_nano: int = 0
+    accrued_nano: int = 0
+    waits: tuple[Refusal, ...] = ()
+    warnings: tuple[str, ...] = ()
+    allocations: tuple[Allocation, ...] = ()
+
+
+class WorkloadPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Newest first; `next` is the cursor of the following page."""
+
+    items: tuple[WorkloadView, ...]
+    next: str = ""
+
+
+class QuoteView(msgspec.Struct, frozen=True, kw_only=True):
+    """A quote and what to mention about the file."""
+
+    quote: Quote
+    warnings: tuple[str, ...] = ()
+
+
+class LogPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Log lines of one attempt; ask again from `next`. `done` once nothing more can come."""
+
+    attempt: int
+    state: AllocationState | None
+    reason: Reason | None
+    lines: tuple[LogLine, ...]
+    next: int
+    done: bool
+
+
+class WorkdirMade(msgspec.Struct, frozen=True, kw_only=True):
+    """An uploaded workdir, named by its content."""
+
+    digest: str
+    files: int
+    size_bytes: int
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A node, its cards and what is free."""
+
+    node: Node
+    gpus: tuple[Gpu, ...]
+    cpu_free_milli: int
+    memory_free_mib: int
+    disk_free_mib: int
+    gpu_free_milli: int
+    allocations: tuple[Allocation, ...] = ()
+
+
+class NodePage(msgspec.Struct, frozen=True, kw_only=True):
+    """Nodes by id; `next` is the cursor of the following page."""
+
+    items: tuple[NodeView, ...]
+    next: str = ""
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be had of one GPU model (or of machines without one) and what it costs per hour."""
+
+    model: str
+    memory_mib: int
+    total: int
+    free: int
+    on_demand_nano: int
+    spot_nano: int
+    reserved_nano: int
+
+
+class Offers(msgspec.Struct, frozen=True, kw_only=True):
+    """All offers, and the prices of what comes with a GPU."""
+
+    items: tuple[Offer, ...]
+    cpu_core_hour_nano: int
+    memory_gib_hour_nano: int
+    disk_gib_hour_nano: int
+    price_version: int
+
+
+class PricesBody(msgspec.Struct, frozen=True, kw_only=True):
+    """New prices; what is left out stays."""
+
+    gpus: tuple[GpuPrice, ...] = ()
+    cpu_core_hour_nano: int | None = None
+    memory_gib_hour_nano: int | None = None
+    disk_gib_hour_nano: int | None = None
+
+
+class ProjectBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A new project; `quota_gpus_milli` 0 is no quota."""
+
+    name: str
+    quota_gpus_milli: int = 0
+
+
+class ProjectList(msgspec.Struct, frozen=True, kw_only=True):
+    """The projects that a key may see."""
+
+    items: tuple[Project, ...]
+
+
+class CreditBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Credit in nano-dollars; negative takes unspent credit back."""
+
+    amount_nano: int
+    memo: str = ""
+
+
+class BudgetBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits in nano-dollars per hour and per month; 0 lifts one."""
+
+    hour_nano: int = 0
+    month_nano: int = 0
+
+
+class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A new key; without `expires_in_s` it lives until revoked."""
+
+    name: str
+    scope: Scope
+    project: str = ""
+    expires_in_s: int = 0
+
+
+class KeyView(msgspec.Struct, frozen=True, kw_only=True):
+    """A key without anything secret."""
+
+    id: KeyId
+    name: str
+    scope: Scope
+    project_id: ProjectId
+    created_ms: int
+    expires_ms: int
+    revoked_ms: int
+
+
+class KeyMade(msgspec.Struct, frozen=True, kw_only=True):
+    """A new key; `secret` is the text to use, shown this once (a repeated request gets it empty)."""
+
+    key: KeyView
+    secret: str
+
+
+class KeyList(msgspec.Struct, frozen=True, kw_only=True):
+    """The keys that the caller may see."""
+
+    items: tuple[KeyView, ...]
+
+
+class Bill(msgspec.Struct, frozen=True, kw_only=True):
+    """A project's month: balances, the invoice, and the newest usage and entries behind it."""
+
+    project: Project
+    invoice: Invoice
+    usage: tuple[Usage, ...]
+    entries: tuple[Entry, ...]
+
+
+class UsagePage(msgspec.Struct, frozen=True, kw_only=True):
+    """Usage intervals, newest first."""
+
+    items: tuple[Usage, ...]
+    next: str = ""
+
+
+class EntryPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Ledger entries, newest first."""
+
+    items: tuple[Entry, ...]
+    next: str = ""
+
+
+class EventView(msgspec.Struct, frozen=True, kw_only=True):
+    """An event as told to people and machines: what happened, without the rows behind it."""
+
+    seq: int
+    at_ms: int
+    kind: str
+    subject: str
+    project_id: ProjectId
+    text: str
+
+
+class EventPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Events after a cursor, oldest first; ask again with `after=next`."""
+
+    items: tuple[EventView, ...]
+    next: int

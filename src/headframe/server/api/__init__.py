@@ -1,0 +1,1 @@
+"""The HTTP API: each module a noun, each route a scope."""

@@ -1,0 +1,106 @@
+"""The fleet as sold: nodes, offers, prices."""
+
+from typing import Annotated, Any
+
+from litestar import Request, Router, get, post
+from litestar.params import Parameter
+
+from headframe.billing.price import gpu_price
+from headframe.model.api import NodePage, NodeView, Offer, Offers, PricesBody
+from headframe.model.command import SetPrices
+from headframe.model.errors import BadRequest
+from headframe.model.fleet import Gpu, Node
+from headframe.model.ids import NodeId
+from headframe.model.money import PriceList
+from headframe.model.people import Scope
+from headframe.model.states import GpuState, NodeState
+from headframe.model.units import MILLI, NANO_PER_USD
+from headframe.model.world import World
+from headframe.server.api.problems import answers
+from headframe.server.auth import Principal
+from headframe.server.context import Context, found
+
+PRICE_MAX_NANO = 10_000 * NANO_PER_USD
+
+
+@get("/v1/nodes", opt={"scope": Scope.OPERATOR}, responses=answers())
+async def list_nodes(
+    context: Context, after: Annotated[str, Parameter(max_length=200)] = "", limit: Annotated[int, Parameter(ge=1, le=500)] = 100
+) -> NodePage:
+    """Nodes by id, with what is free on each."""
+    keys = [key for key in sorted(context.world.nodes) if key > after][:limit]
+    items = tuple(node_view(context.world, context.world.nodes[key]) for key in keys)
+    return NodePage(items=items, next=keys[-1] if len(keys) == limit else "")
+
+
+@get("/v1/nodes/{node:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404))
+async def show_node(context: Context, node: str) -> NodeView:
+    """One node by id or name, with what runs on it."""
+    world = context.world
+    named = next((row for row in world.nodes.values() if row.name == node), None)
+    return node_view(world, found(world.nodes.get(NodeId(node)) or named, f"node {node[:80]!r}"), with_work=True)
+
+
+@get("/v1/offers", opt={"scope": Scope.READ}, responses=answers())
+async def list_offers(context: Context) -> Offers:
+    """What can be had and what it costs."""
+    return offers(context.world)
+
+
+@get("/v1/prices", opt={"scope": Scope.READ}, responses=answers())
+async def show_prices(context: Context) -> PriceList:
+    """The price list in force."""
+    return context.world.prices()[-1]
+
+
+@post("/v1/prices", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+async def set_prices(context: Context, request: Request[Principal, Any, Any], data: PricesBody) -> PriceList:
+    """A new price list from now on; running work pays it from now on too, never for what it already used."""
+    amounts = [data.cpu_core_hour_nano, data.memory_gib_hour_nano, data.disk_gib_hour_nano]
+    amounts += [nano for price in data.gpus for nano in (price.on_demand_nano, price.spot_nano, price.reserved_nano)]
+    if any(nano is not None and not 0 <= nano <= PRICE_MAX_NANO for nano in amounts):
+        raise BadRequest("a price is between 0 and 10,000 US$ per hour, in nano-dollars")
+    if any(not price.model or len(price.model) > 80 or not price.model.isprintable() for price in data.gpus) or len(data.gpus) > 500:
+        raise BadRequest("a GPU model is 1 to 80 printable characters, and there are at most 500")
+
+    def answer(world: World) -> PriceList:
+        return world.prices()[-1]
+
+    command = SetPrices(gpus=data.gpus, cpu_core_hour_nano=data.cpu_core_hour_nano, memory_gib_hour_nano=data.memory_gib_hour_nano,
+                        disk_gib_hour_nano=data.disk_gib_hour_nano)  # fmt: skip
+    return await context.write(request, command, answer)
+
+
+def node_view(world: World, node: Node, *, with_work: bool = False) -> NodeView:
+    """A node with its cards, what is free, and on request what holds the rest."""
+    free = world.free[node.id]
+    work = [a for a in world.live() if any(part.node_id == node.id for part in a.parts)] if with_work else []
+    cards = sorted(world.node_gpus[node.id].values(), key=lambda gpu: gpu.index)
+    return NodeView(
+        node=node, gpus=tuple(cards), cpu_free_milli=free.cpu_milli, memory_free_mib=free.memory_mib,
+        disk_free_mib=free.disk_mib, gpu_free_milli=sum(free.gpu_milli.values()), allocations=tuple(work),
+    )  # fmt: skip
+
+
+def offers(world: World) -> Offers:
+    """GPU models in the fleet by name, with counts and prices per hour."""
+    prices = world.prices()[-1]
+    models: dict[str, list[Gpu]] = {}
+    for gpu in world.gpus.values():
+        if gpu.state is GpuState.READY:
+            models.setdefault(gpu.model, []).append(gpu)
+    items: list[Offer] = []
+    for model in sorted(models):
+        price, cards = gpu_price(prices, model), models[model]
+        free = sum(
+            world.free[card.node_id].gpu_milli.get(card.id, 0) == MILLI
+            for card in cards
+            if world.nodes[card.node_id].state is NodeState.READY
+        )
+        items.append(Offer(model=model, memory_mib=max(card.memory_mib for card in cards), total=len(cards), free=free,
+                           on_demand_nano=price.on_demand_nano, spot_nano=price.spot_nano, reserved_nano=price.reserved_nano))  # fmt: skip
+    return Offers(items=tuple(items), cpu_core_hour_nano=prices.cpu_core_hour_nano, memory_gib_hour_nano=prices.memory_gib_hour_nano,
+                  disk_gib_hour_nano=prices.disk_gib_hour_nano, price_version=prices.version)  # fmt: skip
+
+
+ROUTER = Router("/", route_handlers=[list_nodes, show_node, list_offers, show_prices, set_prices])

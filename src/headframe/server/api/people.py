@@ -1,0 +1,140 @@
+"""Projects, keys, and who a key is."""
+
+import re
+import secrets
+from typing import Any
+
+import msgspec
+from litestar import Request, Router, delete, get, post, put
+
+from headframe.model.api import BudgetBody, CreditBody, KeyBody, KeyList, KeyMade, KeyView, ProjectBody, ProjectList, Whoami
+from headframe.model.command import CreateKey, CreateProject, GrantCredit, RevokeKey, SetBudget
+from headframe.model.errors import BadRequest, Forbidden, NotFound
+from headframe.model.ids import ENTROPY_BYTES, KeyId, ProjectId, base32
+from headframe.model.people import ALLOWS, Key, Project, Scope
+from headframe.model.units import NANO_PER_USD
+from headframe.model.world import World
+from headframe.server.api.problems import answers
+from headframe.server.auth import Principal, may_see, project_for
+from headframe.server.context import Context
+
+AMOUNT_MAX_NANO = 1_000_000 * NANO_PER_USD
+EXPIRY_MAX_S = 10 * 366 * 86_400
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$")
+
+
+@get("/v1/whoami", opt={"scope": Scope.READ}, responses=answers())
+async def whoami(context: Context, request: Request[Principal, Any, Any]) -> Whoami:
+    """The key that is calling."""
+    key = request.user.key
+    project = context.world.projects.get(key.project_id)
+    return Whoami(key_id=key.id, name=key.name, scope=key.scope, project_id=key.project_id, project_name=project.name if project else "")
+
+
+@get("/v1/projects", opt={"scope": Scope.READ}, responses=answers())
+async def list_projects(context: Context, request: Request[Principal, Any, Any]) -> ProjectList:
+    """The projects that this key may see."""
+    seen = [project for project in context.world.projects.values() if may_see(request.user, project.id)]
+    return ProjectList(items=tuple(sorted(seen, key=lambda project: project.name)))
+
+
+@post("/v1/projects", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+async def create_project(context: Context, request: Request[Principal, Any, Any], data: ProjectBody) -> Project:
+    """A new tenant, without credit."""
+    _named(data.name)
+    if not 0 <= data.quota_gpus_milli <= 10**9:
+        raise BadRequest("a quota is between 0 (none) and a million GPUs, in thousandths")
+    key = ProjectId("pr-" + base32(secrets.token_bytes(ENTROPY_BYTES)))
+
+    def answer(world: World) -> Project:
+        return world.projects[key]
+
+    return await context.write(request, CreateProject(id=key, name=data.name, quota_gpus_milli=data.quota_gpus_milli), answer)
+
+
+@get("/v1/projects/{project:str}", opt={"scope": Scope.READ}, responses=answers(404))
+async def show_project(context: Context, request: Request[Principal, Any, Any], project: str) -> Project:
+    """One project by id or name, with its balances."""
+    return project_for(context.world, request.user, project)
+
+
+@post("/v1/projects/{project:str}/credit", opt={"scope": Scope.OPERATOR}, responses=answers(402, 404, 409, 422))
+async def grant_credit(context: Context, request: Request[Principal, Any, Any], project: str, data: CreditBody) -> Project:
+    """Give credit, or take back what is unspent."""
+    if not 0 < abs(data.amount_nano) <= AMOUNT_MAX_NANO:
+        raise BadRequest("an amount is up to a million US$, in nano-dollars, and not zero")
+    if len(data.memo) > 200 or not data.memo.isprintable():
+        raise BadRequest("a memo has at most 200 printable characters")
+    row = project_for(context.world, request.user, project)
+
+    def answer(world: World) -> Project:
+        return world.projects[row.id]
+
+    command = GrantCredit(project_id=row.id, amount_nano=data.amount_nano, memo=data.memo, id=base32(secrets.token_bytes(ENTROPY_BYTES)))
+    return await context.write(request, command, answer)
+
+
+@put("/v1/projects/{project:str}/budget", opt={"scope": Scope.ADMIN}, responses=answers(404, 409, 422))
+async def set_budget(context: Context, request: Request[Principal, Any, Any], project: str, data: BudgetBody) -> Project:
+    """The project's own limits per hour and month; 0 lifts one."""
+    if not 0 <= data.hour_nano <= AMOUNT_MAX_NANO or not 0 <= data.month_nano <= AMOUNT_MAX_NANO:
+        raise BadRequest("a budget is between 0 (none) and a million US$, in nano-dollars")
+    row = project_for(context.world, request.user, project)
+
+    def answer(world: World) -> Project:
+        return world.projects[row.id]
+
+    return await context.write(request, SetBudget(project_id=row.id, hour_nano=data.hour_nano, month_nano=data.month_nano), answer)
+
+
+@get("/v1/keys", opt={"scope": Scope.ADMIN}, responses=answers())
+async def list_keys(context: Context, request: Request[Principal, Any, Any]) -> KeyList:
+    """Keys without their secrets: all for an operator, the project's own for its admin."""
+    seen = [key for key in context.world.keys.values() if may_see(request.user, key.project_id)]
+    return KeyList(items=tuple(_key_view(key) for key in sorted(seen, key=lambda key: (key.created_ms, key.id))))
+
+
+@post("/v1/keys", opt={"scope": Scope.ADMIN}, responses=answers(404, 409, 422))
+async def create_key(context: Context, request: Request[Principal, Any, Any], data: KeyBody) -> KeyMade:
+    """A new key, never of more scope than the caller's; its text is in this answer alone."""
+    _named(data.name)
+    if data.scope not in ALLOWS[request.user.key.scope] and request.user.key.scope is not Scope.OPERATOR:
+        raise Forbidden(f"a key of scope {request.user.key.scope} can't create one of scope {data.scope}")
+    if not 0 <= data.expires_in_s <= EXPIRY_MAX_S:
+        raise BadRequest("a key expires within ten years, or never (0)")
+    everywhere = data.scope in {Scope.OPERATOR, Scope.NODE}
+    project = ProjectId("") if everywhere else project_for(context.world, request.user, data.project).id
+    now_ms = context.clock_ms()
+    expires_ms = now_ms + data.expires_in_s * 1000 if data.expires_in_s else 0
+    key, secret = context.auth.new_key(data.name, data.scope, project, now_ms, expires_ms)
+
+    def answer(world: World) -> KeyMade:
+        return KeyMade(key=_key_view(world.keys[key.id]), secret=secret)
+
+    return await context.write(request, CreateKey(key=key), answer, kept=lambda made: msgspec.structs.replace(made, secret=""))
+
+
+@delete("/v1/keys/{key:str}", opt={"scope": Scope.ADMIN}, status_code=200, responses=answers(404, 409, 422))
+async def revoke_key(context: Context, request: Request[Principal, Any, Any], key: str) -> KeyView:
+    """The key is refused from now on."""
+    row = context.world.keys.get(KeyId(key))
+    if row is None or not may_see(request.user, row.project_id):
+        raise NotFound(f"no key {key[:80]!r}", "list them: `headframe key ls`")
+
+    def answer(world: World) -> KeyView:
+        return _key_view(world.keys[row.id])
+
+    return await context.write(request, RevokeKey(key_id=row.id), answer)
+
+
+def _key_view(key: Key) -> KeyView:
+    return KeyView(id=key.id, name=key.name, scope=key.scope, project_id=key.project_id, created_ms=key.created_ms,
+                   expires_ms=key.expires_ms, revoked_ms=key.revoked_ms)  # fmt: skip
+
+
+def _named(name: str) -> None:
+    if not _NAME.match(name):
+        raise BadRequest("a name is 1 to 63 letters, digits, spaces, dots, dashes or underscores")
+
+
+ROUTER = Router("/", route_handlers=[whoami, list_projects, create_project, show_project, grant_credit, set_budget, list_keys, create_key, revoke_key])

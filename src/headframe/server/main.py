@@ -1,0 +1,221 @@
+"""Wiring: everything is opened, made and started here, once, and closed in the other order."""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import uvicorn
+
+from headframe.agent.probe import boot_id, probe
+from headframe.engines.local import LocalEngine
+from headframe.model.command import Enrol, Found
+from headframe.model.errors import Conflicting, Fenced, HeadframeError
+from headframe.model.ids import ProjectId
+from headframe.model.people import Scope
+from headframe.server.app import app
+from headframe.server.auth import Auth, load_pepper
+from headframe.server.context import Context
+from headframe.server.decide import RACK, SITE, decide
+from headframe.server.desk import Desk
+from headframe.server.lead import RENEW_MS, Leadership
+from headframe.server.tick import Tick
+from headframe.server.tls import self_signed
+from headframe.store.base import Store
+from headframe.store.open import open_store
+
+T = TypeVar("T")
+TICK_LIMIT_S = 1.0
+"""The tick runs at least this often; writes and facts wake it at once."""
+FOLLOW_S = 0.5
+SHUTDOWN_S = 3
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+_log = logging.getLogger("headframe")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator chooses."""
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 7070
+    database: str = ""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_self_signed: bool = False
+    pepper: Path | None = None
+
+    @property
+    def url(self) -> str:
+        """Where people reach it."""
+        scheme = "https" if self.tls_cert or self.tls_self_signed else "http"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """What `headframe up` tells: where, and on the very first start the operator's key."""
+
+    url: str
+    operator_key: str
+    node: str
+
+
+def run(config: Config, started: Callable[[Started], None]) -> None:
+    """Serve until a signal; raises HeadframeError for what an operator can mend."""
+    assert sys.flags.optimize == 0, "Headframe's invariants are assertions: do not run it with -O"
+    _check_exposure(config)
+    config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone(config):
+        asyncio.run(_serve(config, started))
+
+
+async def _serve(config: Config, started: Callable[[Started], None]) -> None:
+    url = config.database or f"sqlite:///{config.data / 'headframe.db'}"
+    store = await asyncio.to_thread(open_store, url)
+    auth = Auth(load_pepper(config.pepper or config.data / "pepper"))
+    desk = Desk(store, wall_ms, asyncio.to_thread)
+    desk.open()
+    key = await _found(desk, auth)
+    machine = await asyncio.to_thread(probe, SITE, RACK, config.data, wall_ms())
+    engine, leadership = _machinery(config, store, machine)
+    workdirs = config.data / "workdirs"
+    workdirs.mkdir(exist_ok=True, mode=0o700)
+    context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=wall_ms,
+                      secure=config.url.startswith("https"))  # fmt: skip
+    server = uvicorn.Server(_uvicorn(config, context))
+    wake = asyncio.Event()
+    engine.listen(asyncio.get_running_loop(), wake.set)
+    desk.listeners.append(lambda _events: wake.set())
+    tasks = [
+        asyncio.create_task(_lead(leadership, wake), name="lead"),
+        asyncio.create_task(_tick(Tick(desk, engine, wall_ms), leadership, wake, desk, machine), name="tick"),
+        asyncio.create_task(_announce(server, lambda: started(Started(url=config.url, operator_key=key, node=machine.node.name))), name="announce"),
+    ]
+    try:
+        await server.serve()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(HeadframeError):
+            await leadership.resign()
+        store.close()
+
+
+def _machinery(config: Config, store: Store, machine: Enrol) -> tuple[LocalEngine, Leadership]:
+    workdirs = config.data / "workdirs"
+    engine = LocalEngine(config.data / "allocations", machine.node.id, workdirs, wall_ms, boot_id())
+    holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    leadership = Leadership(store, holder, monotonic_ms, asyncio.to_thread, alone=not config.database)
+    return engine, leadership
+
+
+async def _found(desk: Desk, auth: Auth) -> str:
+    """On a new store: the first site, prices and the operator's key, whose text is returned this once."""
+    await desk.catch_up()
+    if desk.world.sites:
+        return ""
+    key, text = auth.new_key("operator", Scope.OPERATOR, ProjectId(""), wall_ms())
+    command = Found(site_name=socket.gethostname(), key=key)
+    events = await desk.write(lambda world, now_ms: decide(world, command, now_ms))
+    return text if events else ""
+
+
+async def _lead(leadership: Leadership, wake: asyncio.Event) -> None:
+    """Renew or seek leadership, for ever."""
+    while True:
+        before = leadership.epoch
+        if await leadership.poll() != before:
+            _log.info("leading with epoch %s", leadership.epoch) if leadership.epoch is not None else _log.info("following")
+            wake.set()
+        await asyncio.sleep(RENEW_MS / 1000)
+
+
+async def _tick(tick: Tick, leadership: Leadership, wake: asyncio.Event, desk: Desk, machine: Enrol) -> None:
+    """Tick while leading, follow while not; an error is logged and the next wake does what is left."""
+    enrolled, told = False, ""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(wake.wait(), TICK_LIMIT_S if leadership.epoch is not None else FOLLOW_S)
+        wake.clear()
+        try:
+            if not enrolled:
+                await desk.write(lambda world, now_ms: decide(world, machine, now_ms))
+                enrolled = True
+            if leadership.epoch is None:
+                await desk.catch_up()
+            else:
+                await tick.run(leadership.epoch)
+            told = ""
+        except Fenced:
+            leadership.lose()
+        except HeadframeError as error:
+            if error.detail != told:
+                told = error.detail
+                _log.warning("the tick could not finish: %s; it goes on by itself", error.detail)
+        except Exception:
+            _log.exception("the tick failed; this is a bug in Headframe, it goes on by itself")
+            await asyncio.sleep(TICK_LIMIT_S)
+
+
+async def _announce(server: uvicorn.Server, started: Callable[[], None]) -> None:
+    while not server.started:
+        await asyncio.sleep(0.01)
+    started()
+
+
+def _uvicorn(config: Config, context: Context) -> uvicorn.Config:
+    cert, key = config.tls_cert, config.tls_key
+    if config.tls_self_signed:
+        cert, key = self_signed(config.data, config.host)
+    tls: dict[str, Any] = {"ssl_certfile": cert, "ssl_keyfile": key, "ssl_version": ssl.PROTOCOL_TLS_SERVER} if cert else {}
+    return uvicorn.Config(
+        app(context), host=config.host, port=config.port, log_config=None, access_log=False, server_header=False, lifespan="on",
+        timeout_graceful_shutdown=SHUTDOWN_S, limit_concurrency=2000, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024, **tls,
+    )  # fmt: skip
+
+
+def _check_exposure(config: Config) -> None:
+    """Nothing leaves this machine in the clear."""
+    if config.host in LOOPBACK or config.url.startswith("https"):
+        return
+    raise Conflicting(
+        f"{config.host} is reachable from other machines, and keys would travel unencrypted",
+        "give --tls-cert and --tls-key, or --tls-self-signed, or bind to 127.0.0.1",
+    )
+
+
+@contextlib.contextmanager
+def _alone(config: Config) -> Iterator[None]:
+    """An embedded store has one server: the lock proves that the last one is gone. A shared database needs none."""
+    if config.database:
+        yield
+        return
+    with (config.data / "server.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"another Headframe already serves {config.data}"
+            raise Conflicting(message, "stop it, or give this one its own --data") from None
+        yield
+
+
+def wall_ms() -> int:
+    """The wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+def monotonic_ms() -> int:
+    """A clock that never steps."""
+    return time.monotonic_ns() // 1_000_000

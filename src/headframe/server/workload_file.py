@@ -1,0 +1,319 @@
+"""The workload file, YAML or JSON text to a `Spec`: every mistake in one answer, each with its line and the nearest spelling.
+
+Synonyms of dstack and SkyPilot are accepted and warned about. PyYAML composes the tree (so that every node knows its line,
+and no tag can construct anything); the rules are the tables below.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import yaml
+
+from headframe.model.errors import BadFile, Mistake, NotOffered
+from headframe.model.states import Reason
+from headframe.model.units import MILLI, parse_duration_s, parse_mib, parse_usd
+from headframe.model.work import GpuRequest, Resources, Retry, Spec, Tier
+
+FILE_BYTES_MAX = 256 * 1024
+DEPTH_MAX = 20
+NODES_MAX, GPUS_MAX, ENV_MAX = 1024, 64, 500
+TYPES = {"job": "job", "task": "job", "endpoint": "endpoint", "service": "endpoint", "workspace": "workspace", "dev-environment": "workspace"}
+SYNONYMS = {
+    "commands": "run", "command": "run", "envs": "env", "num_nodes": "nodes", "working_dir": "workdir", "docker": "image",
+    "spot_policy": "tier", "max_cost": "max_price", "file_mounts": "volumes", "envars": "env",
+}  # fmt: skip
+RESOURCE_SYNONYMS = {"accelerators": "gpu", "gpus": "gpu", "cpus": "cpu", "mem": "memory", "ram": "memory", "disk_size": "disk"}
+RETRY_ON = {"preempted": Reason.PREEMPTED, "node-lost": Reason.NODE_LOST, "node-fault": Reason.NODE_FAULT, "failed": Reason.FAILED,
+            "setup-failed": Reason.SETUP_FAILED, "start-failed": Reason.START_FAILED, "error": Reason.FAILED, "interruption": Reason.PREEMPTED,
+            "no-capacity": Reason.NODE_LOST}  # fmt: skip
+_NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+_ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+_MEMORY_RANGE = re.compile(r"^(\d+(?:\.\d+)?[KMGT]i?B?)?\.\.(\d+(?:\.\d+)?[KMGT]i?B?)?$|^(\d+(?:\.\d+)?[KMGT]i?B?)$", re.IGNORECASE)
+
+
+class Parsed(msgspec.Struct, frozen=True, kw_only=True):
+    """A good file and what to mention about it."""
+
+    spec: Spec
+    warnings: tuple[str, ...] = ()
+
+
+def parse(text: str) -> Parsed:
+    """The specification that `text` is; BadFile with every mistake, or NotOffered for what is not built yet."""
+    if len(text.encode("utf-8", "surrogatepass")) > FILE_BYTES_MAX:
+        raise BadFile([Mistake(line=1, key="file", expected=f"at most {FILE_BYTES_MAX // 1024} KiB")])
+    reader = _Reader()
+    root = _compose(text)
+    if not isinstance(root, yaml.MappingNode):
+        raise BadFile([Mistake(line=1, key="file", expected="a mapping of keys, such as `type: job`")])
+    kind = _kind(root, reader)
+    spec = _spec(root, reader)
+    if reader.mistakes or spec is None:
+        raise BadFile(sorted(reader.mistakes, key=lambda mistake: mistake.line))
+    if kind != "job":
+        raise NotOffered(f"`type: {kind}` is understood, but not yet offered here")
+    return Parsed(spec=spec, warnings=tuple(reader.warnings))
+
+
+class _Reader:
+    """Collects mistakes and warnings while values are read."""
+
+    def __init__(self) -> None:
+        self.mistakes: list[Mistake] = []
+        self.warnings: list[str] = []
+
+    def wrong(self, node: yaml.Node, key: str, expected: str, nearest: str = "") -> None:
+        self.mistakes.append(Mistake(line=node.start_mark.line + 1, key=key, expected=expected, nearest=nearest))
+
+    def fields(self, node: yaml.Node, where: str, known: Sequence[str], synonyms: dict[str, str]) -> dict[str, yaml.Node]:
+        """The values of a mapping by canonical key; unknown and repeated keys are mistakes."""
+        found: dict[str, yaml.Node] = {}
+        if not isinstance(node, yaml.MappingNode):
+            self.wrong(node, where, "a mapping")
+            return found
+        for key_node, value in node.value:
+            written = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else ""
+            key = synonyms.get(written, written)
+            shown = f"{where}.{written}" if where else written
+            if key not in known:
+                close = difflib.get_close_matches(key, [*known, *synonyms], n=1, cutoff=0.5)
+                nearest = synonyms.get(close[0], close[0]) if close else ""
+                self.wrong(key_node, shown, f"no such key; there are {', '.join(known)}", nearest)
+            elif key in found:
+                self.wrong(key_node, shown, "given once only")
+            else:
+                if key != written:
+                    self.warnings.append(f"line {key_node.start_mark.line + 1}: `{written}` is read as `{key}`")
+                found[key] = value
+        return found
+
+    def text(self, node: yaml.Node, key: str) -> str:
+        """A scalar as text; a list of commands becomes a script that stops at the first failure."""
+        if isinstance(node, yaml.ScalarNode):
+            value = "" if node.tag.endswith(":null") else str(node.value)
+            if "\0" not in value:
+                return value
+            self.wrong(node, key, "text without NUL characters")
+            return ""
+        if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
+            return "\n".join(["set -e", *(str(item.value) for item in node.value)])
+        self.wrong(node, key, "text")
+        return ""
+
+    def read(self, node: yaml.Node, key: str, expected: str, parse_text: Callable[[str], Any], default: Any) -> Any:
+        """A scalar through a parser; ValueError becomes a mistake."""
+        if isinstance(node, yaml.ScalarNode):
+            try:
+                return parse_text(str(node.value).strip())
+            except (ValueError, OverflowError):
+                pass
+        self.wrong(node, key, f"{expected}, not {_shown(node)}")
+        return default
+
+
+def _compose(text: str) -> yaml.Node:
+    try:
+        for token_depth in _depths(text):
+            if token_depth > DEPTH_MAX:
+                raise BadFile([Mistake(line=1, key="file", expected=f"at most {DEPTH_MAX} levels of nesting")])
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BadFile([Mistake(line=line, key="file", expected=f"valid YAML: {error.problem}")]) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BadFile([Mistake(line=1, key="file", expected=f"valid YAML: {str(error).splitlines()[0]}")]) from error
+    return root if root is not None else yaml.ScalarNode("tag:yaml.org,2002:null", "", yaml.Mark("", 0, 0, 0, None, None), None)
+
+
+def _depths(text: str) -> Any:
+    """Nesting depth event by event, so that a deep file is refused before it is built; aliases are refused with it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise BadFile([Mistake(line=event.start_mark.line + 1, key="file", expected="no YAML aliases")])
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        yield depth
+
+
+def _kind(root: yaml.MappingNode, reader: _Reader) -> str:
+    for key, value in root.value:
+        if getattr(key, "value", "") == "type":
+            written = reader.text(value, "type")
+            if written in TYPES:
+                if TYPES[written] != written:
+                    reader.warnings.append(f"line {value.start_mark.line + 1}: `type: {written}` is read as `{TYPES[written]}`")
+                return TYPES[written]
+            close = difflib.get_close_matches(written, TYPES, n=1)
+            reader.wrong(value, "type", f"one of {', '.join(dict.fromkeys(TYPES.values()))}", close[0] if close else "job")
+    return "job"
+
+
+_KEYS = ("type", "name", "workdir", "image", "setup", "run", "env", "nodes", "resources", "tier", "priority", "max_price",
+         "max_duration", "retry", "checkpoint", "volumes", "topology", "port", "model", "replicas", "scaling", "probe",
+         "idle_timeout", "pricing")  # fmt: skip
+_LATER = ("volumes", "topology")
+
+
+def _spec(root: yaml.MappingNode, reader: _Reader) -> Spec | None:
+    found = reader.fields(root, "", _KEYS, SYNONYMS)
+    for key in _LATER:
+        if key in found:
+            reader.wrong(found[key], key, "to be left out: understood, but not yet offered here")
+    texts = {key: reader.text(found[key], key) for key in ("workdir", "image", "setup", "run", "checkpoint") if key in found}
+    if not texts.get("run", "").strip() and _kind(root, _Reader()) == "job":
+        reader.wrong(found.get("run", root), "run", "the command to run, such as `run: python train.py`")
+    _texts_good(texts, found, reader)
+    options = {_FIELD.get(key, key): _OPTIONS[key](found[key], reader) for key in _OPTIONS if key in found}
+    return None if reader.mistakes else Spec(**{"run": "", **texts, **options})
+
+
+def _texts_good(texts: dict[str, str], found: dict[str, yaml.Node], reader: _Reader) -> None:
+    image, checkpoint, workdir = texts.get("image", ""), texts.get("checkpoint", ""), texts.get("workdir", "")
+    if image and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,254}", image):
+        reader.wrong(found["image"], "image", "an image reference such as ghcr.io/org/image:tag")
+    if checkpoint and (not checkpoint.startswith("/") or ".." in checkpoint.split("/") or ":" in checkpoint):
+        reader.wrong(found["checkpoint"], "checkpoint", "an absolute path such as /checkpoints")
+    if workdir and (workdir.startswith("/") or ".." in workdir.split("/")):
+        reader.wrong(found["workdir"], "workdir", "a relative path without `..`")
+
+
+def _name(node: yaml.Node, reader: _Reader) -> str:
+    written = reader.text(node, "name")
+    if _NAME.match(written):
+        return written
+    nearest = re.sub(r"[^a-z0-9]+", "-", written.lower()).strip("-")[:63].strip("-")
+    reader.wrong(node, "name", "lower-case letters, digits and dashes, at most 63", nearest)
+    return ""
+
+
+def _env(node: yaml.Node, reader: _Reader) -> dict[str, str]:
+    env: dict[str, str] = {}
+    if not isinstance(node, yaml.MappingNode) or len(node.value) > ENV_MAX:
+        reader.wrong(node, "env", f"a mapping of at most {ENV_MAX} names to values")
+        return env
+    for key, value in node.value:
+        name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
+        if not _ENV_NAME.match(name) or name.startswith("HEADFRAME_"):
+            reader.wrong(key, f"env.{name}"[:80], "a name of letters, digits and underscores, not starting with HEADFRAME_")
+        elif isinstance(value, yaml.ScalarNode):
+            env[name] = reader.text(value, f"env.{name}")
+        else:
+            reader.wrong(value, f"env.{name}", "text or a number")
+    return env
+
+
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(text)
+        return int(text)
+
+    return read
+
+
+def _tier(node: yaml.Node, reader: _Reader) -> Tier:
+    written = reader.text(node, "tier").replace("_", "-")
+    if written in set(Tier):
+        return Tier(written)
+    close = difflib.get_close_matches(written, list(Tier), n=1, cutoff=0.3)
+    reader.wrong(node, "tier", "on-demand, spot or reserved", close[0] if close else "")
+    return Tier.ON_DEMAND
+
+
+def _resources(node: yaml.Node, reader: _Reader) -> Resources:
+    found = reader.fields(node, "resources", ("gpu", "cpu", "memory", "disk"), RESOURCE_SYNONYMS)
+    read: dict[str, Any] = {}
+    if "gpu" in found:
+        read["gpu"] = reader.read(found["gpu"], "resources.gpu", "MODEL:N, 24GB..:2, 0.25 or 0", parse_gpu, GpuRequest())
+    if "cpu" in found:
+        read["cpu_milli"] = reader.read(found["cpu"], "resources.cpu", "cores, such as 8 or 0.5", _cores, MILLI)
+    for key in ("memory", "disk"):
+        if key in found:
+            read[f"{key}_mib"] = reader.read(found[key], f"resources.{key}", "a size such as 32GB", _size, 1024)
+    return Resources(**read)
+
+
+def parse_gpu(text: str) -> GpuRequest:
+    """``RTX3090:4``, ``24GB..:2``, ``24GB..48GB``, ``0.25``, ``0``, ``H100``; ValueError where it is none of these."""
+    kind, _, count = text.rpartition(":") if ":" in text else ("", "", text)
+    if not kind and not re.fullmatch(r"\d+(\.\d+)?", count):
+        kind, count = text, "1"
+    milli = _gpu_milli(count)
+    kind = kind.strip()
+    memory = _MEMORY_RANGE.match(kind)
+    if memory:
+        low, high, exact = memory.groups()
+        at_least = parse_mib(low or exact) if low or exact else 0
+        return GpuRequest(milli=milli, memory_min_mib=at_least, memory_max_mib=parse_mib(high) if high else 0)
+    if kind and not re.fullmatch(r"[A-Za-z][A-Za-z0-9 ._-]{0,63}", kind):
+        raise ValueError(text)
+    return GpuRequest(milli=milli, model=kind)
+
+
+def _gpu_milli(count: str) -> int:
+    if not re.fullmatch(r"\d{1,3}(\.\d{1,3})?", count.strip()):
+        raise ValueError(count)
+    milli = round(float(count) * MILLI)
+    if milli > GPUS_MAX * MILLI or (milli > MILLI and milli % MILLI):
+        raise ValueError(count)
+    return milli
+
+
+def _cores(text: str) -> int:
+    text = text.removesuffix("+")
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,3})?", text) or float(text) <= 0:
+        raise ValueError(text)
+    return round(float(text) * MILLI)
+
+
+def _size(text: str) -> int:
+    size = parse_mib(text.removesuffix("+"))
+    if not 1 <= size <= 1 << 40:
+        raise ValueError(text)
+    return size
+
+
+def _retry(node: yaml.Node, reader: _Reader) -> Retry:
+    found = reader.fields(node, "retry", ("on", "attempts"), {"on_events": "on", "max_attempts": "attempts"})
+    reasons: list[Reason] = []
+    listed = found.get("on")
+    items = listed.value if isinstance(listed, yaml.SequenceNode) else [listed] if listed is not None else []
+    for item in items:
+        written = str(item.value) if isinstance(item, yaml.ScalarNode) else ""
+        if written in RETRY_ON:
+            reasons.append(RETRY_ON[written])
+        else:
+            close = difflib.get_close_matches(written, RETRY_ON, n=1)
+            reader.wrong(item, "retry.on", f"of {', '.join(list(RETRY_ON)[:6])}", close[0] if close else "")
+    attempts = 5
+    if "attempts" in found:
+        attempts = reader.read(found["attempts"], "retry.attempts", "1 to 100", _integer(1, 100), 5)
+    return Retry(on=tuple(dict.fromkeys(reasons)) if listed is not None else Retry().on, attempts=attempts)
+
+
+def _max_duration(text: str) -> int:
+    seconds = parse_duration_s(text)
+    if seconds > 366 * 86_400:
+        raise ValueError(text)
+    return seconds
+
+
+_OPTIONS: dict[str, Callable[[yaml.Node, _Reader], Any]] = {
+    "name": _name,
+    "env": _env,
+    "tier": _tier,
+    "resources": _resources,
+    "retry": _retry,
+    "nodes": lambda node, reader: reader.read(node, "nodes", f"1 to {NODES_MAX}", _integer(1, NODES_MAX), 1),
+    "priority": lambda node, reader: reader.read(node, "priority", "-1000 to 1000", _integer(-1000, 1000), 0),
+    "max_price": lambda node, reader: reader.read(node, "max_price", "US$ per hour, such as 1.50", parse_usd, 0),
+    "max_duration": lambda node, reader: reader.read(node, "max_duration", "a duration such as 12h", _max_duration, 0),
+}
+_FIELD = {"max_price": "max_price_nano", "max_duration": "max_duration_s"}
+
+
+def _shown(node: yaml.Node) -> str:
+    return repr(str(node.value)[:40]) if isinstance(node, yaml.ScalarNode) else "a list or mapping"
