@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from headframe.billing.ledger import Memo, charge, hold, month_spent_nano, refund, void
-from headframe.billing.price import next_hour_nano, price_at, rate_nano
+from headframe.billing.price import price_at, rate_nano
 from headframe.model.event import Draft, Kind
 from headframe.model.ids import AllocationId, usage_id
 from headframe.model.money import EntryKind, PriceList, Usage
@@ -128,7 +128,8 @@ def _hold_next(world: World, allocation: Allocation, now_ms: int) -> Iterator[Dr
     if allocation.state is AllocationState.STOPPING:
         return
     project, workload = world.projects[allocation.project_id], world.workloads[allocation.workload_id]
-    need = next_hour_nano(price_at(world.prices(), now_ms), allocation.parts, allocation.tier) - workload.held_nano
+    rate = rate_nano(price_at(world.prices(), now_ms), allocation.parts, allocation.tier)
+    need = cost_nano(_next_ms(workload, allocation), rate) - workload.held_nano
     if need <= 0:
         return
     if can_hold(project, need, now_ms):
@@ -140,6 +141,13 @@ def _hold_next(world: World, allocation: Allocation, now_ms: int) -> Iterator[Dr
     )
     rows = (stopping, msgspec.structs.replace(workload, state=WorkloadState.STOPPING))
     yield Draft(kind=Kind.WORKLOAD_STOPPING, subject=workload.id, project_id=project.id, text=text, rows=rows)
+
+
+def _next_ms(workload: Workload, allocation: Allocation) -> int:
+    """The next hour, or what max_duration leaves of it."""
+    limit_ms = workload.spec.max_duration_s * 1000
+    left_ms = allocation.started_ms + limit_ms - allocation.metered_ms if limit_ms else WINDOW_MS
+    return max(0, min(WINDOW_MS, left_ms))
 
 
 def can_hold(project: Project, amount_nano: int, now_ms: int) -> bool:

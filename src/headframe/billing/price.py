@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from headframe.model.fleet import Gpu
 from headframe.model.money import ANY_MODEL, GpuPrice, PriceList, Quote, QuoteLine
 from headframe.model.people import Project
-from headframe.model.units import MILLI, MS_PER_HOUR, cost_nano, gpus, mib
+from headframe.model.units import MILLI, cost_nano, gpus, mib
 from headframe.model.work import Part, Spec, Tier
 
 HOLD_ROLLING_S = 3600
@@ -78,11 +78,6 @@ def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project,
         hold_nano=cost_nano(covers_s * 1000, rates[-1][0]), hold_covers_s=covers_s,
         credit_nano=project.credit_nano, waits=waits,
     )  # fmt: skip
-
-
-def next_hour_nano(prices: PriceList, parts: Iterable[Part], tier: Tier) -> int:
-    """What must be held before another hour may begin."""
-    return cost_nano(MS_PER_HOUR, rate_nano(prices, parts, tier))
 
 
 def _plain(model: str) -> str:

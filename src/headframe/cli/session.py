@@ -21,8 +21,9 @@ from headframe.model.errors import HeadframeError
 DEFAULT_URL = "http://127.0.0.1:7070"
 FAILED, REFUSED, NO_SERVER, NO_KEY, INTERRUPTED = 1, 3, 4, 5, 130
 
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+WIDTH_PIPED = 160
+out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_PIPED)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else WIDTH_PIPED)
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,215 @@
+"""Three stores, one promise: the same random operations, the same replies, the same contents."""
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headframe.model.errors import Conflicting, Fenced, HeadframeError, StoreMismatch, VersionConflict
+from headframe.model.event import Event, Kind
+from headframe.model.ids import AllocationId, KeyId, PostingId, ProjectId, UsageId, WorkloadId
+from headframe.model.money import Entry, EntryKind, Usage
+from headframe.model.people import Project
+from headframe.model.states import AllocationState, WorkloadState
+from headframe.model.work import Allocation, Part, Share, Spec, Tier, Workload
+from headframe.store.base import Lease, Query, Reply
+from headframe.store.memory import MemoryStore
+from headframe.store.open import open_store
+from support import gpu, node
+
+ids = st.integers(0, 4)
+OPERATIONS = {"commit", "conflict", "stale epoch", "epoch", "held twice", "entry twice", "below zero", "get", "page", "events", "lead", "reply", "load", "version"}
+
+
+def project(n, credit):
+    return Project(id=ProjectId(f"pr-{n}"), name=f"p{n}", created_ms=n, credit_nano=credit)
+
+
+def workload(n, state, closed):
+    return Workload(id=WorkloadId(f"wl-{n}"), project_id=ProjectId(f"pr-{n % 2}"), key_id=KeyId("k"), name=f"w{n}", spec=Spec(run="x"), state=state, submitted_ms=n % 3, queued_ms=0, closed=closed)
+
+
+def allocation(n, state, gpus, milli):
+    shares = tuple(Share(gpu_id=f"GPU-0-{k}", index=k, model="m", milli=milli) for k in sorted(gpus))
+    part = Part(rank=0, node_id="node-0", shares=shares, cpu_milli=1, memory_mib=1, disk_mib=1)
+    return Allocation(id=AllocationId(f"wl-{n}.1"), workload_id=WorkloadId(f"wl-{n}"), project_id=ProjectId("pr-0"), attempt=1, tier=Tier.SPOT, parts=(part,), state=state, granted_ms=n)
+
+
+def entry(n, account):
+    return Entry(id=f"e{n}", posting_id=PostingId("p"), kind=EntryKind.HOLD, account=account, amount_nano=n, project_id=ProjectId("pr-0"), workload_id=WorkloadId("wl-1"), at_ms=n, memo="ü")
+
+
+def usage(n):
+    return Usage(id=UsageId(f"u{n}"), allocation_id="a", workload_id="wl-1", project_id="pr-0", start_ms=n, end_ms=n + 1, gpu_milli=0, cpu_milli=0, memory_mib=0, disk_mib=0, price_version=1, rate_nano=0, amount_nano=0)
+
+
+rows = st.one_of(
+    st.builds(project, st.integers(0, 1), st.sampled_from([-1, 0, 7, 10**15])),
+    st.builds(workload, ids, st.sampled_from(WorkloadState), st.booleans()),
+    st.builds(allocation, ids, st.sampled_from(AllocationState), st.sets(st.integers(0, 3), min_size=1, max_size=2), st.sampled_from([250, 500, 1000])),
+    st.builds(entry, st.integers(0, 9), st.sampled_from(["credit/pr-0", "held/pr-0"])),
+    st.builds(usage, st.integers(0, 9)),
+    st.builds(node, ids),
+    st.builds(gpu, ids, ids),
+)
+queries = st.builds(
+    Query, project_id=st.sampled_from([None, "pr-0", "pr-1"]), parent_id=st.sampled_from([None, "wl-1"]), states=st.sampled_from([(), ("queued",), ("running", "ended")]),
+    name=st.sampled_from([None, "w1"]), since_ms=st.integers(0, 2), until_ms=st.integers(0, 3), before=st.sampled_from([None, (2, "wl-2"), (1, "e1")]), limit=st.integers(1, 3),
+)
+operations = st.one_of(
+    st.tuples(st.just("commit"), st.lists(st.lists(rows, max_size=3), min_size=1, max_size=3), st.integers(0, 9), st.integers(-1, 9), st.integers(0, 3)),
+    st.builds(lambda pair: ("get", *pair), st.sampled_from([(Workload, "wl-1"), (Allocation, "wl-1.1"), (Project, "pr-0"), (Entry, "e1"), (Usage, "u1"), (Usage, "none")])),
+    st.builds(lambda kind: ("page", kind, Query()), st.sampled_from([Workload, Allocation, Project, Entry, Usage])),
+    st.tuples(st.just("page"), st.sampled_from([Workload, Allocation, Project, Entry, Usage]), queries),
+    st.tuples(st.just("events"), st.integers(0, 5), st.integers(1, 4), st.sampled_from([None, "pr-0", ""]), st.sampled_from([None, "s1"])),
+    st.tuples(st.just("lead"), st.sampled_from(["a", "b"]), st.booleans()),
+    st.tuples(st.just("reply"), st.integers(0, 3)),
+    st.tuples(st.just("load")),
+    st.tuples(st.just("version")),
+)
+
+
+def run(store, operation):
+    """One operation's answer, or the name of its refusal."""
+    try:
+        return answer(store, operation)
+    except (VersionConflict, Fenced, Conflicting) as refused:
+        return type(refused).__name__
+
+
+def answer(store, operation):
+    match operation:
+        case ("commit", groups, stale, epoch, reply):
+            base = store.version() - (stale == 0)
+            events = [Event(seq=base + 1 + n, at_ms=n, kind=Kind.NODE_CHANGED, subject=f"s{n}", project_id=ProjectId("pr-0" if n else ""), text="t", rows=tuple(group)) for n, group in enumerate(groups)]
+            replies = [Reply(key=f"k{reply}", request_hash="h", status=201, body=b"{}", at_ms=1)] if reply else []
+            current = store.lease().epoch
+            guard = None if epoch < 0 else current if epoch else current + 1
+            return store.commit(events, base, guard, replies)
+        case ("get", kind, key):
+            return store.get(kind, key)
+        case ("page", kind, query):
+            return store.page(kind, query)
+        case ("events", after, limit, project_id, subject):
+            return store.events(after, limit, project_id, subject)
+        case ("lead", holder, fresh):
+            return store.lead(holder, store.lease() if fresh else Lease(holder="x", epoch=99, beat=99))
+        case ("reply", n):
+            return store.reply(f"k{n}")
+        case ("load",):
+            snapshot = store.load()
+            return snapshot.version, sorted(snapshot.rows, key=lambda row: (type(row).__name__, row.id))
+        case ("version",):
+            return store.version()
+
+
+def seen(operation, result):
+    """Which kinds of thing have now been seen to happen."""
+    if operation[0] != "commit":
+        return {operation[0]} if result not in (None, []) else set()
+    _, groups, stale, epoch, _ = operation
+    if result == "VersionConflict":
+        return {"conflict"}
+    if result == "Fenced":
+        return {"stale epoch"}
+    if result == "Conflicting":
+        kinds = {type(row) for group in groups for row in group}
+        return {name for name, kind in (("held twice", Allocation), ("entry twice", Entry), ("below zero", Project)) if kind in kinds}
+    return {"commit", *(["epoch"] if epoch > 0 else [])}
+
+
+def compare(reset):
+    happened = set()
+
+    @settings(max_examples=150)
+    @given(st.lists(operations, max_size=25))
+    def drive(steps):
+        oracle, store = MemoryStore(), reset()
+        for step in steps:
+            want, got = run(oracle, step), run(store, step)
+            assert got == want, step
+            happened.update(seen(step, want))
+        assert store.dump() == oracle.dump()
+        store.close()
+
+    drive()
+    assert happened >= OPERATIONS, f"never happened: {OPERATIONS - happened}"
+
+
+def test_sqlite_answers_as_the_oracle_does(tmp_path):
+    blank = tmp_path / "blank.db"
+    open_store(f"sqlite:///{blank}").close()
+    data, count = blank.read_bytes(), iter(range(10**6))
+
+    def reset():
+        path = tmp_path / f"{next(count)}.db"
+        path.write_bytes(data)
+        return open_store(f"sqlite:///{path}")
+
+    compare(reset)
+
+
+@pytest.mark.slow
+def test_postgresql_answers_as_the_oracle_does(postgres):
+    open_store(postgres.url).close()
+    engine = sa.create_engine(postgres.url)
+    from headframe.store.tables import metadata
+
+    def reset():
+        with engine.begin() as db:
+            db.exec_driver_sql("SET session_replication_role = replica")
+            for table in metadata.sorted_tables:
+                if table.name != "control":
+                    db.exec_driver_sql(f'DELETE FROM "{table.name}"')
+            db.exec_driver_sql("UPDATE control SET version = 0, holder = '', epoch = 0, beat = 0")
+            db.exec_driver_sql("SET session_replication_role = origin")
+        return open_store(postgres.url)
+
+    compare(reset)
+
+
+@pytest.mark.parametrize("table", ["entry", "usage", "event"])
+def test_the_database_itself_refuses_to_change_history(tmp_path, table):
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    store.commit([Event(seq=1, at_ms=1, kind=Kind.NODE_CHANGED, subject="s", text="t", rows=(entry(1, "credit/pr-0"), usage(1)))], 0)
+    for statement in (f"UPDATE {table} SET at_ms = 5", f"DELETE FROM {table}"):
+        with pytest.raises(sa.exc.DBAPIError, match="append-only"), store._engine.begin() as db:
+            db.exec_driver_sql(statement)
+
+
+def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    with store._engine.begin() as db:
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    store.close()
+    with pytest.raises(StoreMismatch, match="newer"):
+        open_store(f"sqlite:///{tmp_path / 'a.db'}")
+
+
+def test_an_older_store_is_backed_up_before_it_is_migrated(tmp_path, monkeypatch):
+    import headframe.store.open as opening
+
+    path = tmp_path / "a.db"
+    store = open_store(f"sqlite:///{path}")
+    store.commit([Event(seq=1, at_ms=1, kind=Kind.NODE_CHANGED, subject="s", text="t", rows=(entry(1, "credit/pr-0"),))], 0)
+    store.close()
+    made = opening._back_up(sa.create_engine(f"sqlite:///{path}"), "0000")
+    assert open_store(f"sqlite:///{made}").dump() == open_store(f"sqlite:///{path}").dump()
+
+
+def test_an_acknowledged_commit_is_on_disk_with_full_sync(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    with store._engine.connect() as db:
+        assert db.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert db.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+def test_a_refusal_changes_nothing(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    before = store.dump()
+    bad = Event(seq=1, at_ms=1, kind=Kind.NODE_CHANGED, subject="s", text="t", rows=(entry(1, "credit/pr-0"), project(1, -5)))
+    with pytest.raises(HeadframeError):
+        store.commit([bad], 0)
+    assert store.dump() == before
+    assert msgspec.json.encode(store.lease())

@@ -1,0 +1,213 @@
+"""Worlds and servers for tests: built with defaults, so that each test shows only what matters."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from components import find
+from headframe import Client
+from headframe.model.command import CreateProject, Found, GrantCredit
+from headframe.model.event import Event
+from headframe.model.fleet import Gpu, Node
+from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, UserId, WorkloadId
+from headframe.model.people import Key, Project, Scope
+from headframe.model.states import GpuState, NodeState, WorkloadState
+from headframe.model.units import NANO_PER_USD
+from headframe.model.work import GpuRequest, Resources, Spec, Tier, Workload
+from headframe.model.world import World
+from headframe.server.decide import RACK, SITE, decide
+
+PROJECT = ProjectId("pr-test")
+NOW_MS = 1_750_000_000_000
+
+
+def node(n: int, **changes) -> Node:
+    base = dict(id=NodeId(f"node-{n}"), name=f"rig-{n}", site_id=SITE, rack_id=RACK, state=NodeState.READY, engine="local", cpu_milli=32_000,
+                memory_mib=65_536, disk_mib=1_000_000, joined_ms=0, seen_ms=0)
+    return Node(**{**base, **changes})
+
+
+def gpu(n: int, k: int, model: str = "RTX 3090", memory_mib: int = 24_576) -> Gpu:
+    return Gpu(id=GpuId(f"GPU-{n}-{k}"), node_id=NodeId(f"node-{n}"), index=k, model=model, memory_mib=memory_mib, state=GpuState.READY, joined_ms=0)
+
+
+def key(scope: Scope = Scope.OPERATOR) -> Key:
+    return Key(id=KeyId("op"), name="op", scope=scope, project_id=ProjectId(""), user_id=UserId(""), mac="", created_ms=0)
+
+
+def fleet(nodes: int = 2, gpus_each: int = 8, queue: list[Workload] | None = None, credit_usd: int = 1000, model: str = "RTX 3090") -> World:
+    """A founded world with one funded project; `queue` waits."""
+    world = World()
+    for command in (Found(site_name="here", key=key()), CreateProject(id=PROJECT, name="acme"), GrantCredit(project_id=PROJECT, amount_nano=credit_usd * NANO_PER_USD, memo="", id="1")):
+        commit(world, decide(world, command, NOW_MS))
+    for n in range(nodes):
+        world.put(node(n))
+        for k in range(gpus_each):
+            world.put(gpu(n, k, model))
+    for workload in queue or []:
+        world.put(workload)
+    return world
+
+
+def commit(world: World, drafts) -> list[Event]:
+    events = []
+    for draft in drafts:
+        event = Event(seq=world.version + 1, at_ms=NOW_MS, kind=draft.kind, subject=draft.subject, project_id=draft.project_id, text=draft.text, rows=draft.rows)
+        world.apply(event)
+        events.append(event)
+    return events
+
+
+def spec(gpus: float = 0, nodes: int = 1, name: str = "job", model: str = "", cpu: float = 1, memory_mib: int = 1024, **more) -> Spec:
+    resources = Resources(gpu=GpuRequest(milli=round(gpus * 1000), model=model), cpu_milli=round(cpu * 1000), memory_mib=memory_mib)
+    return Spec(name=name, run="true", nodes=nodes, resources=resources, **more)
+
+
+def job(n: int = 1, priority: int = 0, tier: Tier = Tier.ON_DEMAND, **more) -> Workload:
+    name = f"job-{n}"
+    return Workload(id=WorkloadId(f"wl-{n}"), project_id=PROJECT, key_id=KeyId("op"), name=name, state=WorkloadState.QUEUED, submitted_ms=NOW_MS + n, queued_ms=NOW_MS + n,
+                    held_nano=100 * NANO_PER_USD, spec=spec(name=name, priority=priority, tier=tier, **more))
+
+
+def project(world: World) -> Project:
+    return world.projects[PROJECT]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """A real `headframe up` in its own process, to be killed and started again."""
+
+    def __init__(self, root: Path, database: str = "", data: str = "data", port: int | None = None) -> None:
+        self.root = root
+        self.database = database
+        self.data = root / data
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        return (self.root / f"server-{self.port}.log").read_text()
+
+    def start(self, wait: bool = True, **environment: str) -> "Server":
+        env = {**os.environ, "HEADFRAME_CONFIG": str(self.root / "config.json"), **environment}
+        argv = [sys.executable, "-m", "headframe", "up", "--data", str(self.data), "--port", str(self.port)]
+        argv += ["--database", self.database, "--pepper", str(self.root / "pepper")] if self.database else []
+        with (self.root / f"server-{self.port}.log").open("ab") as log:
+            self.process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
+        if wait:
+            self.wait_until_up()
+        return self
+
+    def wait_until_up(self, limit_s: float = 30) -> float:
+        began = time.monotonic()
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                break
+            assert self.process is None or self.process.poll() is None, self.log
+            assert time.monotonic() - began < limit_s, self.log
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(timeout=20)
+
+    def operator(self) -> Client:
+        text = (self.root / "config.json").read_text()
+        return Client(self.url, re.search(r'"key": "([^"]+)"', text)[1])
+
+    def tenant(self, name: str = "acme", credit_usd: int = 1000, scope: Scope = Scope.ADMIN) -> Client:
+        """A client of a new, funded project, once the machine is ready."""
+        with self.operator() as operator:
+            wait_for(lambda: any(view.node.state == "ready" for view in operator.nodes()))
+            made = operator.create_project(name)
+            operator.grant_credit(made.id, credit_usd * NANO_PER_USD)
+            return Client(self.url, operator.create_key(name, scope, made.id).secret)
+
+
+def wait_for(true, limit_s: float = 30, every_s: float = 0.05):
+    """Until `true()` is; the last value."""
+    deadline = time.monotonic() + limit_s
+    while not (value := true()):
+        assert time.monotonic() < deadline, "it did not become true in time"
+        time.sleep(every_s)
+    return value
+
+
+def needs(program: str) -> str:
+    """The program's path; skips the test where it is missing, fails in CI."""
+    found = find(program)
+    if found is None:
+        assert os.environ.get("CI") != "true", f"{program} should have been installed: see tests/components.py"
+        pytest.skip(f"{program} is not installed here")
+    return found
+
+
+class Postgres:
+    """A real PostgreSQL of the test's own, on a port of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.bin = Path(needs("initdb")).parent
+        self.root = root
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.user = "nobody" if os.geteuid() == 0 else ""
+        self.url = f"postgresql+psycopg://headframe@127.0.0.1:{self.port}/postgres"
+        if self.user:
+            for path in (root, *root.parents[:3]):
+                with contextlib.suppress(PermissionError):
+                    path.chmod(path.stat().st_mode | 0o011)
+            shell = subprocess.run(["chown", self.user, str(root)], check=True)
+            assert shell.returncode == 0
+        self._run(str(self.bin / "initdb"), "-D", str(root / "db"), "-U", "headframe", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+
+    def _as_user(self, *argv: str) -> list[str]:
+        return ["setpriv", f"--reuid={self.user}", "--regid=nogroup", "--clear-groups", *argv] if self.user else list(argv)
+
+    def _run(self, *argv: str) -> None:
+        done = subprocess.run(self._as_user(*argv), capture_output=True, text=True, cwd="/", env={**os.environ, "LC_ALL": "C"})
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def start(self) -> "Postgres":
+        argv = [str(self.bin / "postgres"), "-D", str(self.root / "db"), "-p", str(self.port), "-k", str(self.root), "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB"]
+        with (self.root / "log").open("ab") as log:
+            self.process = subprocess.Popen(self._as_user(*argv), stdout=log, stderr=log, cwd="/", env={**os.environ, "LC_ALL": "C"})
+        wait_for(self._answers, limit_s=30)
+        return self
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        try:
+            psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """kill -9 of the postmaster; its children notice and leave."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        (self.root / "db" / "postmaster.pid").unlink(missing_ok=True)
+        wait_for(lambda: str(self.root / "db") not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout, limit_s=20)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(timeout=20)
