@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """`from headframe import Client`, without making every import of a part pay for the HTTP library."""
     if name != "Client":
         raise AttributeError(name)
-    from headframe.client import Client  # noqa: PLC0415 - see above
+    from headframe.client import Client
 
     return Client

@@ -44,7 +44,7 @@ def boot_id() -> str:
 
 def nvidia_gpus(node: NodeId, now_ms: int) -> list[Gpu]:
     """The NVIDIA cards that NVML lists; none where there is no driver."""
-    import pynvml  # noqa: PLC0415 - 30 ms that a machine without NVIDIA's library need not pay at start
+    import pynvml
 
     try:
         pynvml.nvmlInit()

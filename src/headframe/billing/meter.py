@@ -6,6 +6,7 @@ Each draft must be applied to the world before the next is asked for: the money 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -33,7 +34,7 @@ def meter(world: World, seen_ms: Mapping[AllocationId, int], now_ms: int) -> Ite
             continue
         boundary = min(seen_ms[key], now_ms) // WINDOW_MS * WINDOW_MS
         if boundary > (allocation.metered_ms or allocation.started_ms):
-            yield _bill(world, allocation, boundary, now_ms)
+            yield _bill(world, allocation, boundary)
             yield from _hold_next(world, world.allocations[key], now_ms)
     for key in sorted(world.closing):
         yield _close(world, world.closing[key], now_ms)
@@ -46,7 +47,7 @@ def intervals(start_ms: int, end_ms: int, prices: Sequence[PriceList]) -> list[t
     first = (start_ms // WINDOW_MS + 1) * WINDOW_MS
     cuts = {*range(first, end_ms, WINDOW_MS), *(p.effective_ms for p in prices if start_ms < p.effective_ms < end_ms)}
     edges = [start_ms, *sorted(cuts), end_ms]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def usages(allocation: Allocation, until_ms: int, prices: Sequence[PriceList]) -> tuple[Usage, ...]:
@@ -75,7 +76,7 @@ def _usage(allocation: Allocation, start_ms: int, end_ms: int, prices: PriceList
     )  # fmt: skip
 
 
-def _bill(world: World, allocation: Allocation, until_ms: int, now_ms: int) -> Draft:
+def _bill(world: World, allocation: Allocation, until_ms: int) -> Draft:
     """Usage up to `until_ms` and its postings, as one draft."""
     project, workload = world.projects[allocation.project_id], world.workloads[allocation.workload_id]
     used = usages(allocation, until_ms, world.prices())
@@ -103,7 +104,7 @@ def _bill(world: World, allocation: Allocation, until_ms: int, now_ms: int) -> D
 def _settle(world: World, allocation: Allocation, now_ms: int) -> Draft:
     """The last bill of an attempt; a fault of the operator's is credited back in the same breath."""
     until_ms = max(allocation.ended_ms, allocation.started_ms) if allocation.started_ms else 0
-    draft = _bill(world, allocation, until_ms, now_ms)
+    draft = _bill(world, allocation, until_ms)
     rows = {type(row): row for row in draft.rows if isinstance(row, Project | Workload | Allocation)}
     project, workload, after = rows[Project], rows[Workload], rows[Allocation]
     assert isinstance(project, Project)

@@ -38,6 +38,7 @@ def up(
     pepper: Annotated[Path | None, typer.Option(help="File with the secret that keys are hashed under; several servers share it.")] = None,
 ) -> None:  # fmt: skip
     """Serve this machine's hardware as a cloud: API, console, scheduler and local engine in one process."""
+    from headframe.agent.probe import probe
     from headframe.server.main import Config, Started, run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -54,7 +55,7 @@ def up(
         err.print(f"Headframe serves {what.node} at [bold]{what.url}[/] (Ctrl-C stops the server; work goes on)")
 
     with refusals():
-        run(config, started)
+        run(config, started, probe)
 
 
 def sign_in(

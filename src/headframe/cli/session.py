@@ -5,7 +5,7 @@ Exit codes: 0 done; 1 the workload failed; 2 wrong usage; 3 refused by the serve
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -63,7 +63,7 @@ def keep_login(kept: Login) -> None:
 
 
 @contextmanager
-def client() -> Iterator[Client]:
+def client() -> Generator[Client]:
     """The client for this login; refusals become a sentence and an exit code."""
     kept = login()
     if not kept.key:
@@ -73,7 +73,7 @@ def client() -> Iterator[Client]:
 
 
 @contextmanager
-def refusals() -> Iterator[None]:
+def refusals() -> Generator[None]:
     """No traceback for a mistake: what is wrong, and what to do next."""
     try:
         yield

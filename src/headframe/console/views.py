@@ -1,6 +1,6 @@
 """Pages: each a function from values to HTML. Nothing here reads a clock, a store or a request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +14,7 @@ from headframe.model.money import Quote, Usage
 from headframe.model.people import Project
 from headframe.model.states import AllocationState, GpuState
 from headframe.model.text import printable
-from headframe.model.units import MILLI, duration, gpus, mib, usd
+from headframe.model.units import duration, gpus, mib, usd
 from headframe.model.work import Allocation
 from headframe.model.world import World
 
@@ -200,7 +200,8 @@ _TEMPLATES = Environment(
     loader=PackageLoader("headframe.console"), autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True,
     lstrip_blocks=True,
 )  # fmt: skip
-_TEMPLATES.filters |= {
+_FILTERS: dict[str, Callable[..., str]] = {
     "usd": usd, "duration": duration, "gpus": gpus, "mib": mib, "clock": _clock, "ago": _ago, "printable": printable,
-    "cores": lambda milli: f"{milli / MILLI:g}", "mark": lambda state: MARKS.get(str(state), "off"),
+    "cores": gpus, "mark": lambda state: MARKS.get(str(state), "off"),
 }  # fmt: skip
+_TEMPLATES.filters.update(_FILTERS)

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class LocalEngine:
         with contextlib.suppress(FileNotFoundError):
             self._socket_path.unlink()
         heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        heard.setblocking(False)  # noqa: FBT003 - the socket's own signature
+        heard.setblocking(False)
         heard.bind(str(self._socket_path))
 
         def ready() -> None:
@@ -146,9 +146,9 @@ class LocalEngine:
             now_ms = self._clock_ms()
             state = AllocationState.RUNNING if lines and lines[-1].event == "running" else AllocationState.STARTING
             return Observation(allocation_id=key, state=state, started_ms=started_ms, seen_ms=now_ms)
-        return self._orphan(directory, key, lines, started_ms)
+        return self._orphan(directory, lines, started_ms)
 
-    def _orphan(self, directory: Path, key: AllocationId, lines: Sequence[JournalLine], started_ms: int) -> Observation | None:
+    def _orphan(self, directory: Path, lines: Sequence[JournalLine], started_ms: int) -> Observation | None:
         """No keeper and no end: it never started (start it again), or its keeper was killed (end it, in the customer's favour)."""
         if not lines:
             return None
@@ -186,7 +186,7 @@ class LocalEngine:
     def _spawn(self, directory: Path) -> None:
         argv = [sys.executable, "-I", "-S", supervisor.__file__, str(directory), str(self._socket_path)]
         with (directory / "keeper.err").open("ab") as err:
-            process = subprocess.Popen(  # noqa: S603 - our own supervisor, by path
+            process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True, close_fds=True,
                 env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"}, cwd="/",
             )  # fmt: skip
@@ -269,7 +269,7 @@ def _locked(directory: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _claimed(directory: Path) -> Iterator[bool]:
+def _claimed(directory: Path) -> Generator[bool]:
     """Hold a keeper's lock, so that none can start meanwhile; False if one lives."""
     handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 from typing_extensions import TypeIs
 
-from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.fleet import Node
+from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, gpus
 from headframe.model.work import Part, Refusal, Spec, Tier, Workload

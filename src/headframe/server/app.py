@@ -20,8 +20,10 @@ from headframe.version import VERSION
 
 BODY_BYTES_MAX = 1024 * 1024
 """Of a JSON body; an upload has its own limit."""
-_CSP = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; " \
-       "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"  # fmt: skip
+_CSP = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 _HEADERS = (
     (b"content-security-policy", _CSP.encode()),
     (b"x-content-type-options", b"nosniff"),

@@ -23,7 +23,7 @@ from headframe.model.command import (
     StopWorkload,
     Submit,
 )
-from headframe.model.errors import Conflicting, Infeasible, NameTaken, NoCredit, NotFound, OverBudget, TooExpensive
+from headframe.model.errors import Infeasible, NameTaken, NoCredit, NotFound, OverBudget, TooExpensive
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Gpu, Rack, Site
 from headframe.model.ids import KeyId, ProjectId, RackId, SiteId, WorkloadId

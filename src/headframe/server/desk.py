@@ -84,16 +84,11 @@ class Desk:
             await self._follow()
 
     async def _follow(self) -> None:
-        fresh: list[Event] = []
-        while True:
-            await self._io(lambda: fresh.extend(self.store.events(self.world.version, PAGE_MAX)))
-            if not fresh:
-                return
+        while fresh := await self._io(lambda: self.store.events(self.world.version, PAGE_MAX)):
             for event in fresh:
                 self.world.apply(event)
             self.world.begin()
             self._tell(fresh)
-            fresh = []
 
     async def _settle(self, batch: Sequence[Request]) -> None:
         """Every request of the batch is done when this returns, whatever happens."""

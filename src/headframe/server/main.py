@@ -10,18 +10,17 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import uvicorn
 
-from headframe.agent.probe import boot_id, probe
 from headframe.engines.local import LocalEngine
 from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
-from headframe.model.ids import ProjectId
+from headframe.model.ids import ProjectId, RackId, SiteId
 from headframe.model.people import Scope
 from headframe.server.app import app
 from headframe.server.auth import Auth, load_pepper
@@ -41,6 +40,7 @@ FOLLOW_S = 0.5
 SHUTDOWN_S = 3
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _log = logging.getLogger("headframe")
+Probe = Callable[[SiteId, RackId, Path, int], Enrol]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,16 +71,16 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
-def run(config: Config, started: Callable[[Started], None]) -> None:
-    """Serve until a signal; raises HeadframeError for what an operator can mend."""
+def run(config: Config, started: Callable[[Started], None], probe: Probe) -> None:
+    """Serve until a signal; raises HeadframeError for what an operator can mend. `probe` says what this machine has."""
     assert sys.flags.optimize == 0, "Headframe's invariants are assertions: do not run it with -O"
     _check_exposure(config)
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(config):
-        asyncio.run(_serve(config, started))
+        asyncio.run(_serve(config, started, probe))
 
 
-async def _serve(config: Config, started: Callable[[Started], None]) -> None:
+async def _serve(config: Config, started: Callable[[Started], None], probe: Probe) -> None:
     url = config.database or f"sqlite:///{config.data / 'headframe.db'}"
     store = await asyncio.to_thread(open_store, url)
     auth = Auth(load_pepper(config.pepper or config.data / "pepper"))
@@ -115,7 +115,7 @@ async def _serve(config: Config, started: Callable[[Started], None]) -> None:
 
 def _machinery(config: Config, store: Store, machine: Enrol) -> tuple[LocalEngine, Leadership]:
     workdirs = config.data / "workdirs"
-    engine = LocalEngine(config.data / "allocations", machine.node.id, workdirs, wall_ms, boot_id())
+    engine = LocalEngine(config.data / "allocations", machine.node.id, workdirs, wall_ms, machine.node.boot_id)
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     leadership = Leadership(store, holder, monotonic_ms, asyncio.to_thread, alone=not config.database)
     return engine, leadership
@@ -170,7 +170,7 @@ async def _tick(tick: Tick, leadership: Leadership, wake: asyncio.Event, desk: D
 
 
 async def _announce(server: uvicorn.Server, started: Callable[[], None]) -> None:
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.01)
     started()
 
@@ -197,7 +197,7 @@ def _check_exposure(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _alone(config: Config) -> Iterator[None]:
+def _alone(config: Config) -> Generator[None]:
     """An embedded store has one server: the lock proves that the last one is gone. A shared database needs none."""
     if config.database:
         yield

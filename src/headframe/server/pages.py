@@ -179,7 +179,7 @@ async def node(context: Context, request: Req, node: str) -> str:
     named = next((row for row in world.nodes.values() if node in {row.id, row.name}), None)
     item = node_view(world, found(named, f"node {node[:80]!r}"), with_work=True)
     events = await context.read(lambda store: store.events(0, PAGE_MAX, None, item.node.id))
-    names = {a.id: world.workloads[a.workload_id].name for a in item.allocations if a.workload_id in world.workloads}
+    names: dict[str, str] = {a.id: world.workloads[a.workload_id].name for a in item.allocations if a.workload_id in world.workloads}
     return views.node(_frame(context, request), item, names, [event_view(event) for event in reversed(events)])
 
 

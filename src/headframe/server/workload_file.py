@@ -125,7 +125,7 @@ def _compose(text: str) -> yaml.Node:
         raise BadFile([Mistake(line=line, key="file", expected=f"valid YAML: {error.problem}")]) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise BadFile([Mistake(line=1, key="file", expected=f"valid YAML: {str(error).splitlines()[0]}")]) from error
-    return root if root is not None else yaml.ScalarNode("tag:yaml.org,2002:null", "", yaml.Mark("", 0, 0, 0, None, None), None)
+    return root if root is not None else yaml.ScalarNode("tag:yaml.org,2002:null", "", yaml.Mark("", 0, 0, 0, None, 0), None)
 
 
 def _depths(text: str) -> Any:
@@ -167,7 +167,8 @@ def _spec(root: yaml.MappingNode, reader: _Reader) -> Spec | None:
         reader.wrong(found.get("run", root), "run", "the command to run, such as `run: python train.py`")
     _texts_good(texts, found, reader)
     options = {_FIELD.get(key, key): _OPTIONS[key](found[key], reader) for key in _OPTIONS if key in found}
-    return None if reader.mistakes else Spec(**{"run": "", **texts, **options})
+    values: dict[str, Any] = {"run": "", **texts, **options}
+    return None if reader.mistakes else Spec(**values)
 
 
 def _texts_good(texts: dict[str, str], found: dict[str, yaml.Node], reader: _Reader) -> None:

@@ -62,8 +62,8 @@ class MemoryStore:
                 raise Conflicting(f"{row.id} would go below zero")
             for gpu, milli in self._change(row):
                 held[gpu] = held.get(gpu, self._held.get(gpu, 0)) + milli
-        for gpu in held:
-            if not 0 <= held[gpu] <= MILLI:
+        for gpu, milli in held.items():
+            if not 0 <= milli <= MILLI:
                 raise Conflicting(f"{gpu} would be held twice")
         if any(reply.key in self._replies for reply in replies):
             raise Conflicting("this request is answered already")

@@ -9,6 +9,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from headframe.model.errors import DiskFull, StoreMismatch, Unavailable
@@ -33,7 +34,7 @@ def open_store(url: str) -> SqlStore:
 def _sqlite(url: str) -> sa.Engine:
     engine = sa.create_engine(url, pool_size=POOL_SIZE, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000})
 
-    @sa.event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect")
     def durable(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         connection.isolation_level = None  # we say BEGIN IMMEDIATE ourselves: a read lock is never upgraded
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "wal_autocheckpoint=1000"):

@@ -1,6 +1,6 @@
 """The store on SQLite and PostgreSQL: one set of queries. Writers are serialised by the control row, whose version is the guard."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -175,12 +175,12 @@ class SqlStore:
         return statement.on_conflict_do_update(index_elements=["id"], set_=changed)
 
     @contextmanager
-    def _read(self) -> Iterator[sa.Connection]:
+    def _read(self) -> Generator[sa.Connection]:
         with _speaking(), self._engine.connect() as db:
             yield db
 
     @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
+    def _write(self) -> Generator[sa.Connection]:
         with _speaking(), self._engine.connect() as db:
             if self._engine.dialect.name == "sqlite":
                 db.exec_driver_sql("BEGIN IMMEDIATE")
@@ -189,7 +189,7 @@ class SqlStore:
 
 
 @contextmanager
-def _committing(db: sa.Connection) -> Iterator[None]:
+def _committing(db: sa.Connection) -> Generator[None]:
     try:
         yield
     except BaseException:
@@ -199,7 +199,7 @@ def _committing(db: sa.Connection) -> Iterator[None]:
 
 
 @contextmanager
-def _speaking() -> Iterator[None]:
+def _speaking() -> Generator[None]:
     """Database errors in our own words: what the data forbids is a conflict, everything else is unavailability."""
     try:
         yield

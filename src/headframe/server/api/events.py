@@ -32,7 +32,7 @@ async def health(context: Context) -> Health:
 async def list_events(
     context: Context, request: Request[Principal, Any, Any], after: After = 0, project: str | None = None,
     subject: Annotated[str | None, Parameter(max_length=200)] = None, limit: Annotated[int, Parameter(ge=1, le=500)] = 100,
-    latest: bool = False,
+    latest: bool = False,  # noqa: FBT001, FBT002 - a query parameter
 ) -> EventPage:  # fmt: skip
     """Events after a cursor, oldest first; `latest` starts near the end instead."""
     wanted = visible_project(context, request.user, project)
