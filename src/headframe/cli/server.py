@@ -39,7 +39,7 @@ def up(
 ) -> None:  # fmt: skip
     """Serve this machine's hardware as a cloud: API, console, scheduler and local engine in one process."""
     from headframe.agent.probe import probe
-    from headframe.server.main import Config, Started, run
+    from headframe.server.main import Config, Hooks, Started, run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     for noisy in ("alembic", "httpx", "uvicorn.access"):
@@ -47,15 +47,16 @@ def up(
     config = Config(data=(data or default_data()).resolve(), host=host, port=port, database=database, tls_cert=tls_cert, tls_key=tls_key,
                     tls_self_signed=tls_self_signed, pepper=pepper)  # fmt: skip
 
+    def keep_key(text: str) -> None:
+        keep_login(Login(url=config.url, key=text, ca=str(config.data / "tls-cert.pem") if tls_self_signed else ""))
+
     def started(what: Started) -> None:
-        ca = str(config.data / "tls-cert.pem") if tls_self_signed else ""
         if what.operator_key:
-            keep_login(Login(url=what.url, key=what.operator_key, ca=ca))
             err.print(f"operator key, shown once: [bold]{what.operator_key}[/]\nkept for this user's CLI in {config_path()}")
         err.print(f"Headframe serves {what.node} at [bold]{what.url}[/] (Ctrl-C stops the server; work goes on)")
 
     with refusals():
-        run(config, started, probe)
+        run(config, Hooks(probe=probe, keep_key=keep_key, started=started))
 
 
 def sign_in(

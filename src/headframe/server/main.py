@@ -40,7 +40,6 @@ FOLLOW_S = 0.5
 SHUTDOWN_S = 3
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _log = logging.getLogger("headframe")
-Probe = Callable[[SiteId, RackId, Path, int], Enrol]
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,23 +70,31 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
-def run(config: Config, started: Callable[[Started], None], probe: Probe) -> None:
-    """Serve until a signal; raises HeadframeError for what an operator can mend. `probe` says what this machine has."""
+class Hooks(msgspec.Struct, frozen=True, kw_only=True):
+    """What the caller brings: what this machine has, where the first key is kept, whom to tell when it serves."""
+
+    probe: Callable[[SiteId, RackId, Path, int], Enrol]
+    keep_key: Callable[[str], None]
+    started: Callable[[Started], None]
+
+
+def run(config: Config, hooks: Hooks) -> None:
+    """Serve until a signal; raises HeadframeError for what an operator can mend."""
     assert sys.flags.optimize == 0, "Headframe's invariants are assertions: do not run it with -O"
     _check_exposure(config)
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(config):
-        asyncio.run(_serve(config, started, probe))
+        asyncio.run(_serve(config, hooks))
 
 
-async def _serve(config: Config, started: Callable[[Started], None], probe: Probe) -> None:
+async def _serve(config: Config, hooks: Hooks) -> None:
     url = config.database or f"sqlite:///{config.data / 'headframe.db'}"
     store = await asyncio.to_thread(open_store, url)
     auth = Auth(load_pepper(config.pepper or config.data / "pepper"))
     desk = Desk(store, wall_ms, asyncio.to_thread)
     desk.open()
-    key = await _found(desk, auth)
-    machine = await asyncio.to_thread(probe, SITE, RACK, config.data, wall_ms())
+    key = await _found(desk, auth, hooks.keep_key)
+    machine = await asyncio.to_thread(hooks.probe, SITE, RACK, config.data, wall_ms())
     engine, leadership = _machinery(config, store, machine)
     workdirs = config.data / "workdirs"
     workdirs.mkdir(exist_ok=True, mode=0o700)
@@ -100,7 +107,7 @@ async def _serve(config: Config, started: Callable[[Started], None], probe: Prob
     tasks = [
         asyncio.create_task(_lead(leadership, wake), name="lead"),
         asyncio.create_task(_tick(Tick(desk, engine, wall_ms), leadership, wake, desk, machine), name="tick"),
-        asyncio.create_task(_announce(server, lambda: started(Started(url=config.url, operator_key=key, node=machine.node.name))), name="announce"),
+        asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=machine.node.name))), name="announce"),
     ]
     try:
         await server.serve()
@@ -121,12 +128,16 @@ def _machinery(config: Config, store: Store, machine: Enrol) -> tuple[LocalEngin
     return engine, leadership
 
 
-async def _found(desk: Desk, auth: Auth) -> str:
-    """On a new store: the first site, prices and the operator's key, whose text is returned this once."""
+async def _found(desk: Desk, auth: Auth, keep_key: Callable[[str], None]) -> str:
+    """On a new store: the first site, prices and the operator's key, whose text is returned this once.
+
+    The key is kept before it is committed: a crash between the two leaves a key that is not known, never a store without one.
+    """
     await desk.catch_up()
     if desk.world.sites:
         return ""
     key, text = auth.new_key("operator", Scope.OPERATOR, ProjectId(""), wall_ms())
+    keep_key(text)
     command = Found(site_name=socket.gethostname(), key=key)
     events = await desk.write(lambda world, now_ms: decide(world, command, now_ms))
     return text if events else ""

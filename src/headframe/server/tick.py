@@ -35,7 +35,8 @@ class Tick:
         self._missing_since_ms: dict[AllocationId, int] = {}
 
     async def run(self, epoch: int) -> None:
-        """Look, decide, commit under `epoch`, act."""
+        """Catch up with what other servers committed, look, decide, commit under `epoch`, act."""
+        await self._desk.catch_up()
         sight = await self._engine.observe()
         facts = self._facts(sight)
         await self._desk.write(lambda world, now_ms: decisions(world, facts, now_ms), epoch)
