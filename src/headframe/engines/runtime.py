@@ -1,6 +1,7 @@
 """How an allocation's work is started: as a process with an environment of its own, or in a podman container."""
 
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ PODMAN_STOP_S = 10
 SETUP_EXIT = 113
 """In a container setup and run share one shell; this exit code tells a failed setup from a failed run."""
 WORK_IN_CONTAINER = "/work"
+NOFILE_MAX, NPROC_MAX = 65_536, 32_768
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +45,21 @@ def podman_path() -> str | None:
     return shutil.which("podman")
 
 
+def _ulimits() -> list[str]:
+    """Open files and threads, never above this process's own limits: podman's defaults ask for more than a server that is
+    not the machine's own root may set.
+    """
+    wanted = {"nofile": (resource.RLIMIT_NOFILE, NOFILE_MAX), "nproc": (resource.RLIMIT_NPROC, NPROC_MAX)}
+    limits = {name: min(resource.getrlimit(kind)[1] % 2**63, most) for name, (kind, most) in wanted.items()}
+    return [f"--ulimit={name}={limit}:{limit}" for name, limit in limits.items()]
+
+
+def _oci_runtime() -> list[str]:
+    """crun, podman's own choice; but it refuses the hybrid cgroup v1 layout, where runc is needed."""
+    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    return ["--runtime=runc"] if not unified and shutil.which("runc") else []
+
+
 def _headframe_env(allocation: Allocation, workload: Workload) -> dict[str, str]:
     part = allocation.parts[0]
     return {
@@ -62,7 +79,7 @@ def _podman(allocation: Allocation, workload: Workload, work: Path, checkpoint: 
         raise ValueError("an image is named, but podman is not installed on this machine")
     part, name = allocation.parts[0], f"headframe-{allocation.id}"
     argv = [
-        podman, "run", "--rm", "--replace", f"--name={name}", "--security-opt=no-new-privileges", "--cap-drop=all",
+        podman, *_oci_runtime(), "run", "--rm", "--replace", f"--name={name}", "--security-opt=no-new-privileges", "--cap-drop=all", *_ulimits(),
         f"--cpus={part.cpu_milli / MILLI:g}", f"--memory={part.memory_mib}m", f"--volume={work}:{WORK_IN_CONTAINER}:rw",
         f"--workdir={WORK_IN_CONTAINER}", f"--stop-timeout={PODMAN_STOP_S}", "--log-driver=none",
     ]  # fmt: skip

@@ -47,7 +47,7 @@ def app(context: Context) -> Litestar:
         ],
         guards=[authorise], exception_handlers={**problems.HANDLERS, HeadframeError: _on_refusal}, openapi_config=openapi,
         dependencies={"context": Provide(lambda: context, sync_to_thread=False)},
-        middleware=[lambda app: _secured(app, context)], request_max_body_size=BODY_BYTES_MAX, logging_config=None,
+        request_max_body_size=BODY_BYTES_MAX, logging_config=None,
     )  # fmt: skip
     made.state.context = context
     for route in made.routes:
@@ -64,9 +64,9 @@ def _on_refusal(request: Request[Any, Any, Any], error: HeadframeError) -> Respo
     return problems.problem(error)
 
 
-def _secured(inner: ASGIApp, context: Context) -> ASGIApp:
-    """Security headers on every answer, and a bound on every JSON body."""
-    headers = [*_HEADERS, *([(b"strict-transport-security", b"max-age=31536000")] if context.secure else [])]
+def secured(inner: ASGIApp, *, tls: bool) -> ASGIApp:
+    """Security headers on every answer, also on those that no route gave."""
+    headers = [*_HEADERS, *([(b"strict-transport-security", b"max-age=31536000")] if tls else [])]
 
     async def outer(scope: AsgiScope, receive: Receive, send: Send) -> None:
         async def send_secured(message: Message) -> None:

@@ -22,7 +22,7 @@ from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
 from headframe.model.ids import ProjectId, RackId, SiteId
 from headframe.model.people import Scope
-from headframe.server.app import app
+from headframe.server.app import app, secured
 from headframe.server.auth import Auth, load_pepper
 from headframe.server.context import Context
 from headframe.server.decide import RACK, SITE, decide
@@ -192,7 +192,7 @@ def _uvicorn(config: Config, context: Context) -> uvicorn.Config:
         cert, key = self_signed(config.data, config.host)
     tls: dict[str, Any] = {"ssl_certfile": cert, "ssl_keyfile": key, "ssl_version": ssl.PROTOCOL_TLS_SERVER} if cert else {}
     return uvicorn.Config(
-        app(context), host=config.host, port=config.port, log_config=None, access_log=False, server_header=False, lifespan="on",
+        secured(app(context), tls=context.secure), host=config.host, port=config.port, log_config=None, access_log=False, server_header=False, lifespan="on",
         timeout_graceful_shutdown=SHUTDOWN_S, limit_concurrency=2000, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024, **tls,
     )  # fmt: skip
 

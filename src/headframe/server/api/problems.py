@@ -19,7 +19,7 @@ _CODES = {400: "bad_request", 401: "unauthenticated", 403: "forbidden", 404: "no
 def answers(*statuses: int) -> dict[int, ResponseSpec]:
     """OpenAPI documentation of the problems a route may answer with; every route may answer 400, 401, 403, 503 and 507."""
     every = sorted({400, 401, 403, 503, 507, *statuses})
-    return {status: ResponseSpec(Problem, generate_examples=False, description=_title(status), media_type=MediaType.JSON) for status in every}
+    return {status: ResponseSpec(Problem, generate_examples=False, description=_title(status), media_type=PROBLEM_JSON) for status in every}
 
 
 def problem(error: HeadframeError) -> Response[Problem]:

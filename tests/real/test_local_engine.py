@@ -1,0 +1,249 @@
+"""The local engine with real processes: whole trees end, keepers are adopted, nothing starts twice, nothing is inherited."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+
+from headframe.engines import supervisor
+from headframe.engines.cgroup import limits_kind
+from headframe.engines.local import LocalEngine, read_log
+from headframe.model.states import AllocationState, Reason
+from headframe.model.text import printable
+from headframe.model.work import Allocation, Part, Tier
+from headframe.server.main import wall_ms
+from support import job, needs, wait_for
+
+
+def allocation(n=1, memory_mib=256):
+    part = Part(rank=0, node_id="me", shares=(), cpu_milli=1000, memory_mib=memory_mib, disk_mib=10)
+    return Allocation(id=f"wl-{n}.1", workload_id=f"wl-{n}", project_id="p", attempt=1, tier=Tier.SPOT, parts=(part,), state=AllocationState.GRANTED, granted_ms=0)
+
+
+def work(n=1, run="true", **more):
+    made = job(n)
+    return msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, run=run, **more))
+
+
+@pytest.fixture
+def engine(tmp_path):
+    (tmp_path / "workdirs").mkdir()
+    return LocalEngine(tmp_path / "engine", "me", tmp_path / "workdirs", wall_ms, "boot-1")
+
+
+def do(coroutine):
+    return asyncio.run(coroutine)
+
+
+def see(engine, n=1):
+    return next((seen for seen in do(engine.observe()).observations if seen.allocation_id == f"wl-{n}.1"), None)
+
+
+def ended(engine, n=1):
+    return wait_for(lambda: (seen := see(engine, n)) is not None and seen.state is AllocationState.ENDED and seen)
+
+
+def text(engine, n=1):
+    return [line.text for line in do(engine.logs(f"wl-{n}.1", 0, 1000)) if line.stream != "sys"]
+
+
+def test_work_runs_and_its_end_is_seen_with_times_and_exit_code(engine):
+    do(engine.start(allocation(), work(run="echo out; echo err >&2; exit 4")))
+    seen = ended(engine)
+    assert (seen.reason, seen.exit_code, seen.detail) == (Reason.FAILED, 4, "exited with 4")
+    assert 0 < seen.started_ms <= seen.ended_ms <= wall_ms()
+    assert sorted(text(engine)) == ["err", "out"]
+
+
+def test_starting_twice_runs_once(engine, tmp_path):
+    for _ in range(5):
+        do(engine.start(allocation(), work(run=f"echo x >> {tmp_path}/proof; sleep 0.3")))
+    ended(engine)
+    do(engine.start(allocation(), work(run=f"echo x >> {tmp_path}/proof")))
+    do(engine.forget("wl-1.1"))
+    do(engine.start(allocation(), work(run=f"echo x >> {tmp_path}/proof")))
+    time.sleep(0.3)
+    assert (tmp_path / "proof").read_text() == "x\n"
+
+
+def test_two_keepers_of_one_allocation_start_it_once(engine, tmp_path):
+    engine._prepare(engine._active / "wl-1.1", allocation(), work(run=f"echo x >> {tmp_path}/proof; sleep 0.2"))
+    argv = [sys.executable, "-I", "-S", supervisor.__file__, str(engine._active / "wl-1.1"), "/nowhere"]
+    for keeper in [subprocess.Popen(argv) for _ in range(8)]:
+        keeper.wait(timeout=30)
+    assert (tmp_path / "proof").read_text() == "x\n"
+
+
+def test_a_stop_that_comes_before_the_start_forbids_it(engine, tmp_path):
+    do(engine.stop("wl-1.1", Reason.CANCELLED, 1))
+    do(engine.start(allocation(), work(run=f"touch {tmp_path}/proof")))
+    assert ended(engine).reason is Reason.CANCELLED
+    time.sleep(0.3)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_stop_ends_the_whole_tree_daemons_too(engine, tmp_path):
+    run = f"(setsid sleep 1000 & echo $! > {tmp_path}/daemon); sleep 1000 & echo $! > {tmp_path}/child; wait"
+    do(engine.start(allocation(), work(run=run)))
+    wait_for(lambda: (tmp_path / "child").exists() and (tmp_path / "child").read_text().strip() and (tmp_path / "daemon").read_text().strip())
+    pids = [int((tmp_path / name).read_text()) for name in ("daemon", "child")]
+    do(engine.stop("wl-1.1", Reason.CANCELLED, 5))
+    assert ended(engine).reason is Reason.CANCELLED
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_who_ignores_the_term_signal_is_killed_after_grace(engine):
+    do(engine.start(allocation(), work(run="trap '' TERM; echo ready; while :; do sleep 0.1; done")))
+    wait_for(lambda: "ready" in text(engine))
+    began = time.monotonic()
+    do(engine.stop("wl-1.1", Reason.PREEMPTED, 1))
+    assert ended(engine).reason is Reason.PREEMPTED
+    assert 0.9 < time.monotonic() - began < 5
+
+
+def test_time_is_limited_by_the_keeper_even_without_a_server(engine):
+    do(engine.start(allocation(), work(run="sleep 1000", max_duration_s=1)))
+    assert ended(engine).reason is Reason.MAX_DURATION
+
+
+def test_work_is_adopted_by_a_new_engine_and_its_end_is_not_missed(engine, tmp_path):
+    do(engine.start(allocation(), work(run="sleep 0.5; echo after")))
+    wait_for(lambda: (seen := see(engine)) and seen.state is AllocationState.RUNNING)
+    again = LocalEngine(tmp_path / "engine", "me", tmp_path / "workdirs", wall_ms, "boot-1")
+    assert see(again).state is AllocationState.RUNNING
+    assert ended(again).reason is Reason.FINISHED
+    assert text(again) == ["after"]
+
+
+def test_a_killed_keeper_takes_its_work_with_it_and_is_the_nodes_fault(engine, tmp_path):
+    do(engine.start(allocation(), work(run=f"echo $$ > {tmp_path}/pid; exec sleep 1000")))
+    pid = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()))
+    journal = [json.loads(line) for line in (engine._active / "wl-1.1" / "journal").read_text().splitlines()]
+    os.kill(journal[0]["pid"], signal.SIGKILL)
+    assert ended(engine).reason is Reason.NODE_FAULT
+
+    def gone():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_for(gone)
+
+
+def test_after_a_reboot_the_attempt_is_lost_not_run_again(engine, tmp_path):
+    do(engine.start(allocation(), work(run="sleep 1000")))
+    wait_for(lambda: (seen := see(engine)) and seen.state is AllocationState.RUNNING)
+    journal = [json.loads(line) for line in (engine._active / "wl-1.1" / "journal").read_text().splitlines()]
+    os.kill(journal[0]["pid"], signal.SIGKILL)
+    os.killpg(journal[1]["pid"], signal.SIGKILL)
+    time.sleep(0.1)
+    rebooted = LocalEngine(tmp_path / "engine", "me", tmp_path / "workdirs", wall_ms, "boot-2")
+    assert ended(rebooted).reason is Reason.NODE_LOST
+
+
+def test_a_failed_setup_says_so_and_the_job_is_not_started(engine):
+    do(engine.start(allocation(), work(run="echo never", setup="echo preparing; exit 7")))
+    seen = ended(engine)
+    assert seen.reason is Reason.SETUP_FAILED
+    assert "setup exited with 7" in seen.detail
+    assert text(engine) == ["preparing"]
+
+
+def test_nothing_of_the_servers_environment_is_inherited(engine, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    do(engine.start(allocation(), work(run="env", env={"MINE": "yes"})))
+    ended(engine)
+    env = "\n".join(text(engine))
+    assert "hunter2" not in env
+    assert "MINE=yes" in env
+    assert "HEADFRAME_ALLOCATION=wl-1.1" in env
+    assert "CUDA_VISIBLE_DEVICES=\n" in env + "\n"
+
+
+def test_what_can_not_be_started_ends_with_the_reason(engine):
+    do(engine.start(allocation(), msgspec.structs.replace(work(), workdir_digest="missing")))
+    seen = ended(engine)
+    assert seen.reason is Reason.START_FAILED
+    assert "missing.tar" in seen.detail
+
+
+@pytest.mark.skipif(limits_kind() == "none", reason="no cgroup may be made here")
+def test_memory_beyond_what_was_asked_for_is_refused_by_the_kernel(engine):
+    do(engine.start(allocation(memory_mib=64), work(run=f"{sys.executable} -c 'x = bytearray(400_000_000); print(len(x))'")))
+    seen = ended(engine)
+    assert seen.reason is Reason.FAILED
+    assert seen.exit_code in {137, 1, 247}
+    assert text(engine) == [] or "Killed" in "".join(text(engine))
+
+
+def test_logs_are_capped_and_rotated_and_a_cursor_goes_on_at_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervisor, "LOG_SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(supervisor, "LOG_SEGMENTS_MAX", 3)
+    log = supervisor.Log(str(tmp_path / "log"), 0)
+    for n in range(1000):
+        log.feed("out", f"line {n}\n".encode())
+    log.close()
+    assert sum(path.stat().st_size for path in (tmp_path / "log").iterdir()) <= 3000
+    first = read_log(tmp_path / "log", 0, 10)
+    assert len(first) == 10
+    rest = read_log(tmp_path / "log", first[-1].next, 10_000)
+    assert rest[-1].text == "line 999"
+    numbers = [int(line.text.split()[1]) for line in first + rest]
+    assert numbers == list(range(numbers[0], 1000))
+
+
+def test_a_long_line_without_end_is_cut_not_kept_in_memory(tmp_path):
+    log = supervisor.Log(str(tmp_path / "log"), 0)
+    log.feed("out", b"x" * 100_000)
+    log.close()
+    lines = read_log(tmp_path / "log", 0, 100)
+    assert sum(len(line.text) for line in lines) == 100_000
+    assert max(len(line.text) for line in lines) <= supervisor.LINE_BYTES_MAX
+
+
+@pytest.mark.parametrize(("raw", "shown"), [("\x1b[31mred\x1b[0m", "red"), ("\x1b]0;title\x07x", "x"), ("a\rb", "b"), ("10%\r20%\r", "20%"), ("a\x00\x08b", "ab"), ("\u202eevil", "evil"), ("tab\tkept", "tab\tkept")])
+def test_what_others_printed_is_made_safe_to_show(raw, shown):
+    assert printable(raw) == shown
+
+
+@pytest.mark.slow
+def test_an_image_runs_in_podman_with_limits_and_without_our_files(engine, tmp_path):
+    podman = needs("podman")
+    image = make_image(podman, tmp_path)
+    do(engine.start(allocation(), work(run="echo inside; pwd; cat /proc/self/status | grep NoNewPrivs", image=image, setup="echo preparing", env={"A": "b c"})))
+    seen = ended(engine)
+    assert seen.reason is Reason.FINISHED, text(engine)
+    assert text(engine)[:3] == ["preparing", "inside", "/work"]
+    do(engine.start(allocation(2), work(2, run="sleep 1000", image=image)))
+    wait_for(lambda: (now := see(engine, 2)) and now.state is AllocationState.RUNNING)
+    time.sleep(1)
+    do(engine.stop("wl-2.1", Reason.CANCELLED, 2))
+    assert ended(engine, 2).reason is Reason.CANCELLED
+    left = subprocess.run([podman, "ps", "-q", "--filter", "name=headframe-wl-2.1"], capture_output=True, text=True)
+    assert left.stdout.strip() == ""
+
+
+def make_image(podman, tmp_path):
+    """An image from this machine's own shell, so that no registry is needed."""
+    root = tmp_path / "root"
+    for path in ("/bin/sh", "/bin/cat", "/bin/grep", "/bin/sleep", "/bin/pwd"):
+        libraries = subprocess.run(["ldd", path], capture_output=True, text=True).stdout.split()
+        for file in {path, *(word for word in libraries if word.startswith("/"))}:
+            target = root / file.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-L", file, str(target)], check=True)
+    tar = tmp_path / "image.tar"
+    subprocess.run(["tar", "-C", str(root), "-cf", str(tar), "."], check=True)
+    done = subprocess.run([podman, "import", str(tar), "localhost/headframe-test:1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return "localhost/headframe-test:1"
