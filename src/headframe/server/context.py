@@ -148,7 +148,7 @@ def authenticate(context: Context, connection: ASGIConnection[Any, Any, Any, Any
     if not cookie:
         raise Unauthenticated("this needs a key")
     principal = context.auth.session(context.world, cookie, now_ms)
-    if connection.scope.get("method") not in {"GET", "HEAD"} and not str(connection.url.path).startswith("/console"):
+    if connection.scope.get("method") not in {"GET", "HEAD"} and str(connection.url.path).startswith("/v1/"):
         raise Unauthenticated("a console session does not write through the API: use a key")
     return principal
 

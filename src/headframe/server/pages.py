@@ -137,7 +137,7 @@ async def new_page(context: Context, request: Req) -> str:
     return views.new(_frame(context, request), EXAMPLE, None, None, projects, projects[0].id if projects else "", offers(context.world))
 
 
-@post("/console/new", opt={"scope": Scope.MEMBER}, include_in_schema=False, status_code=200)
+@post("/new", opt={"scope": Scope.MEMBER}, include_in_schema=False, status_code=200)
 async def new(context: Context, request: Req, data: Form) -> Response[str]:
     """Quote or submit the form; mistakes come back beside what was written."""
     _own_form(context, request, data)
