@@ -17,7 +17,7 @@ from headframe.model.ids import AllocationId, usage_id
 from headframe.model.money import EntryKind, PriceList, Usage
 from headframe.model.people import Project
 from headframe.model.states import NODE_FAULTS, AllocationState, Reason, WorkloadState
-from headframe.model.units import MS_PER_HOUR, cost_nano, usd
+from headframe.model.units import MS_PER_HOUR, cost_nano, money
 from headframe.model.work import Allocation, Workload
 from headframe.model.world import World
 
@@ -96,7 +96,7 @@ def _bill(world: World, allocation: Allocation, until_ms: int) -> Draft:
     after = msgspec.structs.replace(
         allocation, metered_ms=max(until_ms, allocation.metered_ms), cost_nano=allocation.cost_nano + cost
     )
-    text = f"{workload.name}: {usd(cost)} for attempt {allocation.attempt}"
+    text = f"{workload.name}: {money(cost)} for attempt {allocation.attempt}"
     return Draft(kind=Kind.USAGE_METERED, subject=workload.id, project_id=project.id, text=text,
                  rows=(*used, *entries, project, workload, after))  # fmt: skip
 
@@ -136,7 +136,7 @@ def _hold_next(world: World, allocation: Allocation, now_ms: int) -> Iterator[Dr
     if can_hold(project, need, now_ms):
         yield extend_hold(project, workload, need, f"{allocation.id}/{allocation.metered_ms}", now_ms)
         return
-    text = f"{workload.name}: stopping, {usd(project.credit_nano)} of credit left does not cover another hour"
+    text = f"{workload.name}: stopping, {money(project.credit_nano)} of credit left does not cover another hour"
     stopping = msgspec.structs.replace(
         allocation, state=AllocationState.STOPPING, stop_because=Reason.CREDIT_EXHAUSTED, stop_ms=now_ms
     )
@@ -166,13 +166,13 @@ def extend_hold(project: Project, workload: Workload, amount_nano: int, name: st
     moved = hold(project, amount_nano, memo)
     after = msgspec.structs.replace(workload, held_nano=workload.held_nano + amount_nano)
     return Draft(kind=Kind.HOLD_EXTENDED, subject=workload.id, project_id=project.id,
-                 text=f"{workload.name}: {usd(amount_nano)} held", rows=(*moved.entries, moved.project, after))  # fmt: skip
+                 text=f"{workload.name}: {money(amount_nano)} held", rows=(*moved.entries, moved.project, after))  # fmt: skip
 
 
 def _close(world: World, workload: Workload, now_ms: int) -> Draft:
     """An ended workload's account: the rest of its hold goes back."""
     closed = msgspec.structs.replace(workload, held_nano=0, closed=True)
-    text = f"{workload.name}: {usd(workload.cost_nano - workload.credited_nano)} in all, {usd(workload.held_nano)} released"
+    text = f"{workload.name}: {money(workload.cost_nano - workload.credited_nano)} in all, {money(workload.held_nano)} released"
     if not workload.held_nano:
         return Draft(kind=Kind.USAGE_METERED, subject=workload.id, project_id=workload.project_id, text=text, rows=(closed,))
     memo = Memo(posting=f"void/{workload.id}", kind=EntryKind.VOID, at_ms=now_ms, workload_id=workload.id,

@@ -13,7 +13,7 @@ from headframe.client import Client
 from headframe.model.api import QuoteView, WorkloadView
 from headframe.model.states import WORKLOAD_ENDS
 from headframe.model.text import printable
-from headframe.model.units import duration, usd
+from headframe.model.units import duration, money, usd
 from headframe.model.work import LogLine
 
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
@@ -185,11 +185,11 @@ def _show_quote(offered: QuoteView) -> None:
     quote = offered.quote
     rows = table("", ">quantity", ">per hour")
     for line in quote.lines:
-        rows.add_row(line.what, line.quantity, usd(line.amount_nano))
-    low = f"{usd(quote.rate_min_nano)} to " if quote.rate_min_nano != quote.rate_max_nano else ""
-    rows.add_row(f"[bold]total, {quote.tier}[/]", "", f"[bold]{low}{usd(quote.rate_max_nano)}[/]")
+        rows.add_row(line.what, line.quantity, money(line.amount_nano))
+    low = f"{money(quote.rate_min_nano)} to " if quote.rate_min_nano != quote.rate_max_nano else ""
+    rows.add_row(f"[bold]total, {quote.tier}[/]", "", f"[bold]{low}{money(quote.rate_max_nano)}[/]")
     err.print(rows)
-    err.print(f"{usd(quote.hold_nano)} is held for {duration(quote.hold_covers_s * 1000)}; {usd(quote.credit_nano, 2)} of credit is left", style="dim", markup=False)
+    err.print(f"{money(quote.hold_nano)} is held for {duration(quote.hold_covers_s * 1000)}; {usd(quote.credit_nano, 2)} of credit is left", style="dim", markup=False)
     for wait in quote.waits:
         err.print(f"it would wait: {wait}", style="yellow", markup=False)
 
@@ -203,8 +203,8 @@ def _show_workloads(rows: list[WorkloadView], *, all_: bool) -> None:
         row = item.workload
         why = str(item.waits[0]) if item.waits else row.detail
         state = f"[{COLOURS.get(row.state, 'dim')}]{row.state}[/]"
-        rate = usd(item.rate_nano) if item.rate_nano else "–"
-        shown.add_row(row.name, state, f"{row.spec.nodes} × {row.spec.resources.gpu}", row.spec.tier, rate, usd(item.accrued_nano), escape(printable(why)))
+        rate = money(item.rate_nano) if item.rate_nano else "–"
+        shown.add_row(row.name, state, f"{row.spec.nodes} × {row.spec.resources.gpu}", row.spec.tier, rate, money(item.accrued_nano), escape(printable(why)))
     out.print(shown)
 
 

@@ -14,7 +14,7 @@ from headframe.model.money import Quote, Usage
 from headframe.model.people import Project
 from headframe.model.states import AllocationState, GpuState
 from headframe.model.text import printable
-from headframe.model.units import duration, gpus, mib, usd
+from headframe.model.units import duration, gpus, mib, money, usd
 from headframe.model.work import Allocation
 from headframe.model.world import World
 
@@ -201,7 +201,7 @@ _TEMPLATES = Environment(
     lstrip_blocks=True,
 )  # fmt: skip
 _FILTERS: dict[str, Callable[..., str]] = {
-    "usd": usd, "duration": duration, "gpus": gpus, "mib": mib, "clock": _clock, "ago": _ago, "printable": printable,
+    "usd": usd, "money": money, "duration": duration, "gpus": gpus, "mib": mib, "clock": _clock, "ago": _ago, "printable": printable,
     "cores": gpus, "mark": lambda state: MARKS.get(str(state), "off"),
 }  # fmt: skip
 _TEMPLATES.filters.update(_FILTERS)

@@ -31,6 +31,13 @@ def parse_usd(text: str) -> int:
     return int(Fraction(cleaned) * NANO_PER_USD)
 
 
+def money(amount_nano: int) -> str:
+    """Nano-dollars with as many places as the amount needs to be seen: "$12.35", "$0.0121", "$0.000005"."""
+    amount = abs(amount_nano)
+    places = 2 if amount >= 10 * NANO_PER_USD or not amount else 4 if amount >= NANO_PER_USD // 100 else 6
+    return usd(amount_nano, places)
+
+
 def usd(amount_nano: int, places: int = 4) -> str:
     """Nano-dollars as "$1.2345", truncating nothing that matters to people: half up at `places`."""
     sign, amount = ("-" if amount_nano < 0 else ""), abs(amount_nano)

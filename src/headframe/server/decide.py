@@ -30,7 +30,7 @@ from headframe.model.ids import KeyId, ProjectId, RackId, SiteId, WorkloadId
 from headframe.model.money import ANY_MODEL, EntryKind, GpuPrice, PriceList, Quote
 from headframe.model.people import Project
 from headframe.model.states import AllocationState, GpuState, NodeState, Reason, WorkloadState
-from headframe.model.units import parse_usd, usd
+from headframe.model.units import money, parse_usd, usd
 from headframe.model.work import Spec, Workload
 from headframe.model.world import World
 from headframe.placement import are_parts, explain, feasible
@@ -79,7 +79,7 @@ def quote_for(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
     waits = tuple(map(str, explain(world, probe, now_ms)))
     offered = quote(price_at(world.prices(), now_ms), spec, needed, project, waits)
     if spec.max_price_nano and offered.rate_min_nano > spec.max_price_nano:
-        raise TooExpensive(f"max_price is {usd(spec.max_price_nano)}/h, the cheapest that fits is {usd(offered.rate_min_nano)}/h")
+        raise TooExpensive(f"max_price is {money(spec.max_price_nano)}/h, the cheapest that fits is {money(offered.rate_min_nano)}/h")
     return offered
 
 
@@ -168,7 +168,7 @@ def _set_budget(world: World, command: SetBudget) -> Draft:
 def _grant_credit(world: World, command: GrantCredit, now_ms: int) -> Draft:
     project = project_of(world, command.project_id)
     if project.credit_nano + command.amount_nano < 0:
-        raise NoCredit(f"only {usd(project.credit_nano)} of {project.name}'s credit is unspent", "take back at most that")
+        raise NoCredit(f"only {money(project.credit_nano)} of {project.name}'s credit is unspent", "take back at most that")
     memo = Memo(posting=f"credit/{command.id}", kind=EntryKind.CREDIT, at_ms=now_ms, text=command.memo or "credit granted")
     moved = grant_credit(project, command.amount_nano, memo)
     return Draft(kind=Kind.CREDIT_GRANTED, subject=project.id, project_id=project.id,
@@ -217,14 +217,14 @@ def _submit(world: World, command: Submit, now_ms: int) -> Draft:
     offered = quote_for(world, spec, project, now_ms)
     _within_budget(project, offered, now_ms)
     if offered.hold_nano > project.credit_nano:
-        raise NoCredit(f"this needs {usd(offered.hold_nano)} held, {usd(project.credit_nano)} of credit is left")
+        raise NoCredit(f"this needs {money(offered.hold_nano)} held, {money(project.credit_nano)} of credit is left")
     workload = msgspec.structs.replace(
         _workload(spec, project, now_ms), id=command.id, key_id=command.key_id, workdir_digest=command.workdir_digest,
         held_nano=offered.hold_nano,
     )  # fmt: skip
     memo = Memo(posting=f"hold/{workload.id}", kind=EntryKind.HOLD, at_ms=now_ms, workload_id=workload.id, text=f"{spec.name}: held at submit")
     moved = hold(project, offered.hold_nano, memo)
-    text = f"{spec.name}: queued at {usd(offered.rate_max_nano)}/h or less, {usd(offered.hold_nano)} held"
+    text = f"{spec.name}: queued at {money(offered.rate_max_nano)}/h or less, {money(offered.hold_nano)} held"
     return Draft(kind=Kind.WORKLOAD_QUEUED, subject=workload.id, project_id=project.id, text=text,
                  rows=(*moved.entries, moved.project, workload))  # fmt: skip
 
@@ -232,11 +232,11 @@ def _submit(world: World, command: Submit, now_ms: int) -> Draft:
 def _within_budget(project: Project, offered: Quote, now_ms: int) -> None:
     hour, month = project.budget_hour_nano, project.budget_month_nano
     if hour and offered.rate_max_nano > hour:
-        raise OverBudget(f"this costs {usd(offered.rate_max_nano)}/h, the project's budget is {usd(hour)}/h")
+        raise OverBudget(f"this costs {money(offered.rate_max_nano)}/h, the project's budget is {money(hour)}/h")
     spent = month_spent_nano(project, now_ms) + project.held_nano
     if month and spent + offered.hold_nano > month:
         raise OverBudget(
-            f"this needs {usd(offered.hold_nano)} held; {usd(spent)} of the month's {usd(month)} is spent or held already"
+            f"this needs {money(offered.hold_nano)} held; {money(spent)} of the month's {money(month)} is spent or held already"
         )
 
 

@@ -14,7 +14,7 @@ from headframe.engines.base import GRACE_S, Engine, Sight
 from headframe.model.event import Draft, Kind
 from headframe.model.ids import AllocationId, NodeId, ProjectId, allocation_id
 from headframe.model.states import AllocationState, Reason, WorkloadState
-from headframe.model.units import usd
+from headframe.model.units import money
 from headframe.model.work import Allocation, Facts, Part, Refusal, Workload
 from headframe.model.world import World
 from headframe.placement import Grant, plan
@@ -110,16 +110,16 @@ def admitter(world: World, now_ms: int) -> Callable[[Workload, Sequence[Part], d
 def _unaffordable(world: World, workload: Workload, rate: int, granted: int, now_ms: int) -> Refusal | None:
     project, spec = world.projects[workload.project_id], workload.spec
     if spec.max_price_nano and rate > spec.max_price_nano:
-        return Refusal(rule="max-price", need=f"≤ {usd(spec.max_price_nano)}/h", have=f"{usd(rate)}/h", nodes=0,
+        return Refusal(rule="max-price", need=f"≤ {money(spec.max_price_nano)}/h", have=f"{money(rate)}/h", nodes=0,
                        change="raise max_price or wait for the price to fall")  # fmt: skip
     if project.budget_hour_nano:
         running = live_rate_nano(world, project.id, now_ms) + granted
         if running + rate > project.budget_hour_nano:
-            return Refusal(rule="budget", need=f"{usd(rate)}/h", nodes=0, change="waits for the project's own work to end",
-                           have=f"{usd(max(0, project.budget_hour_nano - running))}/h of {usd(project.budget_hour_nano)}/h")  # fmt: skip
+            return Refusal(rule="budget", need=f"{money(rate)}/h", nodes=0, change="waits for the project's own work to end",
+                           have=f"{money(max(0, project.budget_hour_nano - running))}/h of {money(project.budget_hour_nano)}/h")  # fmt: skip
     short = _short_nano(workload, rate)
     if short and not can_hold(project, short, now_ms):
-        return Refusal(rule="credit", need=f"{usd(short)} held", have=f"{usd(project.credit_nano)}", nodes=0,
+        return Refusal(rule="credit", need=f"{money(short)} held", have=f"{money(project.credit_nano)}", nodes=0,
                        change="an operator can add credit")  # fmt: skip
     return None
 
@@ -147,4 +147,4 @@ def _granted(world: World, grant: Grant, now_ms: int) -> Iterator[Draft]:
     after = msgspec.structs.replace(workload, state=WorkloadState.STARTING, attempt=attempt, not_before_ms=0)
     where = ", ".join(world.nodes[part.node_id].name for part in grant.parts)
     yield Draft(kind=Kind.WORKLOAD_STARTING, subject=workload.id, project_id=workload.project_id,
-                text=f"{workload.name}: granted on {where} at {usd(rate)}/h (attempt {attempt})", rows=(allocation, after))  # fmt: skip
+                text=f"{workload.name}: granted on {where} at {money(rate)}/h (attempt {attempt})", rows=(allocation, after))  # fmt: skip
