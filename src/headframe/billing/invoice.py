@@ -23,7 +23,7 @@ def invoice(entries: Iterable[Entry], project: ProjectId, month: str) -> Invoice
             workload_id=key, memo=memos[key].split(" attempt ")[0], usage_nano=used.get(key, 0),
             refund_nano=refunded.get(key, 0), amount_nano=used.get(key, 0) + refunded.get(key, 0),
         )
-        for key in sorted(memos)
+        for key in sorted(memos, key=lambda key: (memos[key], key))
     )  # fmt: skip
     usage, refund = sum(used.values()), sum(refunded.values())
     return Invoice(

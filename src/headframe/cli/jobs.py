@@ -61,8 +61,6 @@ def run(
         if json:
             show(made, as_json=True, people=lambda: None)
             return
-        for warning in made.warnings:
-            err.print(f"note: {warning}", style="yellow", markup=False)
         err.print(f"submitted [bold]{made.workload.name}[/] ({made.workload.id})")
         if not detach:
             _follow(cloud, made.workload.id, made.workload.name)

@@ -67,9 +67,9 @@ def project_create(
     name: str, *, credit: Annotated[str, typer.Option(help="US$ to start with.")] = "0", quota_gpus: Annotated[float, typer.Option(min=0)] = 0, json: Json = False
 ) -> None:
     """A new tenant."""
+    amount = _amount(credit)
     with client() as cloud:
         made = cloud.create_project(name, round(quota_gpus * MILLI))
-        amount = _amount(credit) or 0
         if amount:
             made = cloud.grant_credit(made.id, amount, "first credit")
     show(made, json, lambda: _show_projects([made]))
@@ -89,8 +89,9 @@ def project_credit(
 ) -> None:
     """Give a project credit."""
     sign, digits = (-1, amount[1:]) if amount.startswith("-") else (1, amount)
+    amount_nano = sign * (_amount(digits) or 0)
     with client() as cloud:
-        made = cloud.grant_credit(name, sign * (_amount(digits) or 0), memo)
+        made = cloud.grant_credit(name, amount_nano, memo)
     show(made, json, lambda: _show_projects([made]))
 
 
@@ -100,8 +101,9 @@ def project_budget(
     per_month: Annotated[str, typer.Option(help="US$ per month; 0 lifts it.")] = "0", json: Json = False,
 ) -> None:  # fmt: skip
     """Limit what a project may spend."""
+    hour_nano, month_nano = _amount(per_hour) or 0, _amount(per_month) or 0
     with client() as cloud:
-        made = cloud.set_budget(name, _amount(per_hour) or 0, _amount(per_month) or 0)
+        made = cloud.set_budget(name, hour_nano, month_nano)
     show(made, json, lambda: _show_projects([made]))
 
 

@@ -81,7 +81,7 @@ class _Reader:
             if key not in known:
                 close = difflib.get_close_matches(key, [*known, *synonyms], n=1, cutoff=0.5)
                 nearest = synonyms.get(close[0], close[0]) if close else ""
-                self.wrong(key_node, shown, f"no such key; there are {', '.join(known)}", nearest)
+                self.wrong(key_node, shown, "no such key" if nearest else f"no such key; there are {', '.join(known)}", nearest)
             elif key in found:
                 self.wrong(key_node, shown, "given once only")
             else:
