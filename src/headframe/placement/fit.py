@@ -4,6 +4,9 @@ A room is a view of a node's capacity: as free now, or as if idle, so that "not 
 different rooms.
 """
 
+from collections.abc import Iterator
+from functools import lru_cache
+
 import msgspec
 
 from headframe.model.fleet import Gpu, Node
@@ -54,8 +57,8 @@ def room_idle(world: World, node: Node) -> Room:
     )  # fmt: skip
 
 
-def fit(spec: Spec, room: Room, rank: int, *, idle: bool) -> Part | No:
-    """The part that `spec` would hold in `room`, or the first rule that refuses, cheapest rule first."""
+def refuse(spec: Spec, room: Room, *, idle: bool) -> No | None:
+    """The first rule that refuses `spec` in `room`, cheapest rule first; None where it fits."""
     need = spec.resources
     if not idle and room.node.state is not NodeState.READY:
         return No("node-state", "a ready node", str(room.node.state), 0, "resume or repair the node")
@@ -68,9 +71,16 @@ def fit(spec: Spec, room: Room, rank: int, *, idle: bool) -> Part | No:
     if need.disk_mib > room.disk_mib:
         have = mib(room.disk_mib)
         return No("disk", mib(need.disk_mib), have, room.disk_mib, _change("disk", have, idle=idle))
-    shares = _shares(need.gpu, room, idle=idle)
-    if isinstance(shares, No):
-        return shares
+    return None if _has_gpus(need.gpu, room) else _no_gpus(need.gpu, room, idle=idle)
+
+
+def take(spec: Spec, room: Room, rank: int) -> Part:
+    """What `spec` holds in a room that does not refuse it: the fullest cards that still fit, so that whole ones stay whole."""
+    need = spec.resources
+    usable = sorted((milli, room.gpus[key].index, key) for key, milli in _usable(need.gpu, room)) if need.gpu.milli else []
+    each, count = _cards(need.gpu)
+    shares = tuple(Share(gpu_id=key, index=index, model=room.gpus[key].model, milli=each) for _, index, key in usable[:count])
+    assert len(shares) == count, "only a room that does not refuse is taken from"
     return Part(
         rank=rank, node_id=room.node.id, shares=shares,
         cpu_milli=need.cpu_milli, memory_mib=need.memory_mib, disk_mib=need.disk_mib,
@@ -87,6 +97,7 @@ def matches(request: GpuRequest, gpu: Gpu) -> bool:
     return not request.memory_max_mib or gpu.memory_mib <= request.memory_max_mib
 
 
+@lru_cache(maxsize=1024)
 def plain_model(model: str) -> str:
     """"NVIDIA GeForce RTX 3090" and "RTX3090" are one model."""
     text = model.lower()
@@ -95,25 +106,23 @@ def plain_model(model: str) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-def _shares(request: GpuRequest, room: Room, *, idle: bool) -> tuple[Share, ...] | No:
-    if request.milli == 0:
-        return ()
-    fraction = request.milli < MILLI
-    enough = request.milli if fraction else MILLI
-    count = 1 if fraction else request.milli // MILLI
-    if not fraction and room.whole < count:
-        return _no_gpus(request, room, idle=idle)
-    usable = [
-        (milli, room.gpus[key].index, key)
-        for key, milli in room.gpu_milli.items()
-        if milli >= enough and matches(request, room.gpus[key])
-    ]
-    if len(usable) < count:
-        return _no_gpus(request, room, idle=idle)
-    usable.sort()  # the fullest card that still fits first, so that whole cards stay whole
-    return tuple(
-        Share(gpu_id=key, index=index, model=room.gpus[key].model, milli=enough) for _, index, key in usable[:count]
-    )
+def _cards(request: GpuRequest) -> tuple[int, int]:
+    """Thousandths of each card, and how many cards."""
+    return (request.milli, 1) if 0 < request.milli < MILLI else (MILLI, request.milli // MILLI)
+
+
+def _has_gpus(request: GpuRequest, room: Room) -> bool:
+    each, count = _cards(request)
+    if count == 0 or (each == MILLI and room.whole < count):
+        return count == 0
+    if each == MILLI and not request.model and not request.memory_min_mib and not request.memory_max_mib:
+        return True  # any whole cards do, and they are counted already
+    return sum(1 for _ in _usable(request, room)) >= count
+
+
+def _usable(request: GpuRequest, room: Room) -> Iterator[tuple[GpuId, int]]:
+    each, _ = _cards(request)
+    return ((key, milli) for key, milli in room.gpu_milli.items() if milli >= each and matches(request, room.gpus[key]))
 
 
 def _no_gpus(request: GpuRequest, room: Room, *, idle: bool) -> No:

@@ -4,7 +4,9 @@ Order: tier, then priority, then age, then id. Nodes: best fit, ties by id. A ga
 granted in a plan is not yet taken in the world: it is subtracted in an overlay, and the commit decides.
 """
 
+import heapq
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 
 import msgspec
 from typing_extensions import TypeIs
@@ -13,12 +15,13 @@ from headframe.model.fleet import Node
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, gpus
-from headframe.model.work import Part, Refusal, Spec, Tier, Workload
+from headframe.model.work import Part, Refusal, Resources, Spec, Tier, Workload
 from headframe.model.world import World
-from headframe.placement.fit import No, Room, fit, room_idle, room_now
+from headframe.placement.fit import No, Room, refuse, room_idle, room_now, take
 
 TIER_ORDER = {Tier.RESERVED: 0, Tier.ON_DEMAND: 1, Tier.SPOT: 2}
 RETIRED = frozenset({NodeState.RETIRED})
+_NO_NODES = Refusal(rule="fleet", need="a node", have="0 nodes", nodes=0, change="enrol a machine: `headframe up`")
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,9 +66,9 @@ def explain(world: World, workload: Workload, now_ms: int, admit: Admit | None =
 
 def feasible(world: World, spec: Spec) -> tuple[Part, ...] | tuple[Refusal, ...]:
     """Where `spec` would go in the idle fleet (parts), or why never (refusals)."""
-    nodes = [world.nodes[key] for key in sorted(world.nodes) if world.nodes[key].state not in RETIRED]
+    nodes = [node for node in world.nodes.values() if node.state not in RETIRED]
     if not nodes:
-        return (Refusal(rule="fleet", need="a node", have="0 nodes", nodes=0, change="enrol a machine: `headframe up`"),)
+        return (_NO_NODES,)
     return _choose(spec, [room_idle(world, node) for node in nodes], idle=True)
 
 
@@ -82,6 +85,7 @@ class _Overlay:
         self.rooms: dict[NodeId, Room] = {}
         self.gpu_milli: dict[ProjectId, int] = {}
         self.granted: dict[ProjectId, int] = {}
+        self.refused: dict[tuple[Resources, int], tuple[Refusal, ...]] = {}
 
     def room(self, node: Node) -> Room:
         return self.rooms.get(node.id) or room_now(self.world, node)
@@ -110,18 +114,16 @@ def _place(
     over = _over_quota(world, workload, taken)
     if over is not None:
         return (over,)
-    rooms = [taken.room(node) for node in _candidates(world, workload.spec)]
+    shape = (workload.spec.resources, workload.spec.nodes)
+    if shape in taken.refused:  # capacity only shrinks within a plan: what did not fit before does not fit now
+        return taken.refused[shape]
+    rooms = [taken.room(node) for node in world.nodes.values() if node.state not in RETIRED]
     parts = _choose(workload.spec, rooms, idle=False)
     if not are_parts(parts):
-        return parts or (Refusal(rule="fleet", need="a node", have="0 nodes", nodes=0, change="enrol a machine"),)
+        taken.refused[shape] = parts or (_NO_NODES,)
+        return taken.refused[shape]
     refusal = admit(workload, parts, taken.granted) if admit else None
     return (refusal,) if refusal else Grant(workload_id=workload.id, parts=parts)
-
-
-def _candidates(world: World, spec: Spec) -> list[Node]:
-    """All nodes, in id order: the rules must see every one to count its refusal."""
-    del spec
-    return [world.nodes[key] for key in sorted(world.nodes) if world.nodes[key].state not in RETIRED]
 
 
 def _over_quota(world: World, workload: Workload, taken: _Overlay) -> Refusal | None:
@@ -138,22 +140,20 @@ def _choose(spec: Spec, rooms: Sequence[Room], *, idle: bool) -> tuple[Part, ...
     fits: list[tuple[tuple[int, int, int, NodeId], Room]] = []
     noes: list[No] = []
     for room in rooms:
-        answer = fit(spec, room, 0, idle=idle)
-        if isinstance(answer, No):
-            noes.append(answer)
+        no = refuse(spec, room, idle=idle)
+        if no is None:
+            fits.append((_tightness(room), room))
         else:
-            fits.append((_tightness(spec, room), room))
+            noes.append(no)
     if len(fits) < spec.nodes:
         return _counted(spec, noes, len(fits))
-    fits.sort(key=lambda pair: pair[0])
-    parts = (fit(spec, room, rank, idle=idle) for rank, (_, room) in enumerate(fits[: spec.nodes]))
-    return tuple(part for part in parts if isinstance(part, Part))
+    best = heapq.nsmallest(spec.nodes, fits, key=itemgetter(0))
+    return tuple(take(spec, room, rank) for rank, (_, room) in enumerate(best))
 
 
-def _tightness(spec: Spec, room: Room) -> tuple[int, int, int, NodeId]:
-    """Least left over first; work without GPUs prefers nodes without any."""
-    gpu_left = sum(room.gpu_milli.values()) - spec.resources.gpu.milli
-    return (gpu_left, room.cpu_milli, room.memory_mib, room.node.id)
+def _tightness(room: Room) -> tuple[int, int, int, NodeId]:
+    """Least left over first, which for work without GPUs means nodes without any."""
+    return (sum(room.gpu_milli.values()), room.cpu_milli, room.memory_mib, room.node.id)
 
 
 def _counted(spec: Spec, noes: Sequence[No], fitting: int) -> tuple[Refusal, ...]:

@@ -160,8 +160,9 @@ class Desk:
         raise error
 
     def _tell(self, events: Sequence[Event]) -> None:
-        for listener in self.listeners:
-            listener(events)
+        if events:  # a decision that changed nothing wakes nobody, least of all the tick that made it
+            for listener in self.listeners:
+                listener(events)
 
 
 def _fail(requests: Iterable[Request], error: HeadframeError | None) -> None:
