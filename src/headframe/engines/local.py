@@ -61,6 +61,7 @@ class LocalEngine:
         self._socket_path = root / "notify.sock"
         self._over: dict[str, Observation] = {}
         self._spawned: list[subprocess.Popen[bytes]] = []
+        self._spare: subprocess.Popen[bytes] | None = None
         for path in (self._active, self._ended, self._checkpoints):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -184,13 +185,21 @@ class LocalEngine:
         }  # fmt: skip
 
     def _spawn(self, directory: Path) -> None:
-        argv = [sys.executable, "-I", "-S", supervisor.__file__, str(directory), str(self._socket_path)]
-        with (directory / "keeper.err").open("ab") as err:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=err, stderr=err, start_new_session=True, close_fds=True,
-                env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"}, cwd="/",
-            )  # fmt: skip
-        self._spawned.append(process)
+        """Hand the directory to the keeper that waits, or to a new one; then have another wait for the next."""
+        keeper, self._spare = self._spare or self._keeper(), None
+        if not _hand_over(keeper, directory):  # the one that waited was killed
+            keeper = self._keeper()
+            _hand_over(keeper, directory)
+        self._spawned.append(keeper)
+        self._spare = self._keeper()
+
+    def _keeper(self) -> subprocess.Popen[bytes]:
+        """A keeper that waits for its work: starting an interpreter is most of what starting costs."""
+        argv = [sys.executable, "-I", "-S", supervisor.__file__, str(self._socket_path)]
+        return subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, close_fds=True,
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"}, cwd="/",
+        )  # fmt: skip
 
     def _journal_end(self, directory: Path, reason: Reason, detail: str, at_ms: int = 0) -> None:
         """An end written by the engine, only where no keeper lives to write one."""
@@ -212,6 +221,17 @@ class LocalEngine:
         shutil.rmtree(directory / "work", ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             directory.rename(self._ended / directory.name)
+
+
+def _hand_over(keeper: subprocess.Popen[bytes], directory: Path) -> bool:
+    """Tell a waiting keeper what to keep; False if it is gone. If it goes right after, the next tick starts another."""
+    assert keeper.stdin is not None
+    try:
+        keeper.stdin.write(f"{directory}\n".encode())
+        keeper.stdin.close()
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def read_log(directory: Path, after: int, limit: int) -> list[LogLine]:

@@ -107,7 +107,7 @@ class Machines:
     def look(self) -> tuple[list[NodeId], list[Observation]]:
         """What answers, and the truth about what can be known."""
         now_ms = self._clock_ms()
-        nodes = [key for key, machine in self.machines.items() if machine.silent_ms() is None]
+        nodes = [key for key, machine in self.machines.items() if machine.down_ms is None and machine.unlinked_ms is None]
         seen: list[Observation] = []
         for run in self.runs.values():
             run.advance(now_ms)

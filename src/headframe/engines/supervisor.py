@@ -2,7 +2,8 @@
 
 It imports nothing of Headframe and outlives the server. Everything it does is written with fsync before it counts: `journal`
 says what happened, the lock on `lock` says that it is alive, `stop.json` is how it is told to end the work. Run as
-``python -I -S supervisor.py DIRECTORY NOTIFY_SOCKET``; the directory holds `spec.json`.
+``python -I -S supervisor.py NOTIFY_SOCKET`` with the directory, which holds `spec.json`, as one line on standard input: a keeper
+can so be started ahead of its work, and one whose server goes away before it has any just ends.
 """
 
 import ctypes
@@ -19,6 +20,7 @@ LOG_SEGMENT_BYTES = 4 * 1024 * 1024
 LOG_SEGMENTS_MAX = 8
 LINE_BYTES_MAX = 16 * 1024
 DRAIN_S = 2.0
+END_S = 10.0
 PR_SET_CHILD_SUBREAPER = 36
 LOCK_TRIES = 200
 SETUP_FAILED = "setup-failed"
@@ -87,8 +89,7 @@ class Keeper:
         return self.end(code, reason, "" if code == 0 else describe(code))
 
     def end(self, code, reason, detail):
-        self.kill_tree(signal.SIGKILL)
-        self.reap()
+        self.end_tree()
         if self.stopping:
             reason, detail = self.stopping["reason"], f"stopped: {self.stopping['reason']}"
         self.log.close()
@@ -214,6 +215,17 @@ class Keeper:
                 code = os.waitstatus_to_exitcode(status)
                 self.child = 0
 
+    def end_tree(self):
+        """Nothing of the work is left when this returns, not even a zombie (unless the kernel itself can't end it)."""
+        limit = time.monotonic() + END_S
+        while time.monotonic() < limit:
+            self.kill_tree(signal.SIGKILL)
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    time.sleep(0.005)
+            except ChildProcessError:
+                return
+
     def kill_tree(self, number):
         """Everything that descends from us, however it daemonised: we are the reaper of all orphans below."""
         for pid in descendants(os.getpid()):
@@ -324,7 +336,10 @@ def locked(handle):
 
 
 def main():
-    directory, notify = sys.argv[1], sys.argv[2]
+    notify, directory = sys.argv[1], sys.stdin.readline().strip()
+    if not directory:
+        return
+    sys.stderr = open(os.path.join(directory, "keeper.err"), "a", encoding="utf-8")
     lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not locked(lock):
         return  # another keeper has it: starting is idempotent

@@ -20,15 +20,15 @@ SILENT_LIMIT_MS = 40_000
 
 def nodes(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
     """Link state, from when each node was last heard of."""
-    for key in sorted(facts.nodes):
+    for key, heard_ms in facts.nodes.items():
+        silent_ms = now_ms - heard_ms
         node = world.nodes.get(key)
-        if node is None or node.state is NodeState.RETIRED:
+        if node is None or node.state is NodeState.RETIRED or (silent_ms < SILENT_LIMIT_MS and node.state is NodeState.READY):
             continue
-        silent_ms = now_ms - facts.nodes[key]
         if node.state is NodeState.UNKNOWN and silent_ms < SILENT_LIMIT_MS:
-            back = msgspec.structs.replace(node, state=NodeState.READY, seen_ms=facts.nodes[key])
+            back = msgspec.structs.replace(node, state=NodeState.READY, seen_ms=heard_ms)
             yield Draft(kind=Kind.NODE_CHANGED, subject=key, text=f"{node.name}: heard of again, ready", rows=(back,))
         elif node.state is NodeState.READY and silent_ms >= SILENT_LIMIT_MS:
-            gone = msgspec.structs.replace(node, state=NodeState.UNKNOWN, seen_ms=facts.nodes[key])
+            gone = msgspec.structs.replace(node, state=NodeState.UNKNOWN, seen_ms=heard_ms)
             text = f"{node.name}: not heard of for {duration(silent_ms)}, unknown"
             yield Draft(kind=Kind.NODE_CHANGED, subject=key, text=text, rows=(gone,))

@@ -192,12 +192,12 @@ class Simulation:
         self._at(self.at_ms + wait_ms, lambda: self._serve(n))
 
     def _wait_ms(self, server: Process | None) -> int:
-        if server is None or self._pending or any(m.silent_ms() is not None for m in self.machines.machines.values()):
+        if server is None or self._pending or any(m.down_ms is not None or m.unlinked_ms is not None for m in self.machines.machines.values()):
             return BUSY_MS
         world = server.desk.world
         unsettled = any(a.state != "running" for a in world.allocations.values()) or any(not w.closed for w in world.closing.values())
         if unsettled or server.leadership.epoch is None:
-            return BUSY_MS if server.leadership.epoch is not None else QUIET_MS // 4
+            return BUSY_MS if server.leadership.epoch is not None else QUIET_MS // 2
         ends = self.machines.next_end_ms()
         return max(100, min(QUIET_MS, (ends if ends is not None else self.at_ms + QUIET_MS) - self.at_ms + 50))
 
