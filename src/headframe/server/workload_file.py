@@ -129,11 +129,11 @@ def _compose(text: str) -> yaml.Node:
 
 
 def _depths(text: str) -> Any:
-    """Nesting depth event by event, so that a deep file is refused before it is built; aliases are refused with it."""
+    """Nesting depth event by event, so that a deep file is refused before it is built; aliases and tags are refused with it."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise BadFile([Mistake(line=event.start_mark.line + 1, key="file", expected="no YAML aliases")])
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise BadFile([Mistake(line=event.start_mark.line + 1, key="file", expected="no YAML aliases or tags")])
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         yield depth
 
@@ -144,7 +144,7 @@ def _kind(root: yaml.MappingNode, reader: _Reader) -> str:
             written = reader.text(value, "type")
             if written in TYPES:
                 if TYPES[written] != written:
-                    reader.warnings.append(f"line {value.start_mark.line + 1}: `type: {written}` is read as `{TYPES[written]}`")
+                    reader.warnings.append(f"line {value.start_mark.line + 1}: `type: {written}` is read as `type: {TYPES[written]}`")
                 return TYPES[written]
             close = difflib.get_close_matches(written, TYPES, n=1)
             reader.wrong(value, "type", f"one of {', '.join(dict.fromkeys(TYPES.values()))}", close[0] if close else "job")

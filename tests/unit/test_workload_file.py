@@ -1,0 +1,117 @@
+"""The workload file: what people write is understood, and what they got wrong is named, all of it, with its line."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headframe.model.errors import BadFile, HeadframeError, NotOffered
+from headframe.model.states import Reason
+from headframe.model.units import duration, money, parse_duration_s, parse_mib, parse_usd, usd
+from headframe.model.work import GpuRequest, Tier
+from headframe.server.workload_file import parse, parse_gpu
+
+WHOLE = """
+type: job
+name: train-digits
+workdir: .
+image: ghcr.io/org/image:tag
+setup: pip install -r requirements.txt
+run: torchrun train.py
+env: {EPOCHS: "3"}
+nodes: 2
+resources: {gpu: RTX3090:4, cpu: 8, memory: 32GB, disk: 50GB}
+tier: spot
+max_price: 1.50
+max_duration: 12h
+retry: {on: [preempted, node-lost], attempts: 3}
+checkpoint: /checkpoints
+priority: 5
+"""
+
+
+def test_the_whole_file_of_the_design_is_understood():
+    spec = parse(WHOLE).spec
+    assert (spec.name, spec.nodes, spec.tier, spec.priority) == ("train-digits", 2, Tier.SPOT, 5)
+    assert spec.resources.gpu == GpuRequest(milli=4000, model="RTX3090")
+    assert (spec.resources.cpu_milli, spec.resources.memory_mib, spec.resources.disk_mib) == (8000, 32 * 1024, 50 * 1024)
+    assert (spec.max_price_nano, spec.max_duration_s) == (1_500_000_000, 43_200)
+    assert spec.retry.on == (Reason.PREEMPTED, Reason.NODE_LOST)
+    assert parse(WHOLE).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "request_"),
+    [
+        ("RTX3090:4", GpuRequest(milli=4000, model="RTX3090")), ("RTX 3090", GpuRequest(milli=1000, model="RTX 3090")), ("24GB..:2", GpuRequest(milli=2000, memory_min_mib=24576)),
+        ("24GB..48GB:1", GpuRequest(milli=1000, memory_min_mib=24576, memory_max_mib=49152)), ("..48GB", GpuRequest(milli=1000, memory_max_mib=49152)),
+        ("0.25", GpuRequest(milli=250)), ("0", GpuRequest()), ("8", GpuRequest(milli=8000)), ("H100:0.5", GpuRequest(milli=500, model="H100")),
+    ],
+)  # fmt: skip
+def test_gpus_are_asked_for_by_model_memory_number_or_fraction(text, request_):
+    assert parse_gpu(text) == request_
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "65", "H100:x", "a/b", "0.00001", "24GB..:", "nan", "1e3"])
+def test_what_is_no_gpu_request_is_refused(text):
+    with pytest.raises(ValueError):  # noqa: PT011 - the file reader words it
+        parse_gpu(text)
+
+
+def test_words_of_other_systems_are_read_and_mentioned():
+    parsed = parse("type: task\ncommands: [echo a, echo b]\nenvs: {A: 1}\nnum_nodes: 2\nresources: {accelerators: A100, cpus: 4+, mem: 8GB+}")
+    assert parsed.spec.run == "set -e\necho a\necho b"
+    assert parsed.spec.resources.gpu.model == "A100"
+    assert parsed.warnings[0] == "line 1: `type: task` is read as `type: job`"
+    assert len(parsed.warnings) == 7
+    assert all(warning.startswith("line ") for warning in parsed.warnings)
+
+
+def mistakes(text):
+    with pytest.raises(BadFile) as bad:
+        parse(text)
+    return {(mistake.line, mistake.key): mistake for mistake in bad.value.mistakes}
+
+
+def test_every_mistake_is_named_with_its_line_and_the_nearest_spelling():
+    found = mistakes("type: job\nnam: x\nrun: y\nnodes: 0\nresources:\n  gpu: 3.7\n  memroy: 1GB\nretry: {on: [preemptd]}\nmax_price: cheap\nmax_duration: soon\nenv: {1A: x}\n")
+    assert {key: mistake.nearest for key, mistake in found.items() if mistake.nearest} == {(2, "nam"): "name", (7, "resources.memroy"): "memory", (8, "retry.on"): "preempted"}
+    assert set(found) == {(2, "nam"), (4, "nodes"), (6, "resources.gpu"), (7, "resources.memroy"), (8, "retry.on"), (9, "max_price"), (10, "max_duration"), (11, "env.1A")}
+
+
+@pytest.mark.parametrize("bad", ["", "[]", "just text", "run: [", "a: &x [*x]", "run: !!python/name:os.system x", "run: x\nrun: y", "run: {a: b}", "? [a]\n: b", "run: x\n\tname: y"])
+def test_what_is_no_workload_file_is_refused_with_a_line(bad):
+    assert all(line >= 1 for line, _ in mistakes(bad))
+
+
+@given(st.text(max_size=300) | st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=10), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["type", "run", "name", "env", "resources", "gpu", "nodes", "retry", "x"]), inner, max_size=5), max_leaves=12).map(repr))
+def test_no_text_makes_the_parser_fail_in_another_way(text):
+    try:
+        parse(text)
+    except HeadframeError as refused:
+        assert refused.detail
+
+
+@pytest.mark.parametrize("kind", ["endpoint", "service", "workspace", "dev-environment"])
+def test_endpoints_and_workspaces_are_understood_but_not_offered(kind):
+    with pytest.raises(NotOffered, match="not yet offered here"):
+        parse(f"type: {kind}\nname: x\nrun: y")
+
+
+@pytest.mark.parametrize(("text", "mib"), [("32GB", 32768), ("512MB", 512), ("1TiB", 1048576), ("1.5G", 1536), ("4", 4096), ("1KB", 1)])
+def test_sizes_are_powers_of_1024_rounded_up(text, mib):
+    assert parse_mib(text) == mib
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("45s", 45), ("30m", 1800), ("12h", 43200), ("1d12h", 129600), ("1.5h", 5400)])
+def test_durations_are_read_as_written(text, seconds):
+    assert parse_duration_s(text) == seconds
+
+
+@given(st.integers(0, 10**15))
+def test_money_survives_being_written_and_read(nano):
+    assert parse_usd(usd(nano, 9).replace(",", "")) == nano
+
+
+def test_amounts_and_times_are_shown_with_the_places_they_need():
+    assert [money(nano) for nano in (0, 5_000, 12_100_000, 12_345_000_000, -2 * 10**10)] == ["$0.00", "$0.000005", "$0.0121", "$12.35", "-$20.00"]
+    assert [duration(ms) for ms in (0, 900, 42_000, 185_000, 7_800_000, 273_600_000)] == ["0.0 s", "0.9 s", "42 s", "3 min 05 s", "2 h 10 min", "3 d 4 h"]
