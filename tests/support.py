@@ -184,11 +184,20 @@ class Postgres:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def start(self) -> "Postgres":
+        wait_for(self._started, limit_s=60, every_s=0.1)
+        return self
+
+    def _started(self) -> bool:
+        """Started and answering; started again if it gave up because children of a killed one were not gone yet."""
+        if self.process is None or self.process.poll() is not None:
+            self._spawn()
+        return self._answers()
+
+    def _spawn(self) -> None:
+        (self.root / "db" / "postmaster.pid").unlink(missing_ok=True)
         argv = [str(self.bin / "postgres"), "-D", str(self.root / "db"), "-p", str(self.port), "-k", str(self.root), "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB"]
         with (self.root / "log").open("ab") as log:
             self.process = subprocess.Popen(self._as_user(*argv), stdout=log, stderr=log, cwd="/", env={**os.environ, "LC_ALL": "C"})
-        wait_for(self._answers, limit_s=30)
-        return self
 
     def _answers(self) -> bool:
         import psycopg
@@ -204,8 +213,6 @@ class Postgres:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-        (self.root / "db" / "postmaster.pid").unlink(missing_ok=True)
-        wait_for(lambda: str(self.root / "db") not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout, limit_s=20)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:

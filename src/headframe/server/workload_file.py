@@ -242,8 +242,9 @@ def parse_gpu(text: str) -> GpuRequest:
     kind, _, count = text.rpartition(":") if ":" in text else ("", "", text)
     if not kind and not re.fullmatch(r"\d+(\.\d+)?", count):
         kind, count = text, "1"
-    milli = _gpu_milli(count)
-    kind = kind.strip()
+    milli, kind = _gpu_milli(count), kind.strip()
+    if not text:
+        raise ValueError(text)
     memory = _MEMORY_RANGE.match(kind)
     if memory:
         low, high, exact = memory.groups()
