@@ -67,7 +67,7 @@ def hold_s(spec: Spec) -> int:
     return min(spec.max_duration_s, HOLD_MAX_S) or HOLD_ROLLING_S
 
 
-def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project, waits: tuple[str, ...]) -> Quote:
+def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project) -> Quote:
     """The quote for `spec` over the cards that could serve it; the hold covers the dearest of them."""
     models = sorted({card.model for card in cards}) or [""]
     rates = sorted((spec_rate_nano(prices, spec, model), model) for model in models)
@@ -76,7 +76,7 @@ def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project,
         name=spec.name, tier=spec.tier, price_version=prices.version,
         rate_min_nano=rates[0][0], rate_max_nano=rates[-1][0], lines=spec_lines(prices, spec, rates[-1][1]),
         hold_nano=cost_nano(covers_s * 1000, rates[-1][0]), hold_covers_s=covers_s,
-        credit_nano=project.credit_nano, waits=waits,
+        credit_nano=project.credit_nano,
     )  # fmt: skip
 
 

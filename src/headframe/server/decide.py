@@ -69,15 +69,18 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
 
 
 def quote_for(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
-    """What `spec` would cost, or the refusal that submitting it would get."""
+    """What `spec` would cost and what it would wait for now, or the refusal that submitting it would get."""
+    waits = explain(world, _workload(spec, project, now_ms), now_ms)
+    return msgspec.structs.replace(_priced(world, spec, project, now_ms), waits=tuple(map(str, waits)))
+
+
+def _priced(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
     answer = feasible(world, spec)
     if not are_parts(answer):
         raise Infeasible("; ".join(map(str, answer)))
     cards = [gpu for gpu in world.gpus.values() if gpu.state is not GpuState.RETIRED and matches(spec.resources.gpu, gpu)]
     needed = cards if spec.resources.gpu.milli else []
-    probe = _workload(spec, project, now_ms)
-    waits = tuple(map(str, explain(world, probe, now_ms)))
-    offered = quote(price_at(world.prices(), now_ms), spec, needed, project, waits)
+    offered = quote(price_at(world.prices(), now_ms), spec, needed, project)
     if spec.max_price_nano and offered.rate_min_nano > spec.max_price_nano:
         raise TooExpensive(f"max_price is {money(spec.max_price_nano)}/h, the cheapest that fits is {money(offered.rate_min_nano)}/h")
     return offered
@@ -214,7 +217,7 @@ def _submit(world: World, command: Submit, now_ms: int) -> Draft:
     spec, project = command.spec, project_of(world, command.project_id)
     if (project.id, spec.name) in world.names:
         raise NameTaken(f"{spec.name!r} is the name of a live workload of this project")
-    offered = quote_for(world, spec, project, now_ms)
+    offered = _priced(world, spec, project, now_ms)
     _within_budget(project, offered, now_ms)
     if offered.hold_nano > project.credit_nano:
         raise NoCredit(f"this needs {money(offered.hold_nano)} held, {money(project.credit_nano)} of credit is left")

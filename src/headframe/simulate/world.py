@@ -32,7 +32,7 @@ from headframe.simulate.faults import Crash, FaultyEngine, FaultyStore, Weather,
 
 T = TypeVar("T")
 START_MS = 1_750_000_000_000
-QUIET_MS, BUSY_MS, RESTART_MS = 900_000, 7_000, 4_000
+QUIET_MS, BUSY_MS, RESTART_MS = 900_000, 10_000, 4_000
 DRAIN_LIMIT_MS = 30 * 24 * MS_PER_HOUR
 LAST_EVENTS = 20
 MODELS = (("RTX 3090", 24_576), ("RTX 3060", 12_288), ("H100", 81_920))
