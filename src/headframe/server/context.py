@@ -80,22 +80,19 @@ class Context:
         """Commit `command` once per Idempotency-Key; the stored answer for a repeated request. `kept` edits what is stored."""
         now_ms = self.clock_ms()
         name, request_hash = await _idempotency(request)
-        if not name:
-            await self.desk.write(lambda world, at_ms: decide(world, command, at_ms))
-            return answer(self.world)
-        known = await self.read(lambda store: store.reply(name))
+        known = await self.read(lambda store: store.reply(name)) if name else None
         if known is not None:
             return _replay(known, request_hash, answer)
         if name in self._in_flight:
             raise InFlight("a request with this Idempotency-Key is being answered")
         made: list[T] = []
 
-        def reply(_events: Sequence[Event]) -> Reply:
+        def reply() -> Reply | None:
             made.append(answer(self.world))
             body = msgspec.json.encode(kept(made[-1]) if kept else made[-1])
-            return Reply(key=name, request_hash=request_hash, status=201, body=body, at_ms=now_ms)
+            return Reply(key=name, request_hash=request_hash, status=201, body=body, at_ms=now_ms) if name else None
 
-        self._in_flight.add(name)
+        self._in_flight.update([name] if name else [])
         try:
             await self.desk.write(lambda world, at_ms: decide(world, command, at_ms), reply=reply)
         finally:

@@ -32,7 +32,7 @@ class Io(Protocol):
 class Request:
     """One decision waiting to be committed, and what became of it."""
 
-    def __init__(self, decide: Decide, epoch: int | None, reply: Callable[[Sequence[Event]], Reply] | None) -> None:
+    def __init__(self, decide: Decide, epoch: int | None, reply: Callable[[], Reply | None] | None) -> None:
         self.decide = decide
         self.epoch = epoch
         self.reply = reply
@@ -66,9 +66,12 @@ class Desk:
         self.world.load(snapshot.rows, snapshot.version)
 
     async def write(
-        self, decide: Decide, epoch: int | None = None, reply: Callable[[Sequence[Event]], Reply] | None = None
+        self, decide: Decide, epoch: int | None = None, reply: Callable[[], Reply | None] | None = None
     ) -> list[Event]:
-        """Decide on the current world and commit; returns when it is durable, raises what was refused."""
+        """Decide on the current world and commit; returns when it is durable, raises what was refused.
+
+        `reply` is called on the world as just decided, and what it returns is kept in the same commit.
+        """
         request = Request(decide, epoch, reply)
         self._waiting.append(request)
         async with self._lock:
@@ -110,7 +113,8 @@ class Desk:
         base, start = self.world.begin(), self.world.mark()
         events = self._decide(batch)
         decided = [request for request in batch if not request.error]
-        replies = [request.reply(request.events) for request in decided if request.reply]
+        answers = [request.reply() for request in decided if request.reply]
+        replies = [answer for answer in answers if answer is not None]
         epoch = next((request.epoch for request in decided if request.epoch is not None), None)
         try:
             if events or replies:

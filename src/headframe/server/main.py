@@ -83,11 +83,11 @@ def run(config: Config, hooks: Hooks) -> None:
     assert sys.flags.optimize == 0, "Headframe's invariants are assertions: do not run it with -O"
     _check_exposure(config)
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone(config):
-        asyncio.run(_serve(config, hooks))
+    with _alone(config), _bound(config) as listening:
+        asyncio.run(_serve(config, hooks, listening))
 
 
-async def _serve(config: Config, hooks: Hooks) -> None:
+async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None:
     url = config.database or f"sqlite:///{config.data / 'headframe.db'}"
     store = await asyncio.to_thread(open_store, url)
     auth = Auth(load_pepper(config.pepper or config.data / "pepper"))
@@ -110,7 +110,7 @@ async def _serve(config: Config, hooks: Hooks) -> None:
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=machine.node.name))), name="announce"),
     ]
     try:
-        await server.serve()
+        await server.serve(sockets=[listening])
     finally:
         for task in tasks:
             task.cancel()
@@ -195,6 +195,19 @@ def _uvicorn(config: Config, context: Context) -> uvicorn.Config:
         secured(app(context), tls=context.secure), host=config.host, port=config.port, log_config=None, access_log=False, server_header=False, lifespan="on",
         timeout_graceful_shutdown=SHUTDOWN_S, limit_concurrency=2000, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024, **tls,
     )  # fmt: skip
+
+
+def _bound(config: Config) -> socket.socket:
+    """The address, taken before anything else is touched."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((config.host, config.port))
+    except OSError as error:
+        listening.close()
+        raise Conflicting(f"{config.host}:{config.port} can't be bound: {error.strerror}", "choose another --host or --port") from None
+    return listening
 
 
 def _check_exposure(config: Config) -> None:

@@ -1,0 +1,108 @@
+"""Starting and stopping the real server: what an operator can get wrong is said in a sentence, before anything is touched."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from headframe import Client
+from headframe.store.open import open_store
+from support import Server, wait_for
+
+
+def up(tmp_path, *argv, **environment):
+    command = [sys.executable, "-m", "headframe", "up", "--data", str(tmp_path / "other"), *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=40, env={**os.environ, **environment})
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def test_a_taken_port_is_said_before_anything_is_made(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, said = up(tmp_path, "--port", str(taken.getsockname()[1]))
+    assert code == 3
+    assert "already in use" in said
+    assert not (tmp_path / "other" / "headframe.db").exists()
+
+
+def test_two_servers_do_not_share_an_embedded_store(server):
+    code, said = up(server.root, "--data", str(server.data), "--port", "1")
+    assert code == 3
+    assert "another Headframe already serves" in said
+
+
+def test_a_database_that_does_not_answer_is_said(tmp_path):
+    code, said = up(tmp_path, "--database", "postgresql+psycopg://x@127.0.0.1:1/x", "--port", str(Server(tmp_path).port))
+    assert code == 3
+    assert "can't be opened" in said
+
+
+def test_a_newer_store_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "other").mkdir()
+    path = tmp_path / "other" / "headframe.db"
+    store = open_store(f"sqlite:///{path}")
+    with store._engine.begin() as db:
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    store.close()
+    code, said = up(tmp_path, "--port", str(Server(tmp_path).port))
+    assert code == 3
+    assert "newer than this Headframe" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_stop_leaves_work_running_and_the_next_server_finds_it(tmp_path, number):
+    server = Server(tmp_path).start()
+    with server.tenant() as tenant:
+        tenant.submit("name: long\nrun: sleep 2; echo survived\nresources: {gpu: 0, cpu: 0.1, memory: 10MB}")
+        wait_for(lambda: tenant.workload("long").workload.state == "running")
+        server.kill(number)
+        assert "Traceback" not in server.log
+        server.start()
+        wait_for(lambda: tenant.workload("long").workload.state == "succeeded")
+        assert [line.text for line in tenant.logs("long").lines] == ["survived"]
+    server.kill()
+
+
+def test_following_a_log_goes_on_through_a_restart_of_the_server(server):
+    with server.tenant() as tenant:
+        tenant.submit("name: talk\nrun: for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.4; done\nresources: {gpu: 0, cpu: 0.1, memory: 10MB}")
+        heard = []
+        for said in tenant.follow("talk"):
+            if hasattr(said, "text"):
+                heard.append(said.text)
+                if said.text == "3":
+                    server.kill()
+                    server.start()
+    assert heard == list("12345678")
+
+
+def test_the_operators_key_works_and_is_only_in_its_file(server):
+    assert oct((server.root / "config.json").stat().st_mode & 0o777) == "0o600"
+    with server.operator() as operator:
+        assert operator.whoami().scope == "operator"
+
+
+def test_interrupting_a_follower_detaches_and_says_how_to_come_back(server, tmp_path):
+    with server.tenant() as tenant:
+        tenant.submit("name: going-on\nrun: echo started; sleep 30\nresources: {gpu: 0, cpu: 0.1, memory: 10MB}")
+        env = {**os.environ, "HEADFRAME_CONFIG": str(server.root / "config.json"), "PYTHONUNBUFFERED": "1"}
+        follower = subprocess.Popen([sys.executable, "-m", "headframe", "logs", "-f", "going-on"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        assert follower.stdout.readline() == "started\n"
+        follower.send_signal(signal.SIGINT)
+        _, said = follower.communicate(timeout=20)
+        assert follower.returncode == 130
+        assert "headframe logs -f going-on" in said
+        assert "Traceback" not in said
+        assert tenant.workload("going-on").workload.state == "running"
+        tenant.stop("going-on")
+
+
+def test_the_client_of_the_readme_is_the_client(server):
+    from headframe.client.http import Client as Same
+
+    assert Client is Same
