@@ -13,7 +13,7 @@ import msgspec
 
 from headframe.engines.simulated import Machine, Machines, SimulatedEngine
 from headframe.model.command import CreateProject, Enrol, Found, GrantCredit, SetPrices, StopWorkload, Submit
-from headframe.model.errors import HeadframeError
+from headframe.model.errors import Fenced, HeadframeError
 from headframe.model.event import Event
 from headframe.model.fleet import Gpu, Node
 from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, UserId, WorkloadId
@@ -58,6 +58,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     jobs: int
     ended: dict[str, int]
     crashes: int
+    fenced: int
     event_hash: str
 
 
@@ -74,18 +75,25 @@ class Process:
         engine = FaultyEngine(SimulatedEngine(sim.machines, sim.weather.distort), sim.weather)
         self.tick = Tick(self.desk, engine, sim.now)
         self.leadership = Leadership(sim.store, name, sim.now, at_once, alone=False)
+        self.paused = False
+        self.fenced = 0
 
     def step(self) -> None:
         """What a server does when woken."""
         run_now(self._step())
 
     async def _step(self) -> None:
-        epoch = await self.leadership.poll()
+        waking, self.paused = self.paused, False
+        # Whoever wakes from a pause goes on in the middle of a tick, believing that it still leads: the commit must know better.
+        epoch = self.leadership.epoch if waking else await self.leadership.poll()
         if epoch is None:
             await self.desk.catch_up()
             return
         try:
             await self.tick.run(epoch)
+        except Fenced:
+            self.leadership.lose()
+            self.fenced += 1
         except HeadframeError:
             return  # the next wake does what is left
 
@@ -106,6 +114,7 @@ class Simulation:
         self.store.committed.append(self._committed)
         self.servers: list[Process | None] = []
         self.crashes = 0
+        self.fenced = 0
         self.submitted: list[WorkloadId] = []
         self._events: list[tuple[int, int, Callable[[], None]]] = []
         self._count = 0
@@ -181,6 +190,8 @@ class Simulation:
         """One wake of one server, then when to wake it next: soon while anything is under way, else when something ends."""
         server = self.servers[n]
         paused = self.weather.happens(self.weather.mix.pause)
+        if server is not None and paused:
+            server.paused = True
         if server is not None and not paused:
             try:
                 server.step()
@@ -203,7 +214,8 @@ class Simulation:
 
     def _crash(self, n: int) -> None:
         self.crashes += 1
-        self.servers[n] = None
+        server, self.servers[n] = self.servers[n], None
+        self.fenced += server.fenced if server else 0
 
         def restart() -> None:
             self.servers[n] = Process(self, f"server-{n}-{self.crashes}")
@@ -355,7 +367,8 @@ class Simulation:
             ended[state] = ended.get(state, 0) + 1
         return Outcome(
             seed=self.config.seed, simulated_hours=(self.at_ms - START_MS) / MS_PER_HOUR, events=self.store.version(),
-            jobs=len(self.submitted), ended=dict(sorted(ended.items())), crashes=self.crashes, event_hash=self.hash.hexdigest(),
+            jobs=len(self.submitted), ended=dict(sorted(ended.items())), crashes=self.crashes,
+            fenced=self.fenced + sum(server.fenced for server in self.servers if server), event_hash=self.hash.hexdigest(),
         )  # fmt: skip
 
     def _report(self, broken: str) -> str:
