@@ -88,12 +88,11 @@ class World:
         self.version = event.seq
 
     def load(self, rows: Iterable[Row], version: int) -> None:
-        """Fill an empty world from the store's live rows: parents first."""
+        """Fill an empty world from the store's live rows, parents first (a snapshot has no others)."""
         assert self.version == 0, "only an empty world is loaded"
         for row in rows:
-            self.put(row)
+            self._replace(type(row), row.id, row)
         self.version = version
-        self._undo.clear()
 
     def begin(self) -> int:
         """Forget how to undo what came before; returns the version to roll back to."""
@@ -199,15 +198,11 @@ class World:
         ready = new is not None and new.state is GpuState.READY
         was_ready = old is not None and old.state is GpuState.READY
         if ready != was_ready and gpu.node_id in self.free:
-            used = sum(
-                share.milli
-                for allocation in self.allocations.values()
-                if _holds(allocation)
-                for part in allocation.parts
-                for share in part.shares
-                if share.gpu_id == gpu.id
-            )
-            self.free[gpu.node_id].set_gpu(gpu.id, MILLI - used if ready else None)
+            self.free[gpu.node_id].set_gpu(gpu.id, MILLI - self._used_milli(gpu) if ready else None)
+
+    def _used_milli(self, gpu: Gpu) -> int:
+        shares = (share for allocation in self.allocations.values() if _holds(allocation) for part in allocation.parts for share in part.shares)
+        return sum(share.milli for share in shares if share.gpu_id == gpu.id)
 
     def prices(self) -> list[PriceList]:
         """All price lists, oldest first."""

@@ -44,10 +44,9 @@ class Tick:
 
     def _facts(self, sight: Sight) -> Facts:
         world, now_ms = self._desk.world, self._clock_ms()
-        for key in world.nodes:
-            self._heard_ms.setdefault(key, now_ms)
-        for key in sight.nodes:
-            self._heard_ms[key] = now_ms
+        if len(self._heard_ms) < len(world.nodes):  # silence counts from when this server first knew of a node
+            self._heard_ms = {**dict.fromkeys(world.nodes, now_ms), **self._heard_ms}
+        self._heard_ms.update(dict.fromkeys(sight.nodes, now_ms))
         seen = {observation.allocation_id for observation in sight.observations}
         reachable = set(sight.nodes)
         absent = {
@@ -56,7 +55,7 @@ class Tick:
             if allocation.id not in seen and all(part.node_id in reachable for part in allocation.parts)
         }
         self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
-        return Facts(nodes=dict(self._heard_ms), observations=sight.observations, missing_since_ms=self._missing_since_ms)
+        return Facts(nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms)
 
     async def _act(self, sight: Sight) -> None:
         """Wanted against seen: start what is granted, stop what should not be, forget what is settled."""
