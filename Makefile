@@ -12,7 +12,8 @@ up: .venv/.run ## the same server, without the demonstration
 	@$(BIN)/headframe up
 
 check: .venv/.dev ## format, lint, types, import contracts
-	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
 	@$(BIN)/lint-imports --no-cache >.venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; exit 1; }
 	@$(BIN)/basedpyright --level error
 

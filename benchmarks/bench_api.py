@@ -33,15 +33,20 @@ def main():
         writes = load(server, key, lambda http, n: http.put(f"/v1/projects/{project}/budget", json={"hour_nano": n}))
         server.kill()
     bare = commits()
-    print(f"API with {WORKLOADS:,} workloads, {THREADS} clients on the same cores: pages of 20 {show(reads)}; one workload {show(ones)}; writes {show(writes)}; "
-          f"bare SQLite commits (full sync) {bare:.0f}/s; writes over bare {len(writes) / SECONDS / bare:.2f}")
+    print(
+        f"API with {WORKLOADS:,} workloads, {THREADS} clients on the same cores: pages of 20 {show(reads)}; one workload {show(ones)}; writes {show(writes)}; "
+        f"bare SQLite commits (full sync) {bare:.0f}/s; writes over bare {len(writes) / SECONDS / bare:.2f}"
+    )
 
 
 def fill(server, project):
     store = open_store(f"sqlite:///{server.data / 'headframe.db'}")
     version = store.version()
     for start in range(0, WORKLOADS, 1000):
-        rows = tuple(msgspec.structs.replace(job(n), project_id=project, state=WorkloadState.SUCCEEDED, closed=True, held_nano=0) for n in range(start, start + 1000))
+        rows = tuple(
+            msgspec.structs.replace(job(n), project_id=project, state=WorkloadState.SUCCEEDED, closed=True, held_nano=0)
+            for n in range(start, start + 1000)
+        )
         version += 1
         store.commit([Event(seq=version, at_ms=1, kind=Kind.WORKLOAD_ENDED, subject="fill", text="fill", rows=rows)], version - 1)
     store.close()

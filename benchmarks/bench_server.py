@@ -28,7 +28,9 @@ def main():
         time.sleep(5)
         cpu = process.cpu_percent()
         server.kill()
-    print(f"server: start to serving {start:.2f} s (goal 2, empty interpreter {empty:.2f} s), idle {rss:.0f} MiB (goal 200): ratio {rss / 200:.2f}, idle CPU {cpu:.1f} % of a core")
+    print(
+        f"server: start to serving {start:.2f} s (goal 2, empty interpreter {empty:.2f} s), idle {rss:.0f} MiB (goal 200): ratio {rss / 200:.2f}, idle CPU {cpu:.1f} % of a core"
+    )
 
 
 main()

@@ -16,7 +16,7 @@ N = 40
 def main():
     with tempfile.TemporaryDirectory() as root:
         proof = Path(root) / "proof"
-        run = f"{sys.executable} -S -c 'import time; open(\"{proof}\", \"a\").write(str(time.time()))'"
+        run = f'{sys.executable} -S -c \'import time; open("{proof}", "a").write(str(time.time()))\''
         bare = []
         for _ in range(N):
             proof.write_text("")
@@ -36,8 +36,10 @@ def main():
         server.kill()
     b, t = sorted(bare), sorted(through)
     added = statistics.median(t) - statistics.median(b)
-    print(f"submit to running: p50 {statistics.median(t) * 1000:.1f} ms, p95 {t[int(N * 0.95)] * 1000:.1f} ms; the bare process {statistics.median(b) * 1000:.1f} ms; "
-          f"added {added * 1000:.1f} ms (goal < 50 ms): ratio to the goal {added / 0.050:.2f}")
+    print(
+        f"submit to running: p50 {statistics.median(t) * 1000:.1f} ms, p95 {t[int(N * 0.95)] * 1000:.1f} ms; the bare process {statistics.median(b) * 1000:.1f} ms; "
+        f"added {added * 1000:.1f} ms (goal < 50 ms): ratio to the goal {added / 0.050:.2f}"
+    )
 
 
 main()

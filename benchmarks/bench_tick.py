@@ -37,7 +37,9 @@ async def main():
         began = time.perf_counter()
         await tick.run(lease.epoch)
         idle.append(time.perf_counter() - began)
-        await desk.write(lambda world, now, n=n: decide(world, Submit(id=f"wl-{n}", project_id=PROJECT, key_id="op", spec=spec(gpus=1, name=f"j{n}")), now))
+        await desk.write(
+            lambda world, now, n=n: decide(world, Submit(id=f"wl-{n}", project_id=PROJECT, key_id="op", spec=spec(gpus=1, name=f"j{n}")), now)
+        )
         began = time.perf_counter()
         await tick.run(lease.epoch)
         changed.append(time.perf_counter() - began)
@@ -45,7 +47,9 @@ async def main():
         sum(free.whole for free in desk.world.free.values())
         looks.append(time.perf_counter() - began)
     one, nothing, look = (statistics.median(values) * 1000 for values in (changed, idle, looks))
-    print(f"tick, 10,000 GPUs on {NODES} nodes: one change {one:.2f} ms, nothing {nothing:.2f} ms; summing every node's free GPUs once {look:.3f} ms; ratio to the goal of 5 ms {one / 5:.2f}")
+    print(
+        f"tick, 10,000 GPUs on {NODES} nodes: one change {one:.2f} ms, nothing {nothing:.2f} ms; summing every node's free GPUs once {look:.3f} ms; ratio to the goal of 5 ms {one / 5:.2f}"
+    )
 
 
 asyncio.run(main())

@@ -11,7 +11,13 @@ HERE = Path(__file__).resolve().parent / "reference"
 
 
 def pages() -> dict[Path, str]:
-    return {HERE / "states.md": states(), HERE / "cli.md": cli(), HERE / "api.md": api(), HERE / "errors.md": errors(), HERE / "workload-file.md": workload_file()}
+    return {
+        HERE / "states.md": states(),
+        HERE / "cli.md": cli(),
+        HERE / "api.md": api(),
+        HERE / "errors.md": errors(),
+        HERE / "workload-file.md": workload_file(),
+    }
 
 
 def states() -> str:
@@ -31,8 +37,10 @@ def states() -> str:
 def cli() -> str:
     from headframe.cli.main import app
 
-    out = ["# Command line\n\nGenerated from the commands themselves. Exit codes: 0 done, 1 the workload failed, 2 wrong usage, 3 refused,\n"
-           "4 no server, 5 not signed in, 130 interrupted. Tab completion: `headframe --install-completion`.\n"]
+    out = [
+        "# Command line\n\nGenerated from the commands themselves. Exit codes: 0 done, 1 the workload failed, 2 wrong usage, 3 refused,\n"
+        "4 no server, 5 not signed in, 130 interrupted. Tab completion: `headframe --install-completion`.\n"
+    ]
     command = typer.main.get_command(app)
     for name, sub in sorted(command.commands.items()):
         for label, leaf in sorted(getattr(sub, "commands", {"": sub}).items()):
@@ -55,17 +63,27 @@ def api() -> str:
     from headframe.store.memory import MemoryStore
 
     desk = Desk(MemoryStore(), lambda: 0, asyncio.to_thread)
-    context = Context(desk=desk, auth=Auth(b"x" * 32), engine=SimulatedEngine(Machines(lambda: 0, lambda *_: (0, 0))),
-                      leadership=Leadership(desk.store, "", lambda: 0, asyncio.to_thread, alone=True), workdirs=HERE, clock_ms=lambda: 0, secure=False)
+    context = Context(
+        desk=desk,
+        auth=Auth(b"x" * 32),
+        engine=SimulatedEngine(Machines(lambda: 0, lambda *_: (0, 0))),
+        leadership=Leadership(desk.store, "", lambda: 0, asyncio.to_thread, alone=True),
+        workdirs=HERE,
+        clock_ms=lambda: 0,
+        secure=False,
+    )
     rows = []
     for route in app(context).routes:
         for handler in route.route_handlers:
             for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"}):
                 if str(route.path).startswith("/v1/"):
                     rows.append((str(route.path), method, str(handler.opt["scope"]), " ".join((inspect.getdoc(handler.fn) or "").split())))
-    out = ["# HTTP API\n\nGenerated from the routes. The OpenAPI document is served at `/schema/openapi.json`.\n\nEvery write takes an `Idempotency-Key`: "
-           "the same key and body get the stored answer, another body is 422, one in flight 409.\nRefusals are RFC 9457 problems with a stable `code` and a `next_step`.\n",
-           "| Method | Path | Scope | What |", "| --- | --- | --- | --- |"]
+    out = [
+        "# HTTP API\n\nGenerated from the routes. The OpenAPI document is served at `/schema/openapi.json`.\n\nEvery write takes an `Idempotency-Key`: "
+        "the same key and body get the stored answer, another body is 422, one in flight 409.\nRefusals are RFC 9457 problems with a stable `code` and a `next_step`.\n",
+        "| Method | Path | Scope | What |",
+        "| --- | --- | --- | --- |",
+    ]
     out += [f"| {method} | `{path}` | {scope} | {what} |" for path, method, scope, what in sorted(rows)]
     return "\n".join(out) + "\n"
 
@@ -73,8 +91,16 @@ def api() -> str:
 def errors() -> str:
     from headframe.model import errors as module
 
-    out = ["# Refusals\n\nGenerated from `headframe.model.errors`. The code is stable; the next step is told with every refusal.\n", "| Code | Status | When | Next step |", "| --- | --- | --- | --- |"]
-    kinds = [kind for _, kind in inspect.getmembers(module, inspect.isclass) if issubclass(kind, module.HeadframeError) and kind is not module.HeadframeError]
+    out = [
+        "# Refusals\n\nGenerated from `headframe.model.errors`. The code is stable; the next step is told with every refusal.\n",
+        "| Code | Status | When | Next step |",
+        "| --- | --- | --- | --- |",
+    ]
+    kinds = [
+        kind
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, module.HeadframeError) and kind is not module.HeadframeError
+    ]
     for kind in sorted(kinds, key=lambda kind: kind.code):
         out.append(f"| `{kind.code}` | {kind.status} | {' '.join((kind.__doc__ or '').split())} | {kind.next_step} |")
     return "\n".join(out) + "\n"
@@ -83,10 +109,14 @@ def errors() -> str:
 def workload_file() -> str:
     from headframe.server import workload_file as module
 
-    out = ["# The workload file\n\nYAML or JSON. Generated from the parser's tables.\n\n```yaml", (HERE.parent.parent / "examples" / "digits" / "job.yaml").read_text().rstrip(), "```\n",
-           "Keys: " + ", ".join(f"`{key}`" for key in module._KEYS) + ".\n",
-           "`gpu` is `MODEL:N`, a memory range and count (`24GB..:2`), a fraction of one card (`0.25`) or `0`. Sizes are powers of 1024; plain numbers are GB.\n",
-           "## Synonyms\n\nAccepted, with a warning:\n"]
+    out = [
+        "# The workload file\n\nYAML or JSON. Generated from the parser's tables.\n\n```yaml",
+        (HERE.parent.parent / "examples" / "digits" / "job.yaml").read_text().rstrip(),
+        "```\n",
+        "Keys: " + ", ".join(f"`{key}`" for key in module._KEYS) + ".\n",
+        "`gpu` is `MODEL:N`, a memory range and count (`24GB..:2`), a fraction of one card (`0.25`) or `0`. Sizes are powers of 1024; plain numbers are GB.\n",
+        "## Synonyms\n\nAccepted, with a warning:\n",
+    ]
     out += [f"- `{old}` is read as `{new}`" for old, new in {**module.SYNONYMS, **module.RESOURCE_SYNONYMS}.items()]
     out += [f"- `type: {old}` is read as `type: {new}`" for old, new in module.TYPES.items() if old != new]
     out.append("\nEndpoints and workspaces are parsed and refused as not yet offered here; so are `volumes` and `topology`.")

@@ -137,7 +137,9 @@ def show_bill(tenant: Client) -> None:
         time.sleep(0.1)
     out.print("[bold]7[/] usage")
     for usage in bill.usage:
-        out.print(f"    {duration(usage.end_ms - usage.start_ms)}, {gpus(usage.gpu_milli)} GPU, {usage.cpu_milli / 1000:g} cores at {usd(usage.rate_nano)}/h: {usd(usage.amount_nano, 6)}")
+        out.print(
+            f"    {duration(usage.end_ms - usage.start_ms)}, {gpus(usage.gpu_milli)} GPU, {usage.cpu_milli / 1000:g} cores at {usd(usage.rate_nano)}/h: {usd(usage.amount_nano, 6)}"
+        )
     out.print("  ledger entries")
     for entry in reversed(bill.entries):
         out.print(f"    {entry.kind:7} {entry.account.split('/pr-')[0]:20} {usd(entry.amount_nano, 6):>14}  {entry.memo}")

@@ -25,7 +25,10 @@ def main() -> int:
     if os.environ.get("CI") != "true":
         print(f"note: tests of {', '.join(wanted)} are skipped: not installed (CI=true installs them)")
         return 0
-    for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted, "crun", "runc", "fonts-dejavu-core"]):
+    for command in (
+        ["apt-get", "update", "-qq"],
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *wanted, "crun", "runc", "fonts-dejavu-core"],
+    ):
         done = subprocess.run(command, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, capture_output=True, text=True)
         if done.returncode:
             print(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")

@@ -30,8 +30,19 @@ NOW_MS = 1_750_000_000_000
 
 
 def node(n: int, **changes) -> Node:
-    base = dict(id=NodeId(f"node-{n}"), name=f"rig-{n}", site_id=SITE, rack_id=RACK, state=NodeState.READY, engine="local", cpu_milli=32_000,
-                memory_mib=65_536, disk_mib=1_000_000, joined_ms=0, seen_ms=0)
+    base = dict(
+        id=NodeId(f"node-{n}"),
+        name=f"rig-{n}",
+        site_id=SITE,
+        rack_id=RACK,
+        state=NodeState.READY,
+        engine="local",
+        cpu_milli=32_000,
+        memory_mib=65_536,
+        disk_mib=1_000_000,
+        joined_ms=0,
+        seen_ms=0,
+    )
     return Node(**{**base, **changes})
 
 
@@ -46,7 +57,11 @@ def key(scope: Scope = Scope.OPERATOR) -> Key:
 def fleet(nodes: int = 2, gpus_each: int = 8, queue: list[Workload] | None = None, credit_usd: int = 1000, model: str = "RTX 3090") -> World:
     """A founded world with one funded project; `queue` waits."""
     world = World()
-    for command in (Found(site_name="here", key=key()), CreateProject(id=PROJECT, name="acme"), GrantCredit(project_id=PROJECT, amount_nano=credit_usd * NANO_PER_USD, memo="", id="1")):
+    for command in (
+        Found(site_name="here", key=key()),
+        CreateProject(id=PROJECT, name="acme"),
+        GrantCredit(project_id=PROJECT, amount_nano=credit_usd * NANO_PER_USD, memo="", id="1"),
+    ):
         commit(world, decide(world, command, NOW_MS))
     for n in range(nodes):
         world.put(node(n))
@@ -60,7 +75,9 @@ def fleet(nodes: int = 2, gpus_each: int = 8, queue: list[Workload] | None = Non
 def commit(world: World, drafts) -> list[Event]:
     events = []
     for draft in drafts:
-        event = Event(seq=world.version + 1, at_ms=NOW_MS, kind=draft.kind, subject=draft.subject, project_id=draft.project_id, text=draft.text, rows=draft.rows)
+        event = Event(
+            seq=world.version + 1, at_ms=NOW_MS, kind=draft.kind, subject=draft.subject, project_id=draft.project_id, text=draft.text, rows=draft.rows
+        )
         world.apply(event)
         events.append(event)
     return events
@@ -73,8 +90,17 @@ def spec(gpus: float = 0, nodes: int = 1, name: str = "job", model: str = "", cp
 
 def job(n: int = 1, priority: int = 0, tier: Tier = Tier.ON_DEMAND, **more) -> Workload:
     name = f"job-{n}"
-    return Workload(id=WorkloadId(f"wl-{n}"), project_id=PROJECT, key_id=KeyId("op"), name=name, state=WorkloadState.QUEUED, submitted_ms=NOW_MS + n, queued_ms=NOW_MS + n,
-                    held_nano=100 * NANO_PER_USD, spec=spec(name=name, priority=priority, tier=tier, **more))
+    return Workload(
+        id=WorkloadId(f"wl-{n}"),
+        project_id=PROJECT,
+        key_id=KeyId("op"),
+        name=name,
+        state=WorkloadState.QUEUED,
+        submitted_ms=NOW_MS + n,
+        queued_ms=NOW_MS + n,
+        held_nano=100 * NANO_PER_USD,
+        spec=spec(name=name, priority=priority, tier=tier, **more),
+    )
 
 
 def project(world: World) -> Project:
@@ -195,7 +221,19 @@ class Postgres:
 
     def _spawn(self) -> None:
         (self.root / "db" / "postmaster.pid").unlink(missing_ok=True)
-        argv = [str(self.bin / "postgres"), "-D", str(self.root / "db"), "-p", str(self.port), "-k", str(self.root), "-c", "listen_addresses=127.0.0.1", "-c", "shared_buffers=32MB"]
+        argv = [
+            str(self.bin / "postgres"),
+            "-D",
+            str(self.root / "db"),
+            "-p",
+            str(self.port),
+            "-k",
+            str(self.root),
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "shared_buffers=32MB",
+        ]
         with (self.root / "log").open("ab") as log:
             self.process = subprocess.Popen(self._as_user(*argv), stdout=log, stderr=log, cwd="/", env={**os.environ, "LC_ALL": "C"})
 

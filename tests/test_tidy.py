@@ -35,8 +35,13 @@ def test_every_module_says_what_it_is_for():
 
 def test_public_functions_of_the_pure_core_are_documented():
     core = ("model", "placement", "billing", "reconcile")
-    bare = [f"{path.name}: {node.name}" for path, tree in TREES.items() if path.relative_to(ROOT / "src" / "headframe").parts[0] in core
-            for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node)]
+    bare = [
+        f"{path.name}: {node.name}"
+        for path, tree in TREES.items()
+        if path.relative_to(ROOT / "src" / "headframe").parts[0] in core
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") and not ast.get_docstring(node)
+    ]
     assert not bare, bare
 
 
@@ -59,9 +64,15 @@ def test_no_large_file_is_in_the_repository():
 
 
 def test_nothing_committed_names_an_index_or_a_path_of_a_machine():
-    hosts = re.compile("|".join(("py" + r"pi\.org", "python" + "hosted", "registry." + "npmjs", "deb." + r"debian\.org", "/ro" + "ot/", "/ho" + r"me/\w")))
+    hosts = re.compile(
+        "|".join(("py" + r"pi\.org", "python" + "hosted", "registry." + "npmjs", "deb." + r"debian\.org", "/ro" + "ot/", "/ho" + r"me/\w"))
+    )
     listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True).stdout.split("\0")
-    found = [name for name in listed if name and (ROOT / name).exists() and (ROOT / name).suffix != ".png" and hosts.search((ROOT / name).read_text(errors="replace"))]
+    found = [
+        name
+        for name in listed
+        if name and (ROOT / name).exists() and (ROOT / name).suffix != ".png" and hosts.search((ROOT / name).read_text(errors="replace"))
+    ]
     assert not found, found
 
 

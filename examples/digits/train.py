@@ -25,8 +25,16 @@ labels = torch.tensor(digits.target)
 train_x, test_x, train_y, test_y = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
 train_x, test_x, train_y, test_y = (tensor.to(device) for tensor in (train_x, test_x, train_y, test_y))
 model = nn.Sequential(
-    nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-    nn.Flatten(), nn.Dropout(0.2), nn.Linear(64 * 16, 128), nn.ReLU(), nn.Linear(128, 10),
+    nn.Conv2d(1, 32, 3, padding=1),
+    nn.ReLU(),
+    nn.Conv2d(32, 64, 3, padding=1),
+    nn.ReLU(),
+    nn.MaxPool2d(2),
+    nn.Flatten(),
+    nn.Dropout(0.2),
+    nn.Linear(64 * 16, 128),
+    nn.ReLU(),
+    nn.Linear(128, 10),
 ).to(device)
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
 first = 0

@@ -19,16 +19,30 @@ from headframe.server.lead import Leadership
 from headframe.store.memory import MemoryStore
 from support import wait_for
 
-PUBLIC_ROUTES = {("GET", "/v1/health"), ("GET", "/sign-in"), ("POST", "/console/sign-in"), ("GET", "/static/{name}"),
-                 ("GET", "/schema/openapi.json"), ("GET", "/schema"), ("GET", "/schema/{path}")}
+PUBLIC_ROUTES = {
+    ("GET", "/v1/health"),
+    ("GET", "/sign-in"),
+    ("POST", "/console/sign-in"),
+    ("GET", "/static/{name}"),
+    ("GET", "/schema/openapi.json"),
+    ("GET", "/schema"),
+    ("GET", "/schema/{path}"),
+}
 TINY = "name: tiny\nrun: sleep 60\nresources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}"
 
 
 def routes():
     """(method, path, scope) of every route of the real application."""
     desk = Desk(MemoryStore(), lambda: 0, asyncio.to_thread)
-    context = Context(desk=desk, auth=Auth(b"x" * 32), engine=SimulatedEngine(Machines(lambda: 0, lambda *_: (0, 0))),
-                      leadership=Leadership(desk.store, "x", lambda: 0, asyncio.to_thread, alone=True), workdirs=None, clock_ms=lambda: 0, secure=False)
+    context = Context(
+        desk=desk,
+        auth=Auth(b"x" * 32),
+        engine=SimulatedEngine(Machines(lambda: 0, lambda *_: (0, 0))),
+        leadership=Leadership(desk.store, "x", lambda: 0, asyncio.to_thread, alone=True),
+        workdirs=None,
+        clock_ms=lambda: 0,
+        secure=False,
+    )
     found = []
     for route in app(context).routes:
         for handler in route.route_handlers:
@@ -49,7 +63,14 @@ def world(shared):
         keys = {scope: operator.create_key(f"k {scope}", scope, project.id).secret for scope in Scope}
         keys["other"] = other._http.headers["Authorization"].removeprefix("Bearer ")
         live = mine.submit(TINY).workload
-        ids = {"workload": live.id, "project": project.id, "key": operator.keys().items[-1].id, "node": next(operator.nodes()).node.id, "month": "2026-11", "name": "style.css"}
+        ids = {
+            "workload": live.id,
+            "project": project.id,
+            "key": operator.keys().items[-1].id,
+            "node": next(operator.nodes()).node.id,
+            "month": "2026-11",
+            "name": "style.css",
+        }
     yield shared, keys, ids
     mine.stop(live.id)
 
@@ -82,7 +103,9 @@ def test_every_key_without_the_scope_is_refused(world, method, path, scope):
             assert call(server, method, path, ids, keys[holder]) == 403, holder
 
 
-@pytest.mark.parametrize(("method", "path", "scope"), [route for route in ROUTES if "{workload}" in route[1] or "{project}" in route[1] or "{key}" in route[1]])
+@pytest.mark.parametrize(
+    ("method", "path", "scope"), [route for route in ROUTES if "{workload}" in route[1] or "{project}" in route[1] or "{key}" in route[1]]
+)
 def test_another_projects_key_finds_nothing(world, method, path, scope):
     server, keys, ids = world
     expected = {403} if path.startswith("/console") or scope is Scope.OPERATOR else {404, 400}
@@ -139,7 +162,16 @@ def test_an_expired_key_is_refused(world):
             wait_for(expired, limit_s=5)
 
 
-@pytest.mark.parametrize("change", [lambda k: k[:-1] + ("a" if k[-1] != "a" else "b"), lambda k: k.replace("hf_op", "hf_adm"), lambda k: k[:30], lambda _: "hf_op_" + "0" * 75, lambda _: "\u00e4"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda k: k[:-1] + ("a" if k[-1] != "a" else "b"),
+        lambda k: k.replace("hf_op", "hf_adm"),
+        lambda k: k[:30],
+        lambda _: "hf_op_" + "0" * 75,
+        lambda _: "\u00e4",
+    ],
+)
 def test_a_key_that_is_not_exactly_right_is_refused(world, change):
     server, keys, _ = world
     answer = httpx.get(server.url + "/v1/whoami", headers={"Authorization": b"Bearer " + change(keys[Scope.OPERATOR]).encode()})

@@ -64,7 +64,10 @@ def test_many_at_once_under_one_key_make_one_workload(tenant):
 
 def test_a_repeated_key_creation_does_not_show_the_secret_again(shared):
     with shared.operator() as operator:
-        answers = [raw(operator, "POST", "/v1/keys", json={"name": "x", "scope": "read", "project": "acme"}, headers={"Idempotency-Key": "kk"}).json() for _ in range(2)]
+        answers = [
+            raw(operator, "POST", "/v1/keys", json={"name": "x", "scope": "read", "project": "acme"}, headers={"Idempotency-Key": "kk"}).json()
+            for _ in range(2)
+        ]
     assert answers[0]["secret"].startswith("hf_ro_")
     assert answers[1]["secret"] == ""
     assert answers[0]["key"] == answers[1]["key"]

@@ -11,7 +11,15 @@ from playwright.sync_api import expect, sync_playwright
 
 from support import Server, needs, wait_for
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SHOTS = os.environ.get("HEADFRAME_SHOTS")
 JOB = """type: job
 name: counting
@@ -56,7 +64,9 @@ def open_page(chromium, place):
         context = chromium.new_context(base_url=server.url, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("console", lambda message: troubles.append(message.text) if message.type == "error" and not REFUSED_FORM.search(message.text) else None)
+        page.on(
+            "console", lambda message: troubles.append(message.text) if message.type == "error" and not REFUSED_FORM.search(message.text) else None
+        )
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("request", lambda request: None if request.url.startswith((server.url, "data:")) else troubles.append(f"off-origin: {request.url}"))
         if sign_in:

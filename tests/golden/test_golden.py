@@ -14,9 +14,17 @@ from support import Server, wait_for
 HERE = Path(__file__).parent
 SCRIPTS = sorted(HERE.glob("*.txt"))
 CHANGING = [  # what differs from run to run, and what stands for it
-    (r"wl-[0-9a-z]{16}", "wl-ID"), (r"pr-[0-9a-z]{16}", "pr-ID"), (r"hf_\w+", "hf_KEY"), (r"\b[0-9a-z]{16}\b", "KEYID"),
-    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE TIME"), (r"\d{4}-\d\d\b", "MONTH"), (r"127\.0\.0\.1:\d+", "ADDRESS"), (r"\d+\.\d s\b", "N s"),
-    (r"-?\$0\.00\d{4}\b", "$AMOUNT"), (r"/tmp/\S+", "PATH"), (r"[─━]+", "─"),
+    (r"wl-[0-9a-z]{16}", "wl-ID"),
+    (r"pr-[0-9a-z]{16}", "pr-ID"),
+    (r"hf_\w+", "hf_KEY"),
+    (r"\b[0-9a-z]{16}\b", "KEYID"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "DATE TIME"),
+    (r"\d{4}-\d\d\b", "MONTH"),
+    (r"127\.0\.0\.1:\d+", "ADDRESS"),
+    (r"\d+\.\d s\b", "N s"),
+    (r"-?\$0\.00\d{4}\b", "$AMOUNT"),
+    (r"/tmp/\S+", "PATH"),
+    (r"[─━]+", "─"),
 ]
 
 
@@ -50,7 +58,14 @@ def run(command, tmp_path, server):
     shim = tmp_path / "bin" / "headframe"
     shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m headframe "$@"\n')
     shim.chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "COLUMNS": "160", "HEADFRAME_CONFIG": str(tmp_path / "config.json"), "NO_COLOR": "1", "TERM": "dumb"}
+    env = {
+        **os.environ,
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "COLUMNS": "160",
+        "HEADFRAME_CONFIG": str(tmp_path / "config.json"),
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+    }
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, env=env, timeout=60)
     told = normal(done.stdout) + ("\n" if done.stdout else "")
     errors = "".join(f"! {line}\n" for line in normal(done.stderr).splitlines())

@@ -31,13 +31,17 @@ def test_a_full_disk_stops_writes_not_work_and_heals_by_itself(small_disk, tmp_p
     server = Server(tmp_path, data="small/data").start()
     try:
         with server.tenant() as tenant:
-            tenant.submit("name: steady\nrun: for i in $(seq 40); do echo $i; sleep 0.1; done\nresources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}")
+            tenant.submit(
+                "name: steady\nrun: for i in $(seq 40); do echo $i; sleep 0.1; done\nresources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}"
+            )
             wait_for(lambda: tenant.workload("steady").workload.state == "running")
             ballast = small_disk / "ballast"
             fill(ballast)
             with pytest.raises(ApiError) as refused:
                 for n in range(500):
-                    tenant.submit(f"name: more-{n}\nrun: 'true'\nenv: {{X: {'y' * 20_000}}}\nresources: {{gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}}")
+                    tenant.submit(
+                        f"name: more-{n}\nrun: 'true'\nenv: {{X: {'y' * 20_000}}}\nresources: {{gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}}"
+                    )
             assert refused.value.problem.code == "disk_full"
             assert refused.value.problem.status == 507
             acknowledged = sorted(item.workload.name for item in tenant.workloads(limit=500))

@@ -62,7 +62,9 @@ def test_the_cards_are_enrolled_with_what_nvml_says_and_an_unanswered_question_s
     with gpus.operator() as operator:
         cards = next(operator.nodes()).gpus
     assert [(card.id, card.model, card.memory_mib, card.compute_capability, card.driver) for card in cards] == [
-        ("GPU-0000-1", "NVIDIA GeForce RTX 3090", 24576, "8.6", ""), ("GPU-0000-2", "NVIDIA GeForce RTX 3090", 24576, "8.6", "")]
+        ("GPU-0000-1", "NVIDIA GeForce RTX 3090", 24576, "8.6", ""),
+        ("GPU-0000-2", "NVIDIA GeForce RTX 3090", 24576, "8.6", ""),
+    ]
 
 
 @pytest.mark.parametrize(("gpu", "shown"), [("RTX3090:1", 1), ("24GB..:2", 2), ("0.25", 1), ("2", 2), ("0", 0)])
@@ -78,7 +80,9 @@ def test_a_card_is_shared_in_fractions_and_priced_by_them(tenant):
     for n in range(4):
         tenant.submit(file(f"quarter-{n}", 0.25, "sleep 30"))
     wait_for(lambda: all(tenant.workload(f"quarter-{n}").workload.state == "running" for n in range(4)))
-    held = {share.gpu_id for n in range(4) for attempt in tenant.workload(f"quarter-{n}").allocations for part in attempt.parts for share in part.shares}
+    held = {
+        share.gpu_id for n in range(4) for attempt in tenant.workload(f"quarter-{n}").allocations for part in attempt.parts for share in part.shares
+    }
     assert len(held) == 1
     tenant.submit(file("both", 2))
     waits = wait_for(lambda: tenant.workload("both").waits)

@@ -23,7 +23,9 @@ from support import job, needs, wait_for
 
 def allocation(n=1, memory_mib=256):
     part = Part(rank=0, node_id="me", shares=(), cpu_milli=1000, memory_mib=memory_mib, disk_mib=10)
-    return Allocation(id=f"wl-{n}.1", workload_id=f"wl-{n}", project_id="p", attempt=1, tier=Tier.SPOT, parts=(part,), state=AllocationState.GRANTED, granted_ms=0)
+    return Allocation(
+        id=f"wl-{n}.1", workload_id=f"wl-{n}", project_id="p", attempt=1, tier=Tier.SPOT, parts=(part,), state=AllocationState.GRANTED, granted_ms=0
+    )
 
 
 def work(n=1, run="true", **more):
@@ -211,7 +213,18 @@ def test_a_long_line_without_end_is_cut_not_kept_in_memory(tmp_path):
     assert max(len(line.text) for line in lines) <= supervisor.LINE_BYTES_MAX
 
 
-@pytest.mark.parametrize(("raw", "shown"), [("\x1b[31mred\x1b[0m", "red"), ("\x1b]0;title\x07x", "x"), ("a\rb", "b"), ("10%\r20%\r", "20%"), ("a\x00\x08b", "ab"), ("\u202eevil", "evil"), ("tab\tkept", "tab\tkept")])
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07x", "x"),
+        ("a\rb", "b"),
+        ("10%\r20%\r", "20%"),
+        ("a\x00\x08b", "ab"),
+        ("\u202eevil", "evil"),
+        ("tab\tkept", "tab\tkept"),
+    ],
+)
 def test_what_others_printed_is_made_safe_to_show(raw, shown):
     assert printable(raw) == shown
 
@@ -220,7 +233,11 @@ def test_what_others_printed_is_made_safe_to_show(raw, shown):
 def test_an_image_runs_in_podman_with_limits_and_without_our_files(engine, tmp_path):
     podman = needs("podman")
     image = make_image(podman, tmp_path)
-    do(engine.start(allocation(), work(run="echo inside; pwd; cat /proc/self/status | grep NoNewPrivs", image=image, setup="echo preparing", env={"A": "b c"})))
+    do(
+        engine.start(
+            allocation(), work(run="echo inside; pwd; cat /proc/self/status | grep NoNewPrivs", image=image, setup="echo preparing", env={"A": "b c"})
+        )
+    )
     seen = ended(engine)
     assert seen.reason is Reason.FINISHED, text(engine)
     assert text(engine)[:3] == ["preparing", "inside", "/work"]

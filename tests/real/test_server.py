@@ -91,7 +91,9 @@ def test_interrupting_a_follower_detaches_and_says_how_to_come_back(server, tmp_
     with server.tenant() as tenant:
         tenant.submit("name: going-on\nrun: echo started; sleep 30\nresources: {gpu: 0, cpu: 0.1, memory: 10MB}")
         env = {**os.environ, "HEADFRAME_CONFIG": str(server.root / "config.json"), "PYTHONUNBUFFERED": "1"}
-        follower = subprocess.Popen([sys.executable, "-m", "headframe", "logs", "-f", "going-on"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        follower = subprocess.Popen(
+            [sys.executable, "-m", "headframe", "logs", "-f", "going-on"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        )
         assert follower.stdout.readline() == "started\n"
         follower.send_signal(signal.SIGINT)
         _, said = follower.communicate(timeout=20)

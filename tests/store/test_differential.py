@@ -19,7 +19,22 @@ from headframe.store.open import open_store
 from support import gpu, node
 
 ids = st.integers(0, 4)
-OPERATIONS = {"commit", "conflict", "stale epoch", "epoch", "held twice", "entry twice", "below zero", "get", "page", "events", "lead", "reply", "load", "version"}
+OPERATIONS = {
+    "commit",
+    "conflict",
+    "stale epoch",
+    "epoch",
+    "held twice",
+    "entry twice",
+    "below zero",
+    "get",
+    "page",
+    "events",
+    "lead",
+    "reply",
+    "load",
+    "version",
+}
 
 
 def project(n, credit):
@@ -27,39 +42,96 @@ def project(n, credit):
 
 
 def workload(n, state, closed):
-    return Workload(id=WorkloadId(f"wl-{n}"), project_id=ProjectId(f"pr-{n % 2}"), key_id=KeyId("k"), name=f"w{n}", spec=Spec(run="x"), state=state, submitted_ms=n % 3, queued_ms=0, closed=closed)
+    return Workload(
+        id=WorkloadId(f"wl-{n}"),
+        project_id=ProjectId(f"pr-{n % 2}"),
+        key_id=KeyId("k"),
+        name=f"w{n}",
+        spec=Spec(run="x"),
+        state=state,
+        submitted_ms=n % 3,
+        queued_ms=0,
+        closed=closed,
+    )
 
 
 def allocation(n, state, gpus, milli):
     shares = tuple(Share(gpu_id=f"GPU-0-{k}", index=k, model="m", milli=milli) for k in sorted(gpus))
     part = Part(rank=0, node_id="node-0", shares=shares, cpu_milli=1, memory_mib=1, disk_mib=1)
-    return Allocation(id=AllocationId(f"wl-{n}.1"), workload_id=WorkloadId(f"wl-{n}"), project_id=ProjectId("pr-0"), attempt=1, tier=Tier.SPOT, parts=(part,), state=state, granted_ms=n)
+    return Allocation(
+        id=AllocationId(f"wl-{n}.1"),
+        workload_id=WorkloadId(f"wl-{n}"),
+        project_id=ProjectId("pr-0"),
+        attempt=1,
+        tier=Tier.SPOT,
+        parts=(part,),
+        state=state,
+        granted_ms=n,
+    )
 
 
 def entry(n, account):
-    return Entry(id=f"e{n}", posting_id=PostingId("p"), kind=EntryKind.HOLD, account=account, amount_nano=n, project_id=ProjectId("pr-0"), workload_id=WorkloadId("wl-1"), at_ms=n, memo="ü")
+    return Entry(
+        id=f"e{n}",
+        posting_id=PostingId("p"),
+        kind=EntryKind.HOLD,
+        account=account,
+        amount_nano=n,
+        project_id=ProjectId("pr-0"),
+        workload_id=WorkloadId("wl-1"),
+        at_ms=n,
+        memo="ü",
+    )
 
 
 def usage(n):
-    return Usage(id=UsageId(f"u{n}"), allocation_id="a", workload_id="wl-1", project_id="pr-0", start_ms=n, end_ms=n + 1, gpu_milli=0, cpu_milli=0, memory_mib=0, disk_mib=0, price_version=1, rate_nano=0, amount_nano=0)
+    return Usage(
+        id=UsageId(f"u{n}"),
+        allocation_id="a",
+        workload_id="wl-1",
+        project_id="pr-0",
+        start_ms=n,
+        end_ms=n + 1,
+        gpu_milli=0,
+        cpu_milli=0,
+        memory_mib=0,
+        disk_mib=0,
+        price_version=1,
+        rate_nano=0,
+        amount_nano=0,
+    )
 
 
 rows = st.one_of(
     st.builds(project, st.integers(0, 1), st.sampled_from([-1, 0, 7, 10**15])),
     st.builds(workload, ids, st.sampled_from(WorkloadState), st.booleans()),
-    st.builds(allocation, ids, st.sampled_from(AllocationState), st.sets(st.integers(0, 3), min_size=1, max_size=2), st.sampled_from([250, 500, 1000])),
+    st.builds(
+        allocation, ids, st.sampled_from(AllocationState), st.sets(st.integers(0, 3), min_size=1, max_size=2), st.sampled_from([250, 500, 1000])
+    ),
     st.builds(entry, st.integers(0, 9), st.sampled_from(["credit/pr-0", "held/pr-0"])),
     st.builds(usage, st.integers(0, 9)),
     st.builds(node, ids),
     st.builds(gpu, ids, ids),
 )
 queries = st.builds(
-    Query, project_id=st.sampled_from([None, "pr-0", "pr-1"]), parent_id=st.sampled_from([None, "wl-1"]), states=st.sampled_from([(), ("queued",), ("running", "ended")]),
-    name=st.sampled_from([None, "w1"]), since_ms=st.integers(0, 2), until_ms=st.integers(0, 3), before=st.sampled_from([None, (2, "wl-2"), (1, "e1")]), limit=st.integers(1, 3),
+    Query,
+    project_id=st.sampled_from([None, "pr-0", "pr-1"]),
+    parent_id=st.sampled_from([None, "wl-1"]),
+    states=st.sampled_from([(), ("queued",), ("running", "ended")]),
+    name=st.sampled_from([None, "w1"]),
+    since_ms=st.integers(0, 2),
+    until_ms=st.integers(0, 3),
+    before=st.sampled_from([None, (2, "wl-2"), (1, "e1")]),
+    limit=st.integers(1, 3),
 )
 operations = st.one_of(
-    st.tuples(st.just("commit"), st.lists(st.lists(rows, max_size=3), min_size=1, max_size=3), st.integers(0, 9), st.integers(-1, 9), st.integers(0, 3)),
-    st.builds(lambda pair: ("get", *pair), st.sampled_from([(Workload, "wl-1"), (Allocation, "wl-1.1"), (Project, "pr-0"), (Entry, "e1"), (Usage, "u1"), (Usage, "none")])),
+    st.tuples(
+        st.just("commit"), st.lists(st.lists(rows, max_size=3), min_size=1, max_size=3), st.integers(0, 9), st.integers(-1, 9), st.integers(0, 3)
+    ),
+    st.builds(
+        lambda pair: ("get", *pair),
+        st.sampled_from([(Workload, "wl-1"), (Allocation, "wl-1.1"), (Project, "pr-0"), (Entry, "e1"), (Usage, "u1"), (Usage, "none")]),
+    ),
     st.builds(lambda kind: ("page", kind, Query()), st.sampled_from([Workload, Allocation, Project, Entry, Usage])),
     st.tuples(st.just("page"), st.sampled_from([Workload, Allocation, Project, Entry, Usage]), queries),
     st.tuples(st.just("events"), st.integers(0, 5), st.integers(1, 4), st.sampled_from([None, "pr-0", ""]), st.sampled_from([None, "s1"])),
@@ -82,7 +154,18 @@ def answer(store, operation):
     match operation:
         case ("commit", groups, stale, epoch, reply):
             base = store.version() - (stale == 0)
-            events = [Event(seq=base + 1 + n, at_ms=n, kind=Kind.NODE_CHANGED, subject=f"s{n}", project_id=ProjectId("pr-0" if n else ""), text="t", rows=tuple(group)) for n, group in enumerate(groups)]
+            events = [
+                Event(
+                    seq=base + 1 + n,
+                    at_ms=n,
+                    kind=Kind.NODE_CHANGED,
+                    subject=f"s{n}",
+                    project_id=ProjectId("pr-0" if n else ""),
+                    text="t",
+                    rows=tuple(group),
+                )
+                for n, group in enumerate(groups)
+            ]
             replies = [Reply(key=f"k{reply}", request_hash="h", status=201, body=b"{}", at_ms=1)] if reply else []
             current = store.lease().epoch
             guard = None if epoch < 0 else current if epoch else current + 1

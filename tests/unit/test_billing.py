@@ -26,7 +26,10 @@ instants = st.integers(START, START + 30 * WINDOW_MS)
 
 def prices(*effective_ms):
     gpu = GpuPrice(model="*", on_demand_nano=10**9, spot_nano=10**8, reserved_nano=10**8)
-    return [PriceList(id=f"p{n}", version=n, effective_ms=at, gpus=(gpu,), cpu_core_hour_nano=n, memory_gib_hour_nano=0, disk_gib_hour_nano=0) for n, at in enumerate(sorted({0, *effective_ms}), 1)]
+    return [
+        PriceList(id=f"p{n}", version=n, effective_ms=at, gpus=(gpu,), cpu_core_hour_nano=n, memory_gib_hour_nano=0, disk_gib_hour_nano=0)
+        for n, at in enumerate(sorted({0, *effective_ms}), 1)
+    ]
 
 
 @given(instants, instants, st.lists(instants, max_size=4))
@@ -85,7 +88,9 @@ def running(at_ms):
 
 
 def ended(at_ms, reason=Reason.FINISHED):
-    return Observation(allocation_id="wl-1.1", state=AllocationState.ENDED, started_ms=START + 1000, ended_ms=at_ms, reason=reason, exit_code=0, seen_ms=at_ms)
+    return Observation(
+        allocation_id="wl-1.1", state=AllocationState.ENDED, started_ms=START + 1000, ended_ms=at_ms, reason=reason, exit_code=0, seen_ms=at_ms
+    )
 
 
 @given(st.lists(st.integers(1, 9 * WINDOW_MS // 1000), max_size=12), st.booleans(), st.randoms(use_true_random=False))

@@ -8,7 +8,16 @@ from headframe.model.work import Tier
 from headframe.placement import are_parts, feasible, plan
 from support import NOW_MS, fleet, gpu, job, node, spec
 
-jobs = st.lists(st.builds(dict, gpus=st.sampled_from([0, 0.25, 0.5, 1, 2, 4, 8, 9]), nodes=st.integers(1, 4), cpu=st.sampled_from([1, 4, 16]), priority=st.integers(-1, 1)), max_size=12)
+jobs = st.lists(
+    st.builds(
+        dict,
+        gpus=st.sampled_from([0, 0.25, 0.5, 1, 2, 4, 8, 9]),
+        nodes=st.integers(1, 4),
+        cpu=st.sampled_from([1, 4, 16]),
+        priority=st.integers(-1, 1),
+    ),
+    max_size=12,
+)
 
 
 def worlds(requests, nodes=3):
@@ -65,8 +74,15 @@ def test_every_refusal_is_true(requests):
     for key in made.refusals:
         need = world.workloads[key].spec.resources
         fits = sum(
-            cpu >= need.cpu_milli and memory >= need.memory_mib and (
-                need.gpu.milli == 0 or (any(m >= need.gpu.milli for m in cards.values()) if need.gpu.milli < 1000 else sum(m == 1000 for m in cards.values()) >= need.gpu.milli // 1000)
+            cpu >= need.cpu_milli
+            and memory >= need.memory_mib
+            and (
+                need.gpu.milli == 0
+                or (
+                    any(m >= need.gpu.milli for m in cards.values())
+                    if need.gpu.milli < 1000
+                    else sum(m == 1000 for m in cards.values()) >= need.gpu.milli // 1000
+                )
             )
             for cards, cpu, memory in left.values()
         )
@@ -81,7 +97,10 @@ def test_a_gang_that_does_not_fit_says_how_many_nodes_do():
 
 def test_an_impossible_model_names_what_the_fleet_has():
     refusals = feasible(fleet(), spec(gpus=1, model="H100"))
-    assert str(refusals[0]) == "gpu-model: 2 nodes refused: needs 1 GPU (H100), best has RTX 3090; ask for a model that the fleet has: `headframe offers`"
+    assert (
+        str(refusals[0])
+        == "gpu-model: 2 nodes refused: needs 1 GPU (H100), best has RTX 3090; ask for a model that the fleet has: `headframe offers`"
+    )
 
 
 def test_models_are_matched_however_they_are_spelt():

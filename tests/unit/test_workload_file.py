@@ -73,17 +73,56 @@ def mistakes(text):
 
 
 def test_every_mistake_is_named_with_its_line_and_the_nearest_spelling():
-    found = mistakes("type: job\nnam: x\nrun: y\nnodes: 0\nresources:\n  gpu: 3.7\n  memroy: 1GB\nretry: {on: [preemptd]}\nmax_price: cheap\nmax_duration: soon\nenv: {1A: x}\n")
-    assert {key: mistake.nearest for key, mistake in found.items() if mistake.nearest} == {(2, "nam"): "name", (7, "resources.memroy"): "memory", (8, "retry.on"): "preempted"}
-    assert set(found) == {(2, "nam"), (4, "nodes"), (6, "resources.gpu"), (7, "resources.memroy"), (8, "retry.on"), (9, "max_price"), (10, "max_duration"), (11, "env.1A")}
+    found = mistakes(
+        "type: job\nnam: x\nrun: y\nnodes: 0\nresources:\n  gpu: 3.7\n  memroy: 1GB\nretry: {on: [preemptd]}\nmax_price: cheap\nmax_duration: soon\nenv: {1A: x}\n"
+    )
+    assert {key: mistake.nearest for key, mistake in found.items() if mistake.nearest} == {
+        (2, "nam"): "name",
+        (7, "resources.memroy"): "memory",
+        (8, "retry.on"): "preempted",
+    }
+    assert set(found) == {
+        (2, "nam"),
+        (4, "nodes"),
+        (6, "resources.gpu"),
+        (7, "resources.memroy"),
+        (8, "retry.on"),
+        (9, "max_price"),
+        (10, "max_duration"),
+        (11, "env.1A"),
+    }
 
 
-@pytest.mark.parametrize("bad", ["", "[]", "just text", "run: [", "a: &x [*x]", "run: !!python/name:os.system x", "run: x\nrun: y", "run: {a: b}", "? [a]\n: b", "run: x\n\tname: y"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "[]",
+        "just text",
+        "run: [",
+        "a: &x [*x]",
+        "run: !!python/name:os.system x",
+        "run: x\nrun: y",
+        "run: {a: b}",
+        "? [a]\n: b",
+        "run: x\n\tname: y",
+    ],
+)
 def test_what_is_no_workload_file_is_refused_with_a_line(bad):
     assert all(line >= 1 for line, _ in mistakes(bad))
 
 
-@given(st.text(max_size=300) | st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=10), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["type", "run", "name", "env", "resources", "gpu", "nodes", "retry", "x"]), inner, max_size=5), max_leaves=12).map(repr))
+@given(
+    st.text(max_size=300)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=10),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.sampled_from(["type", "run", "name", "env", "resources", "gpu", "nodes", "retry", "x"]), inner, max_size=5)
+        ),
+        max_leaves=12,
+    ).map(repr)
+)
 def test_no_text_makes_the_parser_fail_in_another_way(text):
     try:
         parse(text)
@@ -114,4 +153,11 @@ def test_money_survives_being_written_and_read(nano):
 
 def test_amounts_and_times_are_shown_with_the_places_they_need():
     assert [money(nano) for nano in (0, 5_000, 12_100_000, 12_345_000_000, -2 * 10**10)] == ["$0.00", "$0.000005", "$0.0121", "$12.35", "-$20.00"]
-    assert [duration(ms) for ms in (0, 900, 42_000, 185_000, 7_800_000, 273_600_000)] == ["0.0 s", "0.9 s", "42 s", "3 min 05 s", "2 h 10 min", "3 d 4 h"]
+    assert [duration(ms) for ms in (0, 900, 42_000, 185_000, 7_800_000, 273_600_000)] == [
+        "0.0 s",
+        "0.9 s",
+        "42 s",
+        "3 min 05 s",
+        "2 h 10 min",
+        "3 d 4 h",
+    ]

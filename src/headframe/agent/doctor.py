@@ -56,7 +56,9 @@ def _gpus() -> Finding:
 def _podman() -> Finding:
     path = podman_path()
     if path is None:
-        return Finding(what="podman", verdict="limited", finding="not installed: jobs with an `image` are refused here", mend="apt install podman crun")
+        return Finding(
+            what="podman", verdict="limited", finding="not installed: jobs with an `image` are refused here", mend="apt install podman crun"
+        )
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=20)
     return Finding(what="podman", verdict="good", finding=version.stdout.strip() or version.stderr.strip())
 

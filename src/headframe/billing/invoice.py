@@ -26,6 +26,4 @@ def invoice(entries: Iterable[Entry], project: ProjectId, month: str) -> Invoice
         for key in sorted(memos, key=lambda key: (memos[key], key))
     )  # fmt: skip
     usage, refund = sum(used.values()), sum(refunded.values())
-    return Invoice(
-        project_id=project, month=month, lines=lines, usage_nano=usage, refund_nano=refund, total_nano=usage + refund
-    )
+    return Invoice(project_id=project, month=month, lines=lines, usage_nano=usage, refund_nano=refund, total_nano=usage + refund)

@@ -98,9 +98,7 @@ def _spent(project: Project, amount_nano: int, at_ms: int) -> Project:
     return msgspec.structs.replace(project, month=month, month_spent_nano=max(0, before + amount_nano))
 
 
-def _post(
-    project: Project, lines: Sequence[tuple[str, int]], memo: Memo, *, credit_nano: int = 0, held_nano: int = 0
-) -> Moved:
+def _post(project: Project, lines: Sequence[tuple[str, int]], memo: Memo, *, credit_nano: int = 0, held_nano: int = 0) -> Moved:
     assert sum(amount for _, amount in lines) == 0, lines
     entries = tuple(
         Entry(
@@ -110,9 +108,7 @@ def _post(
         for account, amount in lines
         if amount
     )  # fmt: skip
-    after = msgspec.structs.replace(
-        project, credit_nano=project.credit_nano + credit_nano, held_nano=project.held_nano + held_nano
-    )
+    after = msgspec.structs.replace(project, credit_nano=project.credit_nano + credit_nano, held_nano=project.held_nano + held_nano)
     assert after.credit_nano >= 0, after
     assert after.held_nano >= 0, after
     return Moved(project=after, entries=entries)

@@ -93,9 +93,7 @@ def _bill(world: World, allocation: Allocation, until_ms: int) -> Draft:
         )
         entries.extend(moved.entries)
     cost = sum(usage.amount_nano for usage in used)
-    after = msgspec.structs.replace(
-        allocation, metered_ms=max(until_ms, allocation.metered_ms), cost_nano=allocation.cost_nano + cost
-    )
+    after = msgspec.structs.replace(allocation, metered_ms=max(until_ms, allocation.metered_ms), cost_nano=allocation.cost_nano + cost)
     text = f"{workload.name}: {money(cost)} for attempt {allocation.attempt}"
     return Draft(kind=Kind.USAGE_METERED, subject=workload.id, project_id=project.id, text=text,
                  rows=(*used, *entries, project, workload, after))  # fmt: skip
@@ -137,9 +135,7 @@ def _hold_next(world: World, allocation: Allocation, now_ms: int) -> Iterator[Dr
         yield extend_hold(project, workload, need, f"{allocation.id}/{allocation.metered_ms}", now_ms)
         return
     text = f"{workload.name}: stopping, {money(project.credit_nano)} of credit left does not cover another hour"
-    stopping = msgspec.structs.replace(
-        allocation, state=AllocationState.STOPPING, stop_because=Reason.CREDIT_EXHAUSTED, stop_ms=now_ms
-    )
+    stopping = msgspec.structs.replace(allocation, state=AllocationState.STOPPING, stop_because=Reason.CREDIT_EXHAUSTED, stop_ms=now_ms)
     rows = (stopping, msgspec.structs.replace(workload, state=WorkloadState.STOPPING))
     yield Draft(kind=Kind.WORKLOAD_STOPPING, subject=workload.id, project_id=project.id, text=text, rows=rows)
 

@@ -56,10 +56,7 @@ def spec_lines(prices: PriceList, spec: Spec, model: str) -> tuple[QuoteLine, ..
     each.append(("CPU cores", f"{need.cpu_milli * count / MILLI:g}", cpu, need.cpu_milli * cpu // MILLI))
     each.append(("memory (GiB)", mib(need.memory_mib * count), memory, need.memory_mib * memory // 1024))
     each.append(("disk (GiB)", mib(need.disk_mib * count), disk, need.disk_mib * disk // 1024))
-    return tuple(
-        QuoteLine(what=what, quantity=quantity, unit_nano=unit, amount_nano=amount * count)
-        for what, quantity, unit, amount in each
-    )
+    return tuple(QuoteLine(what=what, quantity=quantity, unit_nano=unit, amount_nano=amount * count) for what, quantity, unit, amount in each)
 
 
 def hold_s(spec: Spec) -> int:
@@ -81,6 +78,4 @@ def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project)
 
 
 def _plain(model: str) -> str:
-    return model if model == ANY_MODEL else "".join(filter(str.isalnum, model.lower())).replace("nvidia", "").replace(
-        "geforce", ""
-    )
+    return model if model == ANY_MODEL else "".join(filter(str.isalnum, model.lower())).replace("nvidia", "").replace("geforce", "")

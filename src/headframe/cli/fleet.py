@@ -65,7 +65,9 @@ def _show_nodes(rows: list[NodeView]) -> None:
 def _show_offers(found: Offers) -> None:
     shown = table("GPU", ">memory", ">free", ">on-demand", ">spot", ">reserved")
     for item in found.items:
-        shown.add_row(item.model, mib(item.memory_mib), f"{item.free} of {item.total}", usd(item.on_demand_nano), usd(item.spot_nano), usd(item.reserved_nano))
+        shown.add_row(
+            item.model, mib(item.memory_mib), f"{item.free} of {item.total}", usd(item.on_demand_nano), usd(item.spot_nano), usd(item.reserved_nano)
+        )
     if found.items:
         out.print(shown)
     else:

@@ -19,7 +19,15 @@ from headframe.model.work import LogLine
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 ProjectOption = Annotated[str, typer.Option("--project", "-p", help="Project, by name or id; needed by operators with several.")]
 File = Annotated[Path, typer.Argument(help="A workload file (YAML), or - for standard input.")]
-COLOURS = {"succeeded": "blue", "running": "green", "failed": "red", "queued": "yellow", "starting": "yellow", "stopping": "yellow", "cancelled": "dim"}
+COLOURS = {
+    "succeeded": "blue",
+    "running": "green",
+    "failed": "red",
+    "queued": "yellow",
+    "starting": "yellow",
+    "stopping": "yellow",
+    "cancelled": "dim",
+}
 
 
 def add(app: typer.Typer) -> None:
@@ -67,7 +75,10 @@ def run(
 
 
 def apply(
-    file: Annotated[Path, typer.Option("--file", "-f", help="A workload file, or - for standard input.")], *, project: ProjectOption = "", json: Json = False
+    file: Annotated[Path, typer.Option("--file", "-f", help="A workload file, or - for standard input.")],
+    *,
+    project: ProjectOption = "",
+    json: Json = False,
 ) -> None:
     """Submit a workload without asking or following."""
     text = _read(file)
@@ -187,7 +198,11 @@ def _show_quote(offered: QuoteView) -> None:
     low = f"{money(quote.rate_min_nano)} to " if quote.rate_min_nano != quote.rate_max_nano else ""
     rows.add_row(f"[bold]total, {quote.tier}[/]", "", f"[bold]{low}{money(quote.rate_max_nano)}[/]")
     err.print(rows)
-    err.print(f"{money(quote.hold_nano)} is held for {duration(quote.hold_covers_s * 1000)}; {usd(quote.credit_nano, 2)} of credit is left", style="dim", markup=False)
+    err.print(
+        f"{money(quote.hold_nano)} is held for {duration(quote.hold_covers_s * 1000)}; {usd(quote.credit_nano, 2)} of credit is left",
+        style="dim",
+        markup=False,
+    )
     for wait in quote.waits:
         err.print(f"it would wait: {wait}", style="yellow", markup=False)
 
@@ -202,7 +217,9 @@ def _show_workloads(rows: list[WorkloadView], *, all_: bool) -> None:
         why = str(item.waits[0]) if item.waits else row.detail
         state = f"[{COLOURS.get(row.state, 'dim')}]{row.state}[/]"
         rate = money(item.rate_nano) if item.rate_nano else "–"
-        shown.add_row(row.name, state, f"{row.spec.nodes} × {row.spec.resources.gpu}", row.spec.tier, rate, money(item.accrued_nano), escape(printable(why)))
+        shown.add_row(
+            row.name, state, f"{row.spec.nodes} × {row.spec.resources.gpu}", row.spec.tier, rate, money(item.accrued_nano), escape(printable(why))
+        )
     out.print(shown)
 
 
@@ -221,7 +238,9 @@ def _read(file: Path) -> str:
 
 def _workdir(file: Path, text: str) -> Path | None:
     """The directory that the file's `workdir` names, below the file's own; none where it names none."""
-    named = next((line.split(":", 1)[1].split("#")[0].strip().strip("\"'") for line in text.splitlines() if line.startswith(("workdir:", "working_dir:"))), "")
+    named = next(
+        (line.split(":", 1)[1].split("#")[0].strip().strip("\"'") for line in text.splitlines() if line.startswith(("workdir:", "working_dir:"))), ""
+    )
     if not named:
         return None
     base = Path.cwd() if str(file) == "-" else file.resolve().parent

@@ -64,7 +64,11 @@ def bill(
 
 @project_app.command("create")
 def project_create(
-    name: str, *, credit: Annotated[str, typer.Option(help="US$ to start with.")] = "0", quota_gpus: Annotated[float, typer.Option(min=0)] = 0, json: Json = False
+    name: str,
+    *,
+    credit: Annotated[str, typer.Option(help="US$ to start with.")] = "0",
+    quota_gpus: Annotated[float, typer.Option(min=0)] = 0,
+    json: Json = False,
 ) -> None:
     """A new tenant."""
     amount = _amount(credit)
@@ -85,7 +89,11 @@ def project_ls(*, json: Json = False) -> None:
 
 @project_app.command("credit")
 def project_credit(
-    name: str, amount: Annotated[str, typer.Argument(help="US$; negative takes unspent credit back.")], *, memo: Annotated[str, typer.Option()] = "", json: Json = False
+    name: str,
+    amount: Annotated[str, typer.Argument(help="US$; negative takes unspent credit back.")],
+    *,
+    memo: Annotated[str, typer.Option()] = "",
+    json: Json = False,
 ) -> None:
     """Give a project credit."""
     sign, digits = (-1, amount[1:]) if amount.startswith("-") else (1, amount)
@@ -218,7 +226,14 @@ def _show_bill(found: Bill) -> None:
     out.print(f"[bold]{found.project.name}[/]: {usd(found.project.credit_nano, 2)} of credit, {usd(found.project.held_nano)} held")
     usage = table("usage from", ">time", ">GPUs", ">rate/h", ">amount", "workload")
     for row in found.usage:
-        usage.add_row(_clock(row.start_ms), duration(row.end_ms - row.start_ms), f"{row.gpu_milli / MILLI:g}", usd(row.rate_nano), usd(row.amount_nano, 6), row.workload_id)
+        usage.add_row(
+            _clock(row.start_ms),
+            duration(row.end_ms - row.start_ms),
+            f"{row.gpu_milli / MILLI:g}",
+            usd(row.rate_nano),
+            usd(row.amount_nano, 6),
+            row.workload_id,
+        )
     entries = table("entry", "kind", "account", ">amount", "for")
     for entry in found.entries:
         entries.add_row(_clock(entry.at_ms), entry.kind, entry.account.replace(f"/{found.project.id}", ""), usd(entry.amount_nano, 6), entry.memo)
@@ -237,5 +252,3 @@ def _show_invoice(invoice: Invoice) -> None:
 
 def _clock(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-
-

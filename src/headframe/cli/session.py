@@ -49,7 +49,9 @@ def login() -> Login:
             kept = msgspec.json.decode(config_path().read_bytes(), type=Login)
         except msgspec.DecodeError as error:
             fail(f"{config_path()} can't be read: {error}", "delete it and sign in again: `headframe login`", 2)
-    return Login(url=os.environ.get("HEADFRAME_URL", kept.url), key=os.environ.get("HEADFRAME_KEY", kept.key), ca=os.environ.get("HEADFRAME_CA", kept.ca))
+    return Login(
+        url=os.environ.get("HEADFRAME_URL", kept.url), key=os.environ.get("HEADFRAME_KEY", kept.key), ca=os.environ.get("HEADFRAME_CA", kept.ca)
+    )
 
 
 def keep_login(kept: Login) -> None:

@@ -178,9 +178,7 @@ class Client:
         """The price list in force."""
         return self._get("/v1/prices", PriceList)
 
-    def set_prices(
-        self, *gpus: GpuPrice, cpu_nano: int | None = None, memory_nano: int | None = None, disk_nano: int | None = None
-    ) -> PriceList:
+    def set_prices(self, *gpus: GpuPrice, cpu_nano: int | None = None, memory_nano: int | None = None, disk_nano: int | None = None) -> PriceList:
         """Change some prices from now on."""
         body = PricesBody(gpus=gpus, cpu_core_hour_nano=cpu_nano, memory_gib_hour_nano=memory_nano, disk_gib_hour_nano=disk_nano)
         return self._send("POST", "/v1/prices", PriceList, body)
@@ -298,5 +296,3 @@ def _good(response: httpx.Response) -> httpx.Response:
 def _segment(text: str) -> str:
     """A name as one path segment."""
     return httpx.URL("/").copy_with(path="/" + text.replace("/", "%2F")).raw_path.decode()[1:] or "-"
-
-

@@ -75,7 +75,8 @@ def count(world: World, rate_nano: int, project: str) -> Counts:
     states = [("in use" if gpu.id in used and gpu.state is GpuState.READY else _gpu_state(gpu.state)) for gpu in world.gpus.values()]
     cards = sorted(world.gpus.values(), key=lambda gpu: (gpu.node_id, gpu.index))
     squares = tuple(
-        (f"{gpu.model} {gpu.index}: {'in use' if gpu.id in used else gpu.state}", "used" if gpu.id in used else _gpu_style(gpu.state)) for gpu in cards
+        (f"{gpu.model} {gpu.index}: {'in use' if gpu.id in used else gpu.state}", "used" if gpu.id in used else _gpu_style(gpu.state))
+        for gpu in cards
     )
     mine = [w for w in world.workloads.values() if project in {"", w.project_id}]
     cpu_free = sum(world.free[key].cpu_milli for key in world.nodes)

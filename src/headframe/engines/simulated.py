@@ -136,9 +136,7 @@ class Machines:
 class SimulatedEngine:
     """See `Engine`. `distort` may lose, repeat, delay or reorder what is seen."""
 
-    def __init__(
-        self, machines: Machines, distort: Callable[[list[Observation]], list[Observation]] = lambda seen: seen
-    ) -> None:
+    def __init__(self, machines: Machines, distort: Callable[[list[Observation]], list[Observation]] = lambda seen: seen) -> None:
         self._machines = machines
         self._distort = distort
 

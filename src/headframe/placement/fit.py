@@ -99,7 +99,7 @@ def matches(request: GpuRequest, gpu: Gpu) -> bool:
 
 @lru_cache(maxsize=1024)
 def plain_model(model: str) -> str:
-    """"NVIDIA GeForce RTX 3090" and "RTX3090" are one model."""
+    """One spelling for a model: "NVIDIA GeForce RTX 3090" and "RTX3090" are the same."""
     text = model.lower()
     for noise in ("nvidia", "geforce", "amd", "radeon", "tesla", "graphics"):
         text = text.replace(noise, "")

@@ -104,9 +104,7 @@ class _Overlay:
             )  # fmt: skip
 
 
-def _place(
-    world: World, workload: Workload, taken: _Overlay, now_ms: int, admit: Admit | None
-) -> Grant | tuple[Refusal, ...]:
+def _place(world: World, workload: Workload, taken: _Overlay, now_ms: int, admit: Admit | None) -> Grant | tuple[Refusal, ...]:
     if workload.not_before_ms > now_ms:
         wait_s = (workload.not_before_ms - now_ms + 999) // 1000
         return (Refusal(rule="back-off", need="a pause after a failed attempt", have=f"{wait_s} s to go", nodes=0,

@@ -106,9 +106,7 @@ def _overdue(world: World, allocation: Allocation, now_ms: int) -> Iterator[Draf
 def stop(world: World, allocation: Allocation, because: Reason, now_ms: int) -> Draft:
     """Ask for an end: the engine is told to, and the end itself is seen later."""
     workload = world.workloads[allocation.workload_id]
-    stopping = msgspec.structs.replace(
-        allocation, state=AllocationState.STOPPING, stop_because=because, stop_ms=now_ms
-    )
+    stopping = msgspec.structs.replace(allocation, state=AllocationState.STOPPING, stop_because=because, stop_ms=now_ms)
     after = msgspec.structs.replace(workload, state=WorkloadState.STOPPING)
     return Draft(kind=Kind.WORKLOAD_STOPPING, subject=workload.id, project_id=workload.project_id,
                  text=f"{workload.name}: stopping, {because}", rows=(stopping, after))  # fmt: skip

@@ -1,7 +1,5 @@
 """The ASGI application: routes, the guard that every one of them passes, security headers, problems."""
 
-
-
 from typing import Any
 
 from litestar import Litestar, Request, Response
@@ -78,5 +76,3 @@ def secured(inner: ASGIApp, *, tls: bool) -> ASGIApp:
         await inner(scope, receive, send_secured)
 
     return outer
-
-

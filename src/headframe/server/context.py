@@ -74,9 +74,7 @@ class Context:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def write(
-        self, request: Request[Any, Any, Any], command: Command, answer: Callable[[World], T], kept: Callable[[T], T] | None = None
-    ) -> T:
+    async def write(self, request: Request[Any, Any, Any], command: Command, answer: Callable[[World], T], kept: Callable[[T], T] | None = None) -> T:
         """Commit `command` once per Idempotency-Key; the stored answer for a repeated request. `kept` edits what is stored."""
         now_ms = self.clock_ms()
         name, request_hash = await _idempotency(request)
@@ -170,5 +168,3 @@ def found(row: T | None, what: str) -> T:
     if row is None:
         raise NotFound(f"no {what}")
     return row
-
-

@@ -112,9 +112,7 @@ def _found(world: World, command: Found, now_ms: int) -> Iterator[Draft]:
 
 def _first_prices(now_ms: int) -> PriceList:
     """Where an operator has set nothing: below any listed cloud, above the power that a card draws. `headframe price` changes it."""
-    any_gpu = GpuPrice(
-        model=ANY_MODEL, on_demand_nano=parse_usd("0.30"), spot_nano=parse_usd("0.15"), reserved_nano=parse_usd("0.24")
-    )
+    any_gpu = GpuPrice(model=ANY_MODEL, on_demand_nano=parse_usd("0.30"), spot_nano=parse_usd("0.15"), reserved_nano=parse_usd("0.24"))
     return PriceList(
         id="prices-1", version=1, effective_ms=now_ms, gpus=(any_gpu,), cpu_core_hour_nano=parse_usd("0.01"),
         memory_gib_hour_nano=parse_usd("0.002"), disk_gib_hour_nano=parse_usd("0.0001"),
@@ -238,9 +236,7 @@ def _within_budget(project: Project, offered: Quote, now_ms: int) -> None:
         raise OverBudget(f"this costs {money(offered.rate_max_nano)}/h, the project's budget is {money(hour)}/h")
     spent = month_spent_nano(project, now_ms) + project.held_nano
     if month and spent + offered.hold_nano > month:
-        raise OverBudget(
-            f"this needs {money(offered.hold_nano)} held; {money(spent)} of the month's {money(month)} is spent or held already"
-        )
+        raise OverBudget(f"this needs {money(offered.hold_nano)} held; {money(spent)} of the month's {money(month)} is spent or held already")
 
 
 def _workload(spec: Spec, project: Project, now_ms: int) -> Workload:
@@ -255,9 +251,7 @@ def _stop(world: World, command: StopWorkload, now_ms: int) -> Iterator[Draft]:
     if workload is None or workload.ended_ms:
         return  # it has ended already, which is what was asked for
     if workload.state is WorkloadState.QUEUED:
-        after = msgspec.structs.replace(
-            workload, state=WorkloadState.CANCELLED, ended_ms=now_ms, reason=Reason.CANCELLED
-        )
+        after = msgspec.structs.replace(workload, state=WorkloadState.CANCELLED, ended_ms=now_ms, reason=Reason.CANCELLED)
         yield Draft(kind=Kind.WORKLOAD_ENDED, subject=workload.id, project_id=workload.project_id,
                     text=f"{workload.name}: cancelled while queued", rows=(after,))  # fmt: skip
         return

@@ -27,8 +27,6 @@ class Io(Protocol):
         ...
 
 
-
-
 class Request:
     """One decision waiting to be committed, and what became of it."""
 
@@ -65,9 +63,7 @@ class Desk:
         snapshot = self.store.load()
         self.world.load(snapshot.rows, snapshot.version)
 
-    async def write(
-        self, decide: Decide, epoch: int | None = None, reply: Callable[[], Reply | None] | None = None
-    ) -> list[Event]:
+    async def write(self, decide: Decide, epoch: int | None = None, reply: Callable[[], Reply | None] | None = None) -> list[Event]:
         """Decide on the current world and commit; returns when it is durable, raises what was refused.
 
         `reply` is called on the world as just decided, and what it returns is kept in the same commit.

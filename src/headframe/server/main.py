@@ -107,7 +107,9 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     tasks = [
         asyncio.create_task(_lead(leadership, wake), name="lead"),
         asyncio.create_task(_tick(Tick(desk, engine, wall_ms), leadership, wake, desk, machine), name="tick"),
-        asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=machine.node.name))), name="announce"),
+        asyncio.create_task(
+            _announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=machine.node.name))), name="announce"
+        ),
     ]
     try:
         await server.serve(sockets=[listening])

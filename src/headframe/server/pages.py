@@ -103,7 +103,9 @@ async def workloads(
     context: Context, request: Req, in_state: Annotated[WorkloadState | None, Parameter(query="state")] = None, before: str | None = None
 ) -> str:
     """The list."""
-    query = Query(project_id=visible_project(context, request.user, None), states=(in_state,) if in_state else (), before=read_cursor(before), limit=PAGE)
+    query = Query(
+        project_id=visible_project(context, request.user, None), states=(in_state,) if in_state else (), before=read_cursor(before), limit=PAGE
+    )
     rows = await context.read(lambda store: store.page(Workload, query))
     following = cursor_of(rows[-1].submitted_ms, rows[-1].id) if len(rows) == PAGE else ""
     return views.workloads(_frame(context, request), [view(context, row) for row in rows], following, in_state or "")

@@ -50,9 +50,7 @@ class Tick:
         seen = {observation.allocation_id for observation in sight.observations}
         reachable = set(sight.nodes)
         absent = {
-            allocation.id
-            for allocation in world.live()
-            if allocation.id not in seen and all(part.node_id in reachable for part in allocation.parts)
+            allocation.id for allocation in world.live() if allocation.id not in seen and all(part.node_id in reachable for part in allocation.parts)
         }
         self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
         return Facts(nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms)

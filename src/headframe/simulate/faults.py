@@ -45,6 +45,7 @@ CALM = Mix()
 
 def draw_mix(rng: Random) -> Mix:
     """A random subset of faults at random strength."""
+
     def some(most: float) -> float:
         return rng.random() * most if rng.random() < 0.6 else 0.0
 

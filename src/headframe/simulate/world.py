@@ -28,7 +28,7 @@ from headframe.server.desk import Desk
 from headframe.server.lead import Leadership
 from headframe.server.tick import Tick
 from headframe.simulate.checkers import BrokenInvariant, Checker
-from headframe.simulate.faults import Crash, FaultyEngine, FaultyStore, Weather, draw_mix
+from headframe.simulate.faults import CALM, Crash, FaultyEngine, FaultyStore, Weather, draw_mix
 
 T = TypeVar("T")
 START_MS = 1_750_000_000_000
@@ -105,7 +105,8 @@ class Simulation:
         self.config = config
         self.rng = Random(config.seed)  # noqa: S311 - replayable chance, not secrets
         self.at_ms = START_MS
-        self.weather = Weather(Random(config.seed + 1), draw_mix(self.rng) if config.faults else Weather(self.rng, msgspec.convert({}, type(draw_mix(Random(0))))).mix)  # noqa: S311
+        mix = draw_mix(self.rng) if config.faults else CALM
+        self.weather = Weather(Random(config.seed + 1), mix)  # noqa: S311 - as above
         self.store = FaultyStore(self.weather, self.now, self._sleep)
         self.machines = Machines(self.now, self._fate)
         self.checker = Checker()
@@ -138,7 +139,7 @@ class Simulation:
 
     def _found(self) -> None:
         """A fleet and three tenants, before the weather turns."""
-        mix, self.weather.mix = self.weather.mix, msgspec.convert({}, type(self.weather.mix))
+        mix, self.weather.mix = self.weather.mix, CALM
         for n in range(self.config.servers):
             self.servers.append(Process(self, f"server-{n}"))
         key = Key(id=KeyId("op"), name="operator", scope=Scope.OPERATOR, project_id=ProjectId(""), user_id=UserId(""),

@@ -34,9 +34,7 @@ class SqlStore:
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
         self._upserts = {kind: self._upsert(NOUNS[kind]) for kind in ROW_TYPES if NOUNS[kind] not in APPEND_ONLY}
         self._take = self._insert(gpu_held).values(gpu_id=sa.bindparam("gpu_id"), milli=sa.bindparam("milli"))
-        self._take = self._take.on_conflict_do_update(
-            index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + self._take.excluded.milli}
-        )
+        self._take = self._take.on_conflict_do_update(index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + self._take.excluded.milli})
 
     def load(self) -> Snapshot:
         with self._read() as db:

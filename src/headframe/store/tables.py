@@ -36,9 +36,7 @@ def _extra(name: str) -> tuple[sa.schema.SchemaItem, ...]:
     )
 
 
-NOUNS: dict[type, sa.Table] = {
-    kind: _noun(str(kind.__struct_config__.tag), *_extra(str(kind.__struct_config__.tag))) for kind in ROW_TYPES
-}
+NOUNS: dict[type, sa.Table] = {kind: _noun(str(kind.__struct_config__.tag), *_extra(str(kind.__struct_config__.tag))) for kind in ROW_TYPES}
 APPEND_ONLY = (NOUNS[Entry], NOUNS[Usage])
 """The database itself refuses to update or delete these: see the first migration."""
 

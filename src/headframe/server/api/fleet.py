@@ -93,9 +93,7 @@ def offers(world: World) -> Offers:
     for model in sorted(models):
         price, cards = gpu_price(prices, model), models[model]
         free = sum(
-            world.free[card.node_id].gpu_milli.get(card.id, 0) == MILLI
-            for card in cards
-            if world.nodes[card.node_id].state is NodeState.READY
+            world.free[card.node_id].gpu_milli.get(card.id, 0) == MILLI for card in cards if world.nodes[card.node_id].state is NodeState.READY
         )
         items.append(Offer(model=model, memory_mib=max(card.memory_mib for card in cards), total=len(cards), free=free,
                            on_demand_nano=price.on_demand_nano, spot_nano=price.spot_nano, reserved_nano=price.reserved_nano))  # fmt: skip

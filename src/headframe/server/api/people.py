@@ -137,4 +137,6 @@ def _named(name: str) -> None:
         raise BadRequest("a name is 1 to 63 letters, digits, spaces, dots, dashes or underscores")
 
 
-ROUTER = Router("/", route_handlers=[whoami, list_projects, create_project, show_project, grant_credit, set_budget, list_keys, create_key, revoke_key])
+ROUTER = Router(
+    "/", route_handlers=[whoami, list_projects, create_project, show_project, grant_credit, set_budget, list_keys, create_key, revoke_key]
+)

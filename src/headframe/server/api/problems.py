@@ -64,5 +64,3 @@ def _title(status: int) -> str:
               405: "Method not allowed", 409: "Conflict", 413: "Too large", 415: "Unsupported media type", 422: "Can't be done as asked",
               429: "Too many", 503: "Not available now", 507: "Disk full"}  # fmt: skip
     return titles.get(status, "Error")
-
-

@@ -68,9 +68,7 @@ async def list_workloads(
 ) -> WorkloadPage:  # fmt: skip
     """Workloads, newest first."""
     wanted = visible_project(context, request.user, project)
-    query = Query(
-        project_id=wanted, states=(in_state,) if in_state else (), name=_clean(name), before=read_cursor(before), limit=limit
-    )
+    query = Query(project_id=wanted, states=(in_state,) if in_state else (), name=_clean(name), before=read_cursor(before), limit=limit)
     rows = await context.read(lambda store: store.page(Workload, query))
     following = cursor_of(rows[-1].submitted_ms, rows[-1].id) if len(rows) == limit else ""
     return WorkloadPage(items=tuple(_view(context, context.world, row) for row in rows), next=following)
