@@ -82,6 +82,18 @@ def test_two_keepers_of_one_allocation_start_it_once(engine, tmp_path):
     assert (tmp_path / "proof").read_text() == "x\n"
 
 
+def test_a_keeper_that_never_shows_itself_ends_the_attempt_with_what_it_said(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("import sys; sys.stdin.readline()")
+    monkeypatch.setattr(supervisor, "__file__", str(tmp_path / "broken.py"))
+    clock = [1_000_000]
+    engine = LocalEngine(tmp_path / "engine", "me", tmp_path / "workdirs", lambda: clock[0], "boot-1")
+    for _ in range(30):
+        do(engine.start(allocation(), work(run="echo never")))
+        clock[0] += 1000
+    assert see(engine).reason is Reason.START_FAILED
+    assert "keeper process did not start" in see(engine).detail
+
+
 def test_a_stop_that_comes_before_the_start_forbids_it(engine, tmp_path):
     do(engine.stop("wl-1.1", Reason.CANCELLED, 1))
     do(engine.start(allocation(), work(run=f"touch {tmp_path}/proof")))

@@ -54,8 +54,8 @@ def spec_lines(prices: PriceList, spec: Spec, model: str) -> tuple[QuoteLine, ..
         each.append((f"GPU {model} ({spec.tier})", gpus(need.gpu.milli * count), unit, need.gpu.milli * unit // MILLI))
     cpu, memory, disk = prices.cpu_core_hour_nano, prices.memory_gib_hour_nano, prices.disk_gib_hour_nano
     each.append(("CPU cores", f"{need.cpu_milli * count / MILLI:g}", cpu, need.cpu_milli * cpu // MILLI))
-    each.append(("memory (GiB)", mib(need.memory_mib * count), memory, need.memory_mib * memory // 1024))
-    each.append(("disk (GiB)", mib(need.disk_mib * count), disk, need.disk_mib * disk // 1024))
+    each.append(("memory", mib(need.memory_mib * count), memory, need.memory_mib * memory // 1024))
+    each.append(("disk", mib(need.disk_mib * count), disk, need.disk_mib * disk // 1024))
     return tuple(QuoteLine(what=what, quantity=quantity, unit_nano=unit, amount_nano=amount * count) for what, quantity, unit, amount in each)
 
 

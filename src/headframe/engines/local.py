@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from headframe.model.states import AllocationState, Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
 LOG_LINES_MAX = 2000
+KEEPER_AGAIN_MS, KEEPER_LIMIT_MS = 2_000, 20_000
+"""A keeper that has not shown itself gets a second one after the first time, and is given up on after the second."""
 
 
 class JournalLine(msgspec.Struct, frozen=True):
@@ -62,6 +65,7 @@ class LocalEngine:
         self._over: dict[str, Observation] = {}
         self._spawned: list[subprocess.Popen[bytes]] = []
         self._spare: subprocess.Popen[bytes] | None = None
+        self._handed_ms: dict[str, int] = {}
         for path in (self._active, self._ended, self._checkpoints):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -88,6 +92,8 @@ class LocalEngine:
         if (self._ended / allocation.id).exists() or (directory / "journal").exists() or _locked(directory):
             return
         try:
+            if self._given_up(directory):
+                return
             await asyncio.to_thread(self._prepare, directory, allocation, workload)
             self._spawn(directory)
         except (OSError, tarfile.TarError, ValueError) as error:
@@ -117,6 +123,7 @@ class LocalEngine:
         if directory.exists():
             await asyncio.to_thread(self._put_away, directory)
         self._over.pop(allocation, None)
+        self._handed_ms.pop(allocation, None)
 
     async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
         for root in (self._active, self._ended):
@@ -181,7 +188,7 @@ class LocalEngine:
             "setup": launch.setup, "setup_shown": workload.spec.setup, "run": launch.run, "env": launch.env,
             "on_stop": launch.on_stop, "max_duration_s": workload.spec.max_duration_s, "grace_s": GRACE_S,
             "setup_exit": SETUP_EXIT if workload.spec.image and workload.spec.setup else None,
-            "cgroups": make_cgroups(allocation.id, allocation.parts[0]) if not workload.spec.image else [],
+            "cgroups": make_cgroups(self._cgroup(allocation.id), allocation.parts[0]) if not workload.spec.image else [],
         }  # fmt: skip
 
     def _spawn(self, directory: Path) -> None:
@@ -192,6 +199,16 @@ class LocalEngine:
             _hand_over(keeper, directory)
         self._spawned.append(keeper)
         self._spare = self._keeper()
+
+    def _given_up(self, directory: Path) -> bool:
+        """Whether to wait for the keeper that was handed this; one that never shows itself ends the attempt, with what it said."""
+        since_ms = self._handed_ms.setdefault(directory.name, self._clock_ms())
+        waited_ms = self._clock_ms() - since_ms
+        if waited_ms >= KEEPER_LIMIT_MS:
+            said = directory / "keeper.err"
+            last = said.read_text(errors="replace").strip().splitlines()[-1:] if said.exists() else []
+            self._journal_end(directory, Reason.START_FAILED, "; ".join(["its keeper process did not start", *last]))
+        return waited_ms > 0 and (waited_ms >= KEEPER_LIMIT_MS or waited_ms < KEEPER_AGAIN_MS)
 
     def _keeper(self) -> subprocess.Popen[bytes]:
         """A keeper that waits for its work: starting an interpreter is most of what starting costs."""
@@ -215,9 +232,13 @@ class LocalEngine:
             journal.flush()
             os.fsync(journal.fileno())
 
+    def _cgroup(self, allocation: str) -> str:
+        """A name that no other engine on this machine uses."""
+        return f"{allocation}-{zlib.crc32(str(self._active).encode()):08x}"
+
     def _put_away(self, directory: Path) -> None:
         """The work's own files go, the journal and the log stay."""
-        remove_cgroups(directory.name)
+        remove_cgroups(self._cgroup(directory.name))
         shutil.rmtree(directory / "work", ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             directory.rename(self._ended / directory.name)
