@@ -270,15 +270,40 @@ def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
         open_store(f"sqlite:///{tmp_path / 'a.db'}")
 
 
-def test_an_older_store_is_backed_up_before_it_is_migrated(tmp_path, monkeypatch):
+LATER = """
+from alembic import op
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade():
+    op.execute("ALTER TABLE node ADD COLUMN later TEXT")
+"""
+
+
+def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_version(tmp_path, monkeypatch):
+    import shutil
+
     import headframe.store.open as opening
 
     path = tmp_path / "a.db"
     store = open_store(f"sqlite:///{path}")
     store.commit([Event(seq=1, at_ms=1, kind=Kind.NODE_CHANGED, subject="s", text="t", rows=(entry(1, "credit/pr-0"),))], 0)
+    before = store.dump()
     store.close()
-    made = opening._back_up(sa.create_engine(f"sqlite:///{path}"), "0000")
-    assert open_store(f"sqlite:///{made}").dump() == open_store(f"sqlite:///{path}").dump()
+    later = tmp_path / "migrations"
+    shutil.copytree(opening.MIGRATIONS, later)
+    (later / "versions" / "0002_later.py").write_text(LATER)
+    with monkeypatch.context() as newer:
+        newer.setattr(opening, "MIGRATIONS", later)
+        migrated = open_store(f"sqlite:///{path}")
+        assert migrated.dump() == before
+        with migrated._engine.connect() as db:
+            assert "later" in {row[1] for row in db.exec_driver_sql("PRAGMA table_info(node)")}
+        migrated.close()
+    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0001.bak'}").dump() == before
+    with pytest.raises(StoreMismatch, match="newer"):
+        open_store(f"sqlite:///{path}")
 
 
 def test_an_acknowledged_commit_is_on_disk_with_full_sync(tmp_path):

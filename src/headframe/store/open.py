@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from headframe.model.errors import DiskFull, StoreMismatch, Unavailable
 from headframe.store.sql import BUSY_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, SqlStore
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 CONNECT_TIMEOUT_S = 5
 POOL_SIZE = 8
 
@@ -51,7 +52,7 @@ def _postgresql(url: str) -> sa.Engine:
 
 def _migrate(engine: sa.Engine) -> None:
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(MIGRATIONS))
     script = ScriptDirectory.from_config(config)
     with engine.connect() as db:
         current = MigrationContext.configure(db).get_current_revision()
