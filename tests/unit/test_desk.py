@@ -79,6 +79,22 @@ def test_a_store_that_fails_rolls_the_world_back_and_says_so():
     assert list(desk.world.projects) == ["pr-1"]
 
 
+def test_a_bug_in_one_decision_is_its_own_alone_and_leaves_no_trace():
+    desk = founded()
+
+    def buggy(world, now_ms):
+        yield from decide(world, CreateProject(id="pr-bug", name="half"), now_ms)
+        raise KeyError("a bug")
+
+    async def crowd():
+        return await asyncio.gather(desk.write(buggy), write(desk, CreateProject(id="pr-1", name="good")), desk.write(buggy), return_exceptions=True)
+
+    answers = asyncio.run(crowd())
+    assert [type(answer) for answer in answers] == [KeyError, list, KeyError]
+    assert list(desk.world.projects) == ["pr-1"]
+    assert desk.world.version == desk.store.version()
+
+
 def test_a_store_that_always_conflicts_is_given_up_on():
     class Contended(MemoryStore):
         def commit(self, *args, **kwargs):

@@ -35,7 +35,8 @@ class Request:
         self.epoch = epoch
         self.reply = reply
         self.events: list[Event] = []
-        self.error: HeadframeError | None = None
+        self.answer: Reply | None = None
+        self.error: Exception | None = None
         self.done = False
 
     def result(self) -> list[Event]:
@@ -109,8 +110,7 @@ class Desk:
         base, start = self.world.begin(), self.world.mark()
         events = self._decide(batch)
         decided = [request for request in batch if not request.error]
-        answers = [request.reply() for request in decided if request.reply]
-        replies = [answer for answer in answers if answer is not None]
+        replies = [request.answer for request in decided if request.answer is not None]
         epoch = next((request.epoch for request in decided if request.epoch is not None), None)
         try:
             if events or replies:
@@ -137,7 +137,8 @@ class Desk:
                     )  # fmt: skip
                     self.world.apply(event)
                     request.events.append(event)
-            except HeadframeError as error:
+                request.answer = request.reply() if request.reply else None
+            except Exception as error:  # a refusal, or a bug of the decision's: either way its own alone, and without a trace
                 self.world.rollback(mark)
                 request.error, request.events = error, []
             events.extend(request.events)
