@@ -165,6 +165,24 @@ def test_after_a_reboot_the_attempt_is_lost_not_run_again(engine, tmp_path):
     assert ended(rebooted).reason is Reason.NODE_LOST
 
 
+def test_a_checkpoint_is_kept_from_one_attempt_to_the_next_until_it_is_discarded(engine):
+    run = 'cat "$HEADFRAME_CHECKPOINT/at" 2>/dev/null; echo $HEADFRAME_ATTEMPT >> "$HEADFRAME_CHECKPOINT/at"'
+    for attempt in (1, 2):
+        again = msgspec.structs.replace(allocation(), id=f"wl-1.{attempt}", attempt=attempt)
+        do(engine.start(again, work(run=run, checkpoint="/checkpoints")))
+        wait_for(
+            lambda: (
+                all(seen.state is AllocationState.ENDED for seen in do(engine.observe()).observations)
+                and len(do(engine.observe()).observations) == attempt
+            )
+        )
+    assert [line.text for line in do(engine.logs("wl-1.2", 0, 10))] == ["1"]
+    for attempt in (1, 2):
+        do(engine.forget(f"wl-1.{attempt}"))
+        do(engine.discard(f"wl-1.{attempt}"))
+    assert not (engine._checkpoints / "wl-1").exists()
+
+
 def test_a_failed_setup_says_so_and_the_job_is_not_started(engine):
     do(engine.start(allocation(), work(run="echo never", setup="echo preparing; exit 7")))
     seen = ended(engine)

@@ -43,5 +43,5 @@ class Engine(Protocol):
         ...
 
     async def discard(self, allocation: AllocationId) -> None:
-        """Delete the logs of what has ended and was forgotten."""
+        """Delete the logs and the checkpoints of what has ended and was forgotten."""
         ...

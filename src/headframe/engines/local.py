@@ -132,8 +132,8 @@ class LocalEngine:
         return []
 
     async def discard(self, allocation: AllocationId) -> None:
-        log = self._ended / allocation / "log"
-        await asyncio.to_thread(shutil.rmtree, log, ignore_errors=True)
+        for files in (self._ended / allocation / "log", self._checkpoints / allocation.rpartition(".")[0]):
+            await asyncio.to_thread(shutil.rmtree, files, ignore_errors=True)
 
     def _look(self, directory: Path) -> Observation | None:
         over = self._over.get(directory.name)
