@@ -183,6 +183,22 @@ def test_a_checkpoint_is_kept_from_one_attempt_to_the_next_until_it_is_discarded
     assert not (engine._checkpoints / "wl-1").exists()
 
 
+def test_no_line_is_lost_when_the_log_is_put_away_while_it_is_read(engine, monkeypatch):
+    from headframe.engines import local
+
+    do(engine.start(allocation(), work(run="echo precious")))
+    ended(engine)
+    real = local.read_log
+
+    def slow(directory, after, limit):
+        if directory.is_relative_to(engine._active):
+            engine._put_away(engine._active / "wl-1.1")
+        return real(directory, after, limit)
+
+    monkeypatch.setattr(local, "read_log", slow)
+    assert text(engine) == ["precious"]
+
+
 def test_a_failed_setup_says_so_and_the_job_is_not_started(engine):
     do(engine.start(allocation(), work(run="echo never", setup="echo preparing; exit 7")))
     seen = ended(engine)

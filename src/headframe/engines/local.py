@@ -126,9 +126,11 @@ class LocalEngine:
         self._handed_ms.pop(allocation, None)
 
     async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
-        for root in (self._active, self._ended):
-            if (root / allocation / "log").exists():
-                return await asyncio.to_thread(read_log, root / allocation / "log", after, min(limit, LOG_LINES_MAX))
+        for root in (self._active, self._ended):  # in this order: it may be put away while we read, and is never brought back
+            with contextlib.suppress(FileNotFoundError):
+                lines = await asyncio.to_thread(read_log, root / allocation / "log", after, min(limit, LOG_LINES_MAX))
+                if lines:
+                    return lines
         return []
 
     async def discard(self, allocation: AllocationId) -> None:
