@@ -306,6 +306,29 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
         open_store(f"sqlite:///{path}")
 
 
+@pytest.mark.slow
+def test_an_older_postgresql_store_is_copied_into_a_schema_of_its_own_before_it_is_migrated(postgres, tmp_path, monkeypatch):
+    import shutil
+
+    import headframe.store.open as opening
+
+    store = open_store(postgres.url)
+    store.commit([Event(seq=1, at_ms=1, kind=Kind.NODE_CHANGED, subject="s", text="t", rows=(entry(1, "credit/pr-0"),))], 0)
+    before = store.dump()
+    store.close()
+    later = tmp_path / "migrations"
+    shutil.copytree(opening.MIGRATIONS, later)
+    (later / "versions" / "0002_later.py").write_text(LATER)
+    monkeypatch.setattr(opening, "MIGRATIONS", later)
+    migrated = open_store(postgres.url)
+    assert migrated.dump() == before
+    with migrated._engine.connect() as db:
+        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0001.entry").scalar() == 1
+        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0001.alembic_version").scalar() == "0001"
+        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0002"
+    migrated.close()
+
+
 def test_an_acknowledged_commit_is_on_disk_with_full_sync(tmp_path):
     store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
     with store._engine.connect() as db:

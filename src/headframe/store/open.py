@@ -62,7 +62,7 @@ def _migrate(engine: sa.Engine) -> None:
     known = {revision.revision for revision in script.walk_revisions()}
     if current is not None and current not in known:
         raise StoreMismatch(f"this store is at schema {current}, which is newer than this Headframe's {head}")
-    if current is not None and engine.dialect.name == "sqlite":
+    if current is not None:
         _back_up(engine, current)
     with engine.connect() as db:
         config.attributes["connection"] = db
@@ -70,10 +70,16 @@ def _migrate(engine: sa.Engine) -> None:
         db.commit()
 
 
-def _back_up(engine: sa.Engine, revision: str) -> Path:
-    """A copy beside the store, made with SQLite's own online backup, before anything changes."""
-    source = Path(engine.url.database or "")
-    target = source.with_name(f"{source.name}.before-{revision}.bak")
-    with sqlite3.connect(source) as old, sqlite3.connect(target) as copy:
-        old.backup(copy)
-    return target
+def _back_up(engine: sa.Engine, revision: str) -> None:
+    """A copy before anything changes: a file beside an embedded store, a schema beside PostgreSQL's tables."""
+    if engine.dialect.name == "sqlite":
+        source = Path(engine.url.database or "")
+        target = source.with_name(f"{source.name}.before-{revision}.bak")
+        with sqlite3.connect(source) as old, sqlite3.connect(target) as copy:
+            old.backup(copy)
+        return
+    schema = f"headframe_before_{revision}"
+    with engine.begin() as db:
+        db.execute(sa.schema.CreateSchema(schema, if_not_exists=True))
+        for table in sa.inspect(db).get_table_names():
+            db.exec_driver_sql(f'CREATE TABLE IF NOT EXISTS "{schema}"."{table}" AS TABLE "{table}"')
