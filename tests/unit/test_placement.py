@@ -116,6 +116,7 @@ def test_reserved_goes_before_on_demand_before_spot_then_priority_then_age():
 def test_small_work_goes_to_the_fullest_node_that_fits():
     world = fleet(nodes=2, gpus_each=2, queue=[job(1, gpus=1)])
     world.put(gpu(0, 7))
+    world.put(gpu(0, 8))
     assert plan(world, NOW_MS + 100).grants[0].parts[0].node_id == "node-1"
 
 

@@ -72,7 +72,8 @@ class World:
         self.closing: dict[WorkloadId, Workload] = {}
         self.names: dict[tuple[ProjectId, str], WorkloadId] = {}
         self.gpu_use_milli: dict[ProjectId, int] = {}
-        self.capacity_version = 0
+        self.views: dict[type, object] = {}
+        self._watchers: list[set[NodeId]] = []
         self._tables: dict[type, dict[Any, Any]] = {
             Site: self.sites, Rack: self.racks, Node: self.nodes, Gpu: self.gpus, Project: self.projects,
             User: self.users, Key: self.keys, PriceList: self.price_lists, Workload: self.workloads,
@@ -138,11 +139,11 @@ class World:
     def _index_allocation(self, old: Allocation | None, new: Allocation | None) -> None:
         held, holds = _holds(old), _holds(new)
         if held != holds:
-            self.capacity_version += 1
             allocation = old or new
             assert allocation is not None
             sign = 1 if held else -1
             for part in allocation.parts:
+                self._touch(part.node_id)
                 if part.node_id in self.free:
                     self.free[part.node_id].add(part, sign)
             milli = sum(share.milli for part in allocation.parts for share in part.shares)
@@ -173,7 +174,7 @@ class World:
         node = new or old
         assert node is not None
         if old is None or new is None or old.state != new.state or _size(old) != _size(new):
-            self.capacity_version += 1
+            self._touch(node.id)
         if new is None:
             self.free.pop(node.id, None)
             return
@@ -189,7 +190,7 @@ class World:
     def _index_gpu(self, old: Gpu | None, new: Gpu | None) -> None:
         gpu = new or old
         assert gpu is not None
-        self.capacity_version += 1
+        self._touch(gpu.node_id)
         on_node = self.node_gpus.setdefault(gpu.node_id, {})
         if new is None:
             on_node.pop(gpu.id, None)
@@ -203,6 +204,16 @@ class World:
     def _used_milli(self, gpu: Gpu) -> int:
         shares = (share for allocation in self.allocations.values() if _holds(allocation) for part in allocation.parts for share in part.shares)
         return sum(share.milli for share in shares if share.gpu_id == gpu.id)
+
+    def watch(self) -> set[NodeId]:
+        """A set that from now on gathers the nodes whose capacity changes; the watcher empties it."""
+        touched: set[NodeId] = set()
+        self._watchers.append(touched)
+        return touched
+
+    def _touch(self, node_id: NodeId) -> None:
+        for touched in self._watchers:
+            touched.add(node_id)
 
     def prices(self) -> list[PriceList]:
         """All price lists, oldest first."""

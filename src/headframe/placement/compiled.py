@@ -1,0 +1,52 @@
+"""The kernels as machine code, or as they are.
+
+Numba is imported only when `compiled` is first asked for: it takes a second and 100 MB, which a small fleet has no use for.
+Machine code is kept beside the source (or in NUMBA_CACHE_DIR), so only the first start after an installation compiles.
+"""
+
+import hashlib
+import types
+from collections.abc import Callable
+from functools import cache
+from typing import Protocol
+
+from headframe.placement import kernels, slots
+from headframe.placement.kernels import Ints, Members, Scores, Shapes, Slots
+
+
+class Code(Protocol):
+    """The functions that `Index` calls."""
+
+    place: Callable[[int, Slots, Members, Shapes, Scores, Ints], int]
+    put: Callable[[int, int, Slots, Members, Shapes, Scores, Ints], None]
+    move: Callable[[int, Ints, Slots, Members, Scores], None]
+    refresh: Callable[[int, Slots, Shapes, Scores], None]
+    cheapest: Callable[[int, Slots, Shapes, Scores], int]
+    reprice: Callable[[Scores], None]
+
+
+@cache
+def plain() -> Code:
+    """The kernels as Python runs them: slow, ready at once, and the same answers."""
+    return slots  # pyright: ignore[reportReturnType]
+
+
+@cache
+def compiled() -> Code:
+    """The kernels as machine code."""
+    import numba
+
+    functions = {**_own(kernels), **_own(slots)}
+    # Numba looks for changes in a function's own file only, but machine code holds what it calls too: name the version.
+    version = hashlib.sha256(b"".join(f.__code__.co_code + repr(f.__code__.co_consts).encode() for f in functions.values())).hexdigest()[:12]
+    space: dict[str, object] = {**vars(kernels), **vars(slots)}
+    for name, function in functions.items():
+        fresh = types.FunctionType(function.__code__, space, name, function.__defaults__)
+        fresh.__qualname__ = f"{name}_{version}"
+        space[name] = numba.njit(cache=True)(fresh)
+    return types.SimpleNamespace(**space)  # pyright: ignore[reportReturnType]
+
+
+def _own(module: types.ModuleType) -> dict[str, types.FunctionType]:
+    found = vars(module).items()
+    return {name: value for name, value in found if isinstance(value, types.FunctionType) and value.__module__ == module.__name__}

@@ -1,0 +1,320 @@
+"""The world as placement sees it: machines that are alike as one class, free capacity as rows of numbers.
+
+One `Fleet` belongs to one world and follows it: the world notes which nodes were touched, and only their rows are made anew.
+What a plan hands out is written into the rows at once and the nodes noted as touched, so the next look finds the truth again.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+
+from headframe.model.fleet import Gpu, Node
+from headframe.model.ids import GpuId, NodeId
+from headframe.model.states import NodeState
+from headframe.model.units import MILLI
+from headframe.model.work import Part, Resources, Share, Spec
+from headframe.model.world import World
+from headframe.placement.compiled import Code, plain
+from headframe.placement.fit import Room, matches, room_idle, room_now
+from headframe.placement.index import Index, Placed
+from headframe.placement.kernels import CLASS, CPU, DISK, GPUS, HELD, MEMORY, NEVER, POWER, Ints
+from headframe.placement.policies import Policy
+from headframe.placement.score import Demand, Wanted, Weights
+
+LOOK_AHEAD_FROM = 64
+"""Nodes from which rollouts are worth their time; in smaller fleets the other terms decide alone."""
+LEARN_FIRST, LEARN_MAX = 500, 20_000
+"""Requests after which the demand is looked at again: doubling from the first to the last."""
+UNLIMITED_W = 1 << 40
+
+
+class Class(msgspec.Struct, frozen=True):
+    """Machines that differ in nothing that placement asks about but what is free on them. `cards` by column."""
+
+    number: int
+    node: Node
+    cards: tuple[Gpu, ...]
+    ready: bool
+
+
+class Fleet:
+    """See the module. `code` runs the kernels."""
+
+    def __init__(self, world: World, code: Code | None = None, policy: Policy = Policy.HEADFRAME) -> None:
+        self.world = world
+        self.policy = policy
+        self.code = code or plain()
+        self.rooms: dict[NodeId, Room] = {}
+        self.classes: list[Class] = []
+        self.ids: list[NodeId] = []
+        self.rank: dict[NodeId, int] = {}
+        self._numbers: dict[tuple[object, ...], int] = {}
+        self._touched: set[NodeId] = world.watch()
+        self._seen: dict[Resources, float] = {}
+        self._since_learned = 0
+        self._learn_after = LEARN_FIRST
+        self.index: Index
+        self._rebuild()
+
+    @classmethod
+    def of(cls, world: World) -> "Fleet":
+        """The world's one fleet, made on first use."""
+        found = world.views.get(cls)
+        if not isinstance(found, cls):
+            found = world.views[cls] = cls(world)
+        return found
+
+    def use(self, code: Code) -> None:
+        """Run the kernels as `code` from now on."""
+        self.code = self.index.code = code
+
+    def sync(self) -> None:
+        """Follow what changed in the world since the last look."""
+        self.rooms.clear()
+        if self._since_learned >= self._learn_after:
+            self._since_learned, self._learn_after = 0, min(2 * self._learn_after, LEARN_MAX)
+            self._rebuild()
+        touched = sorted(self._touched)
+        self._touched.clear()
+        for node_id in touched:
+            rank = self.rank.get(node_id, -1)
+            row = self._row(self.world.nodes[node_id]) if rank >= 0 and node_id in self.world.nodes else None
+            if row is None:
+                self._rebuild()
+                return
+            self.index.set(rank, row)
+
+    def seen(self, resources: Resources) -> None:
+        """Note a request, so that scores follow what is asked for."""
+        self._seen[resources] = self._seen.get(resources, 0.0) + 1.0
+        self._since_learned += 1
+
+    def shape(self, spec: Spec) -> int:
+        """The index's number for what one rank of `spec` needs."""
+        need = spec.resources
+        if need not in self.index:
+            masks = [self._mask(need, kind) for kind in self.classes]
+            self.index.shape(need, _need(need), masks, [0] * len(self.classes))
+        return self.index.shape(need, (), (), ())
+
+    def room(self, node_id: NodeId) -> Room:
+        """A node as it is after what this plan has handed out."""
+        return self.rooms.get(node_id) or room_now(self.world, self.world.nodes[node_id])
+
+    def place(self, spec: Spec, within: Ints | None = None) -> tuple[Part, ...]:
+        """Hand out what `spec` needs where it costs least, on distinct nodes; () where it does not fit now."""
+        shape = self.shape(spec)
+        if spec.nodes == 1 and within is None:
+            placed = self.index.place(shape)
+            return (self._part(spec, placed, 0),) if placed else ()
+        cost = self.index.costs(shape)
+        if within is not None:
+            cost = np.where(within, cost, NEVER)
+        ranks = cheapest(cost, spec.nodes)
+        return tuple(self._part(spec, self.index.put(shape, int(node)), rank) for rank, node in enumerate(ranks))
+
+    def take_back(self, parts: Iterable[Part]) -> None:
+        """Undo a placement of this plan."""
+        for part in parts:
+            room = self.room(part.node_id)
+            milli = dict(room.gpu_milli)
+            for share in part.shares:
+                milli[share.gpu_id] += share.milli
+            self._set_room(_with(room, milli, part, 1))
+            self.index.set(self.rank[part.node_id], self._row_of(self.rooms[part.node_id], self._class(room.node)))
+
+    def fitting(self, spec: Spec) -> int:
+        """How many nodes one rank fits on now."""
+        return int((self.index.costs(self.shape(spec)) < NEVER).sum())
+
+    def states(self) -> list[tuple[NodeId, int]]:
+        """One node of each state that exists, and how many nodes are in it; by rank."""
+        slots = self.index.slots
+        live = np.nonzero(slots.count)[0]
+        live = live[np.argsort(slots.root[live], kind="stable")]
+        return [(self.ids[slots.root[slot]], int(slots.count[slot])) for slot in live]
+
+    def idle_rooms(self) -> list[tuple[Room, int]]:
+        """One idle room of each class with nodes that are not retired, and how many nodes are in it."""
+        count = np.bincount(self.index.rows()[:, CLASS], minlength=len(self.classes)) if self.ids else np.zeros(0, dtype=np.int64)
+        found = [(kind, int(count[kind.number])) for kind in self.classes if count[kind.number]]
+        return [(room_idle(self.world, self.world.nodes[self._example(kind)]), n) for kind, n in found if kind.node.state is not NodeState.RETIRED]
+
+    def _example(self, kind: Class) -> NodeId:
+        if kind.node.id in self.world.nodes and self._class(self.world.nodes[kind.node.id]) is kind:
+            return kind.node.id
+        return self.ids[int(np.nonzero(self.index.rows()[:, CLASS] == kind.number)[0][0])]
+
+    def hold(self, rank: int) -> None:
+        """Keep everything off a node for the rest of this plan."""
+        row = self.index.row(rank)
+        row[HELD] = 1
+        self._touched.add(self.ids[rank])
+        self.index.set(rank, row)
+
+    def _part(self, spec: Spec, placed: Placed, rank: int) -> Part:
+        """Name the cards: those of the kind and fullness that the index chose, lowest number first."""
+        room = self.room(self.ids[placed.node])
+        need, kind = spec.resources, self._class(room.node)
+        each, count = cards_of(need)
+        if count == 0:
+            chosen: list[Gpu] = []
+        elif each < MILLI:
+            like = _like(kind.cards[placed.column - GPUS])
+            free = (gpu for gpu in room.gpus.values() if room.gpu_milli.get(gpu.id) == placed.milli and _like(gpu) == like)
+            chosen = [min(free, key=_by_index)]
+        else:
+            whole = (gpu for gpu in room.gpus.values() if room.gpu_milli.get(gpu.id) == MILLI and matches(need.gpu, gpu))
+            order = {_like(gpu): column for column, gpu in enumerate(kind.cards)}
+            chosen = sorted(sorted(whole, key=lambda gpu: (-order[_like(gpu)], gpu.index, gpu.id))[:count], key=_by_index)
+        assert len(chosen) == count, (spec, placed, room)
+        part = Part(
+            rank=rank, node_id=room.node.id, cpu_milli=need.cpu_milli, memory_mib=need.memory_mib, disk_mib=need.disk_mib,
+            shares=tuple(Share(gpu_id=gpu.id, index=gpu.index, model=gpu.model, milli=each) for gpu in chosen),
+        )  # fmt: skip
+        milli = dict(room.gpu_milli)
+        for share in part.shares:
+            milli[share.gpu_id] -= share.milli
+        self._set_room(_with(room, milli, part, -1))
+        return part
+
+    def _set_room(self, room: Room) -> None:
+        self.rooms[room.node.id] = room
+        self._touched.add(room.node.id)
+
+    def _rebuild(self) -> None:
+        """Everything from the world: at the start, for new machines, and when the demand has changed."""
+        self._touched.clear()
+        self.ids = sorted(self.world.nodes)
+        self.rank = {node_id: rank for rank, node_id in enumerate(self.ids)}
+        self.classes, self._numbers = [], {}
+        for node_id in self.ids:
+            self._class(self.world.nodes[node_id])
+        width = max((len(kind.cards) for kind in self.classes), default=0) or 1
+        kinds = np.full((len(self.classes), width), -1, dtype=np.int64)
+        for kind in self.classes:
+            alike = {_like(gpu): column for column, gpu in enumerate(kind.cards)}
+            kinds[kind.number, : len(kind.cards)] = [alike[_like(gpu)] for gpu in kind.cards]
+        self._width = width
+        rows = np.zeros((len(self.ids), GPUS + width), dtype=np.int64)
+        for rank, node_id in enumerate(self.ids):
+            node = self.world.nodes[node_id]
+            rows[rank] = self._row_of(room_now(self.world, node), self._class(node))
+        weights = Weights() if len(self.ids) >= LOOK_AHEAD_FROM else Weights(rollout=0)
+        self.index = Index(rows, kinds, self._demand(), self.policy, weights, self.code)
+
+    def _demand(self) -> Demand:
+        """What was asked for, older requests counting less each time, on top of a little of everything that fits the machines."""
+        for workload in () if self._seen else self.world.workloads.values():
+            self._seen[workload.spec.resources] = self._seen.get(workload.spec.resources, 0.0) + 1.0
+        wanted = {resources: often for resources, often in self._seen.items() if often >= 1 / 64}
+        self._seen = {resources: often / 2 for resources, often in wanted.items()}
+        total = sum(wanted.values())
+        for resources in _likely(self.classes) or [Resources()]:
+            wanted[resources] = wanted.get(resources, 0.0) + max(1.0, total / 1000)
+        return Demand.of(
+            Wanted(
+                need=_need(resources), mask=tuple(self._mask(resources, kind) for kind in self.classes), often=often,
+                scope=f"{resources.gpu.model}/{resources.gpu.memory_min_mib}/{resources.gpu.memory_max_mib}",
+            )
+            for resources, often in wanted.items()
+        )  # fmt: skip
+
+    def _mask(self, need: Resources, kind: Class) -> int:
+        """The columns of a class with cards that do, as bits; -1 where the machines are not ready for work at all."""
+        if not kind.ready:
+            return -1
+        return sum(1 << column for column, gpu in enumerate(kind.cards) if matches(need.gpu, gpu))
+
+    def _class(self, node: Node) -> Class:
+        cards = sorted(self.world.node_gpus[node.id].values(), key=_by_kind)
+        ready = node.state is NodeState.READY
+        key = (node.state, node.engine, node.cpu_milli, node.memory_mib, node.disk_mib, *map(_like, cards))
+        number = self._numbers.get(key, -1)
+        if number < 0:
+            number = self._numbers[key] = len(self.classes)
+            self.classes.append(Class(number=number, node=node, cards=tuple(cards), ready=ready))
+        return self.classes[number]
+
+    def _row(self, node: Node) -> Ints | None:
+        """A node's state as it is in the world; None where it is of a class that the index has no place for."""
+        known = len(self.classes)
+        kind = self._class(node)
+        if kind.number >= self.index.classes or len(kind.cards) > self._width or len(self.classes) > known:
+            return None
+        return self._row_of(room_now(self.world, node), kind)
+
+    def _row_of(self, room: Room, kind: Class) -> Ints:
+        row = np.full(GPUS + self._width, -1, dtype=np.int64)
+        row[CLASS], row[HELD], row[POWER], row[GPUS - 1] = kind.number, 0, UNLIMITED_W, 0
+        row[CPU], row[MEMORY], row[DISK] = room.cpu_milli, room.memory_mib, room.disk_mib
+        cards = sorted((_by_kind(gpu)[:-2], room.gpu_milli.get(gpu.id, -1)) for gpu in room.gpus.values())
+        row[GPUS : GPUS + len(cards)] = [milli for _, milli in cards]
+        return row
+
+
+def cheapest(cost: Ints, count: int) -> Sequence[int]:
+    """The `count` cheapest nodes in order of cost, ties by rank; () where fewer can be had."""
+    able = np.nonzero(cost < NEVER)[0]
+    if len(able) < count:
+        return ()
+    chosen = cost[able]
+    if len(able) > count:
+        limit = np.partition(chosen, count - 1)[count - 1]
+        below, equal = able[chosen < limit], able[chosen == limit]
+        able = np.concatenate([below, equal[: count - len(below)]])
+        chosen = cost[able]
+    return able[np.lexsort((able, chosen))].tolist()
+
+
+def cards_of(need: Resources) -> tuple[int, int]:
+    """Thousandths of each card, and how many cards."""
+    milli = need.gpu.milli
+    return (milli, 1) if 0 < milli < MILLI else (MILLI, milli // MILLI)
+
+
+def _need(need: Resources) -> tuple[int, ...]:
+    each, count = cards_of(need)
+    tag = (0 if each < MILLI else min(count, 8).bit_length()) if count else 5
+    return (need.cpu_milli, need.memory_mib, need.disk_mib, each if count else 0, count, tag)
+
+
+def _likely(classes: Sequence[Class]) -> list[Resources]:
+    """What to expect of any machine before anyone has asked: halves, single cards, pairs, and all of it, each with its part of
+    the host.
+    """
+    found: dict[Resources, None] = {}
+    for kind in classes:
+        cards = len(kind.cards)
+        for part in (0.5, 1, 2, 4, 8):
+            if part <= cards:
+                share = part / cards
+                host = kind.node
+                gpu = Resources().gpu
+                found[
+                    Resources(
+                        gpu=msgspec.structs.replace(gpu, milli=round(part * MILLI)), cpu_milli=int(host.cpu_milli * share),
+                        memory_mib=int(host.memory_mib * share), disk_mib=0,
+                    )
+                ] = None  # fmt: skip
+    return list(found)
+
+
+def _like(gpu: Gpu) -> tuple[str, int, str]:
+    return (gpu.model, gpu.memory_mib, gpu.compute_capability)
+
+
+def _by_kind(gpu: Gpu) -> tuple[str, int, str, int, GpuId]:
+    return (*_like(gpu), gpu.index, gpu.id)
+
+
+def _by_index(gpu: Gpu) -> tuple[int, GpuId]:
+    return (gpu.index, gpu.id)
+
+
+def _with(room: Room, milli: dict[GpuId, int], part: Part, sign: int) -> Room:
+    return msgspec.structs.replace(
+        room, gpu_milli=milli, whole=sum(left == MILLI for left in milli.values()), cpu_milli=room.cpu_milli + sign * part.cpu_milli,
+        memory_mib=room.memory_mib + sign * part.memory_mib, disk_mib=room.disk_mib + sign * part.disk_mib,
+    )  # fmt: skip
