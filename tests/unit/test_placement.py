@@ -62,7 +62,7 @@ def test_every_workload_is_granted_or_refused_with_a_reason(requests):
 
 @given(jobs)
 def test_every_refusal_is_true(requests):
-    """Brute force: after the grants, no refused single-node job fits on any node's remaining GPUs, CPU and memory."""
+    """Brute force: after the grants, no refused job fits on what is left of the nodes that are not kept for one ahead of it."""
     world = worlds(requests)
     made = plan(world, NOW_MS + 100)
     left = {key: (dict(free.gpu_milli), free.cpu_milli, free.memory_mib) for key, free in world.free.items()}
@@ -71,6 +71,7 @@ def test_every_refusal_is_true(requests):
         for share in part.shares:
             cards[share.gpu_id] -= share.milli
         left[part.node_id] = (cards, cpu - part.cpu_milli, memory - part.memory_mib)
+    kept = {node_id for reservation in made.reservations for node_id in reservation.nodes}
     for key in made.refusals:
         need = world.workloads[key].spec.resources
         fits = sum(
@@ -84,7 +85,8 @@ def test_every_refusal_is_true(requests):
                     else sum(m == 1000 for m in cards.values()) >= need.gpu.milli // 1000
                 )
             )
-            for cards, cpu, memory in left.values()
+            for node_id, (cards, cpu, memory) in left.items()
+            if node_id not in kept
         )
         assert fits < world.workloads[key].spec.nodes
 
@@ -140,3 +142,115 @@ def test_a_quota_holds_back_what_exceeds_it():
     made = plan(world, NOW_MS + 100)
     assert [grant.workload_id for grant in made.grants] == ["wl-1"]
     assert "2 of 6 left" in str(made.refusals["wl-2"][0])
+
+
+def running(n, nodes, gpus, started_ms=NOW_MS, tier=Tier.ON_DEMAND, **more):
+    """An allocation and its workload, on whole cards of the given nodes from card `first` on."""
+    import msgspec
+
+    from headframe.model.ids import AllocationId
+    from headframe.model.states import AllocationState, WorkloadState
+    from headframe.model.work import Allocation, Part, Share
+
+    first = more.pop("first", 0)
+    workload = msgspec.structs.replace(job(n, gpus=gpus, nodes=len(nodes), tier=tier, **more), state=WorkloadState.RUNNING, attempt=1)
+    parts = tuple(
+        Part(
+            rank=rank,
+            node_id=f"node-{k}",
+            cpu_milli=1000,
+            memory_mib=1024,
+            disk_mib=1024,
+            shares=tuple(Share(gpu_id=f"GPU-{k}-{i}", index=i, model="RTX 3090", milli=1000) for i in range(first, first + gpus)),
+        )
+        for rank, k in enumerate(nodes)
+    )
+    allocation = Allocation(
+        id=AllocationId(f"wl-{n}.1"),
+        workload_id=workload.id,
+        project_id=workload.project_id,
+        attempt=1,
+        tier=tier,
+        parts=parts,
+        state=AllocationState.RUNNING,
+        granted_ms=started_ms,
+        started_ms=started_ms,
+    )
+    return workload, allocation
+
+
+HOUR = 3_600_000
+
+
+def put(world, *pairs):
+    for pair in pairs:
+        for row in pair:
+            world.put(row)
+    return world
+
+
+def test_a_big_gang_is_not_passed_over_and_short_work_fills_the_time_before_it():
+    long, short = job(12, gpus=8, max_duration_s=5 * 3600), job(13, gpus=8, max_duration_s=1800)
+    world = fleet(nodes=2, queue=[job(11, gpus=8, nodes=2), long, short])
+    put(world, running(1, [0], 8, max_duration_s=3600))
+    made = plan(world, NOW_MS + 100)
+    assert [grant.workload_id for grant in made.grants] == ["wl-13"]
+    assert made.reservations[0].workload_id == "wl-11"
+    assert made.reservations[0].start_ms == NOW_MS + HOUR
+    assert "kept for a workload ahead" in str(made.refusals["wl-12"])
+    assert "max_duration 5 h" in str(made.refusals["wl-12"])
+
+
+def test_the_spot_work_that_loses_least_gives_way_and_no_more_of_it_than_needed():
+    world = fleet(nodes=2, queue=[job(11, gpus=4)])
+    put(
+        world,
+        running(1, [0], 4, NOW_MS - 3 * HOUR, Tier.SPOT),
+        running(2, [0], 4, NOW_MS - HOUR, Tier.SPOT, first=4),
+        running(3, [1], 8, NOW_MS - 2 * HOUR, Tier.SPOT),
+    )
+    made = plan(world, NOW_MS + 100)
+    assert [eviction.allocation_id for eviction in made.evictions] == ["wl-2.1"]
+    assert not made.grants
+
+
+def test_work_does_not_give_way_to_spot_nor_when_more_is_lost_than_gained_nor_soon_after_it_began():
+    old = running(1, [0], 8, NOW_MS - 40 * HOUR, Tier.SPOT)
+    young = running(1, [0], 8, NOW_MS - 60_000, Tier.SPOT)
+    fair = running(1, [0], 8, NOW_MS - HOUR, Tier.SPOT)
+    firm = running(1, [0], 8, NOW_MS - HOUR, Tier.ON_DEMAND)
+    asks = {"on-demand": job(11, gpus=8), "spot": job(11, gpus=8, tier=Tier.SPOT)}
+    for holder, ask, gives_way in ((old, "on-demand", 0), (young, "on-demand", 0), (fair, "on-demand", 1), (fair, "spot", 0), (firm, "on-demand", 0)):
+        world = put(fleet(nodes=1, queue=[asks[ask]]), holder)
+        assert len(plan(world, NOW_MS + 100).evictions) == gives_way
+
+
+def test_whoever_gave_way_within_the_last_hour_is_left_alone():
+    import msgspec
+
+    from headframe.model.states import Reason
+
+    workload, allocation = running(1, [0], 8, NOW_MS - HOUR // 2, Tier.SPOT)
+    world = put(fleet(nodes=1, queue=[job(11, gpus=8)]), (msgspec.structs.replace(workload, reason=Reason.PREEMPTED), allocation))
+    assert not plan(world, NOW_MS + 100).evictions
+
+
+def test_a_project_that_used_much_lets_another_go_first():
+    import msgspec
+
+    from headframe.model.ids import ProjectId
+    from headframe.model.people import Project
+
+    other = msgspec.structs.replace(job(12, gpus=8), project_id=ProjectId("pr-other"))
+    world = fleet(nodes=1, queue=[job(11, gpus=8), other])
+    world.put(Project(id=ProjectId("pr-other"), name="other", created_ms=0))
+    world.put(msgspec.structs.replace(world.projects["pr-test"], used_milli_h=5000.0, used_ms=NOW_MS))
+    assert [grant.workload_id for grant in plan(world, NOW_MS + 100).grants] == ["wl-12"]
+    late = plan(world, NOW_MS + 25 * HOUR).grants
+    assert [grant.workload_id for grant in late] == ["wl-11"], "whoever waited a day goes first"
+
+
+def test_a_plan_stops_when_its_time_is_up():
+    turns = iter([False, True])
+    made = plan(fleet(nodes=2, queue=[job(1, gpus=1), job(2, gpus=1)]), NOW_MS + 100, until=lambda: next(turns))
+    assert [grant.workload_id for grant in made.grants] == ["wl-1"]

@@ -15,7 +15,7 @@ from headframe.billing.price import price_at, rate_nano
 from headframe.model.event import Draft, Kind
 from headframe.model.ids import AllocationId, usage_id
 from headframe.model.money import EntryKind, PriceList, Usage
-from headframe.model.people import Project
+from headframe.model.people import Project, used
 from headframe.model.states import NODE_FAULTS, AllocationState, Reason, WorkloadState
 from headframe.model.units import MS_PER_HOUR, cost_nano, money
 from headframe.model.work import Allocation, Workload
@@ -79,9 +79,9 @@ def _usage(allocation: Allocation, start_ms: int, end_ms: int, prices: PriceList
 def _bill(world: World, allocation: Allocation, until_ms: int) -> Draft:
     """Usage up to `until_ms` and its postings, as one draft."""
     project, workload = world.projects[allocation.project_id], world.workloads[allocation.workload_id]
-    used = usages(allocation, until_ms, world.prices())
+    intervals_used = usages(allocation, until_ms, world.prices())
     entries = []
-    for usage in used:
+    for usage in intervals_used:
         memo = Memo(
             posting=f"usage/{usage.id}", kind=EntryKind.USAGE, at_ms=usage.start_ms, workload_id=workload.id,
             text=f"{workload.name} attempt {allocation.attempt}",
@@ -92,11 +92,12 @@ def _bill(world: World, allocation: Allocation, until_ms: int) -> Draft:
             workload, held_nano=workload.held_nano - moved.from_hold_nano, cost_nano=workload.cost_nano + usage.amount_nano
         )
         entries.extend(moved.entries)
-    cost = sum(usage.amount_nano for usage in used)
+    cost = sum(usage.amount_nano for usage in intervals_used)
+    project = used(project, sum(usage.gpu_milli * (usage.end_ms - usage.start_ms) for usage in intervals_used), until_ms)
     after = msgspec.structs.replace(allocation, metered_ms=max(until_ms, allocation.metered_ms), cost_nano=allocation.cost_nano + cost)
     text = f"{workload.name}: {money(cost)} for attempt {allocation.attempt}"
     return Draft(kind=Kind.USAGE_METERED, subject=workload.id, project_id=project.id, text=text,
-                 rows=(*used, *entries, project, workload, after))  # fmt: skip
+                 rows=(*intervals_used, *entries, project, workload, after))  # fmt: skip
 
 
 def _settle(world: World, allocation: Allocation, now_ms: int) -> Draft:

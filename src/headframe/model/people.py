@@ -40,6 +40,23 @@ class Project(msgspec.Struct, frozen=True, kw_only=True, tag="project"):
     budget_hour_nano: int = 0
     budget_month_nano: int = 0
     quota_gpus_milli: int = 0
+    used_milli_h: float = 0.0
+    used_ms: int = 0
+
+
+HALF_LIFE_MS = 7 * 24 * 3_600_000
+"""What a project used counts half after a week: Slurm's usual choice for fair share."""
+
+
+def recent_use_milli_h(project: Project, now_ms: int) -> float:
+    """What the project used lately, in thousandths of a GPU times hours, halved every HALF_LIFE_MS."""
+    return project.used_milli_h * 2.0 ** (-max(0, now_ms - project.used_ms) / HALF_LIFE_MS) if project.used_milli_h else 0.0
+
+
+def used(project: Project, milli_ms: int, at_ms: int) -> Project:
+    """The project after it used so much more, up to `at_ms`."""
+    at_ms = max(at_ms, project.used_ms)
+    return msgspec.structs.replace(project, used_milli_h=recent_use_milli_h(project, at_ms) + milli_ms / 3_600_000, used_ms=at_ms)
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True, tag="user"):

@@ -72,6 +72,7 @@ class World:
         self.closing: dict[WorkloadId, Workload] = {}
         self.names: dict[tuple[ProjectId, str], WorkloadId] = {}
         self.gpu_use_milli: dict[ProjectId, int] = {}
+        self.on_node: dict[NodeId, dict[AllocationId, Allocation]] = {}
         self.views: dict[type, object] = {}
         self._watchers: list[set[NodeId]] = []
         self._tables: dict[type, dict[Any, Any]] = {
@@ -143,18 +144,29 @@ class World:
             assert allocation is not None
             sign = 1 if held else -1
             for part in allocation.parts:
-                self._touch(part.node_id)
                 if part.node_id in self.free:
                     self.free[part.node_id].add(part, sign)
             milli = sum(share.milli for part in allocation.parts for share in part.shares)
             used = self.gpu_use_milli.get(allocation.project_id, 0) - sign * milli
             self.gpu_use_milli[allocation.project_id] = used
+        self._index_holders(old if held else None, new if holds else None)
         ended = new is not None and new.state is AllocationState.ENDED
         key = (new or old).id  # pyright: ignore[reportOptionalMemberAccess]
         if ended and new is not None:
             self.unsettled[key] = new
         else:
             self.unsettled.pop(key, None)
+
+    def _index_holders(self, old: Allocation | None, new: Allocation | None) -> None:
+        """Who holds something of a node; whoever watches learns of a start or a stop too, since it changes what is expected."""
+        for part in old.parts if old else ():
+            self.on_node[part.node_id].pop(old.id if old else AllocationId(""), None)
+        for part in new.parts if new else ():
+            self.on_node.setdefault(part.node_id, {})[new.id if new else AllocationId("")] = new  # pyright: ignore[reportArgumentType]
+        allocation = new or old
+        if allocation is not None and (old is None or new is None or old.state != new.state):
+            for part in allocation.parts:
+                self._touch(part.node_id)
 
     def _index_workload(self, old: Workload | None, new: Workload | None) -> None:
         if old is not None:

@@ -16,7 +16,8 @@ from headframe.model.units import MILLI
 from headframe.model.work import Part, Resources, Share, Spec
 from headframe.model.world import World
 from headframe.placement.compiled import Code, plain
-from headframe.placement.fit import Room, matches, room_idle, room_now
+from headframe.placement.fit import Room, matches, refuse, room_idle, room_now
+from headframe.placement.horizon import NEVER_MS, Horizon
 from headframe.placement.index import Index, Placed
 from headframe.placement.kernels import CLASS, CPU, DISK, GPUS, HELD, MEMORY, NEVER, POWER, Ints
 from headframe.placement.policies import Policy
@@ -46,6 +47,7 @@ class Fleet:
         self.policy = policy
         self.code = code or plain()
         self.rooms: dict[NodeId, Room] = {}
+        self.held_until: dict[int, int] = {}
         self.classes: list[Class] = []
         self.ids: list[NodeId] = []
         self.rank: dict[NodeId, int] = {}
@@ -55,6 +57,8 @@ class Fleet:
         self._since_learned = 0
         self._learn_after = LEARN_FIRST
         self.index: Index
+        self.horizon: Horizon
+        self._held: np.typing.NDArray[np.bool_]
         self._rebuild()
 
     @classmethod
@@ -72,6 +76,8 @@ class Fleet:
     def sync(self) -> None:
         """Follow what changed in the world since the last look."""
         self.rooms.clear()
+        self.held_until.clear()
+        self._held[:] = False
         if self._since_learned >= self._learn_after:
             self._since_learned, self._learn_after = 0, min(2 * self._learn_after, LEARN_MAX)
             self._rebuild()
@@ -84,6 +90,42 @@ class Fleet:
                 self._rebuild()
                 return
             self.index.set(rank, row)
+            self._look_ahead(rank)
+
+    def _look_ahead(self, rank: int) -> None:
+        """When the cards of a node are expected to be free."""
+        node_id, world = self.ids[rank], self.world
+        holders = world.on_node.get(node_id, {}).values()
+        cards = sorted(world.node_gpus[node_id].values(), key=_by_kind)
+        pairs = [(allocation, world.workloads.get(allocation.workload_id)) for allocation in holders]
+        self.horizon.set(rank, cards, world.free[node_id].gpu_milli, pairs)
+
+    def ready(self, spec: Spec, now_ms: int) -> Ints:
+        """When one rank of `spec` is expected to fit on each node; NEVER_MS where it never does, or something else waits."""
+        count = max(1, cards_of(spec.resources)[1])
+        at = self.horizon.ready(self._masks(spec), count, now_ms)
+        at[self._held] = NEVER_MS
+        at[~self._big_enough(spec)] = NEVER_MS
+        return at
+
+    def losses(self, spec: Spec, now_ms: int) -> Ints:
+        """What freeing one rank's cards on each node would lose; see `Horizon.losses`."""
+        count = max(1, cards_of(spec.resources)[1])
+        at = self.horizon.losses(self._masks(spec), count, now_ms)
+        at[self._held] = NEVER_MS
+        at[~self._big_enough(spec)] = NEVER_MS
+        return at
+
+    def _masks(self, spec: Spec) -> Ints:
+        return self.index.shapes.mask[self.shape(spec)][self.index.slots.row[self.index.members.slot, CLASS]]
+
+    def _big_enough(self, spec: Spec) -> "np.typing.NDArray[np.bool_]":
+        need = spec.resources
+        enough = np.array([
+            kind.node.cpu_milli >= need.cpu_milli and kind.node.memory_mib >= need.memory_mib and kind.node.disk_mib >= need.disk_mib
+            for kind in self.classes
+        ], dtype=np.bool_)  # fmt: skip
+        return enough[self.index.slots.row[self.index.members.slot, CLASS]]
 
     def seen(self, resources: Resources) -> None:
         """Note a request, so that scores follow what is asked for."""
@@ -146,12 +188,29 @@ class Fleet:
             return kind.node.id
         return self.ids[int(np.nonzero(self.index.rows()[:, CLASS] == kind.number)[0][0])]
 
-    def hold(self, rank: int) -> None:
-        """Keep everything off a node for the rest of this plan."""
+    def hold(self, rank: int, until_ms: int) -> None:
+        """Keep a node for one workload for the rest of this plan; others may use it only if they end by `until_ms`."""
+        self.held_until[rank] = until_ms
+        self._held[rank] = True
+        self._set_held(rank, 1)
+
+    def _set_held(self, rank: int, held: int) -> None:
         row = self.index.row(rank)
-        row[HELD] = 1
+        row[HELD] = held
         self._touched.add(self.ids[rank])
         self.index.set(rank, row)
+
+    def backfill(self, spec: Spec, ends_ms: int) -> tuple[Part, ...]:
+        """Hand out nodes that are kept for later to work that ends before; () where it does not fit."""
+        usable = [rank for rank, until in self.held_until.items() if until >= ends_ms and refuse(spec, self.room(self.ids[rank]), idle=False) is None]
+        if len(usable) < spec.nodes:
+            return ()
+        parts: list[Part] = []
+        for number, rank in enumerate(sorted(usable, key=lambda rank: (-self.held_until[rank], rank))[: spec.nodes]):
+            self._set_held(rank, 0)
+            parts.append(self._part(spec, self.index.put(self.shape(spec), rank), number))
+            self._set_held(rank, 1)
+        return tuple(parts)
 
     def _part(self, spec: Spec, placed: Placed, rank: int) -> Part:
         """Name the cards: those of the kind and fullness that the index chose, lowest number first."""
@@ -203,6 +262,10 @@ class Fleet:
             rows[rank] = self._row_of(room_now(self.world, node), self._class(node))
         weights = Weights() if len(self.ids) >= LOOK_AHEAD_FROM else Weights(rollout=0)
         self.index = Index(rows, kinds, self._demand(), self.policy, weights, self.code)
+        self.horizon = Horizon(len(self.ids), width)
+        self._held = np.zeros(len(self.ids), dtype=np.bool_)
+        for rank in range(len(self.ids)):
+            self._look_ahead(rank)
 
     def _demand(self) -> Demand:
         """What was asked for, older requests counting less each time, on top of a little of everything that fits the machines."""

@@ -209,7 +209,7 @@ def _filled(row: Ints, s: Scores, k: int, cards: Ints) -> int:
         t = s.sequence[k, i]
         if s.mix[t, NEED_CPU] > cpu or s.mix[t, NEED_MEMORY] > memory:
             continue
-        count, each, mask = s.mix[t, NEED_COUNT], s.mix[t, NEED_EACH], s.mix_mask[t, c]
+        count, each, mask = s.mix[t, NEED_COUNT], s.mix[t, NEED_EACH], max(s.mix_mask[t, c], 0)
         if count > 0:
             if not _pack(cards, width, count, each, mask):
                 continue
@@ -273,7 +273,7 @@ def stranded(row: Ints, s: Scores) -> float:
         return total
     c, width = row[CLASS], row.shape[0]
     for t in range(s.mix.shape[0]):
-        count, each, mask = s.mix[t, NEED_COUNT], s.mix[t, NEED_EACH], s.mix_mask[t, c]
+        count, each, mask = s.mix[t, NEED_COUNT], s.mix[t, NEED_EACH], max(s.mix_mask[t, c], 0)
         free, lost = 0, 0
         for p in range(GPUS, width):
             if (mask >> (p - GPUS)) & 1 and row[p] >= each:

@@ -1,23 +1,30 @@
 """The queue against the fleet: `plan` grants what fits, in order, and counts every refusal; same input, same answer.
 
-Order: tier, then priority, then age, then id. Nodes: least cost (`score.py`), ties by id. A gang is granted whole or not at
+Order: see `order.py`. Nodes: least cost (`score.py`), ties by id. A gang is granted whole or not at
 all. What is granted in a plan is not yet taken in the world: it is subtracted in the fleet's rows, and the commit decides.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from typing_extensions import TypeIs
 
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import NodeState
-from headframe.model.units import gpus
-from headframe.model.work import Part, Refusal, Resources, Spec, Tier, Workload
+from headframe.model.units import MILLI, duration, gpus
+from headframe.model.work import Part, Refusal, Resources, Spec, Workload
 from headframe.model.world import World
 from headframe.placement.fit import No, Room, refuse, take
-from headframe.placement.fleet import Fleet
+from headframe.placement.fleet import Fleet, cheapest
+from headframe.placement.horizon import NEVER_MS
+from headframe.placement.kernels import NEVER
+from headframe.placement.order import Order
+from headframe.placement.preempt import Eviction, make_room
 
-TIER_ORDER = {Tier.RESERVED: 0, Tier.ON_DEMAND: 1, Tier.SPOT: 2}
+RESERVATIONS_MAX = 32
+"""How many waiting workloads at the head of the queue have room kept for them."""
+SLACK_MS = 60_000
+"""Work that is to be over by a time is asked to be over so much earlier."""
 RETIRED = frozenset({NodeState.RETIRED})
 _NO_NODES = Refusal(rule="fleet", need="a node", have="0 nodes", nodes=0, change="enrol a machine: `headframe up`")
 
@@ -29,11 +36,21 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[Part, ...]
 
 
+class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+    """Nodes kept for a workload at the head of the queue, which is expected to start at `start_ms`."""
+
+    workload_id: WorkloadId
+    nodes: tuple[NodeId, ...]
+    start_ms: int
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to grant now, and for each workload left waiting, why."""
+    """What to grant now, who gives way, what is kept for whom, and for each workload left waiting, why."""
 
     grants: tuple[Grant, ...] = ()
     refusals: dict[WorkloadId, tuple[Refusal, ...]] = {}
+    evictions: tuple[Eviction, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
 
 
 Admit = Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]
@@ -41,25 +58,23 @@ Admit = Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | Non
 already given each project (US$ per hour, nano)."""
 
 
-def plan(world: World, now_ms: int, admit: Admit | None = None) -> Plan:
-    """Place the queue: grants in order, refusals with numbers."""
-    grants: list[Grant] = []
-    refusals: dict[WorkloadId, tuple[Refusal, ...]] = {}
-    taken = _Taken(world)
-    for workload in in_order(world.queued.values()):
-        answer = _place(workload, taken, now_ms, admit)
-        if isinstance(answer, Grant):
-            grants.append(answer)
-            taken.count(workload)
-        else:
-            refusals[workload.id] = answer
-    return Plan(grants=tuple(grants), refusals=refusals)
+def plan(world: World, now_ms: int, admit: Admit | None = None, *, reasons: bool = True, until: Callable[[], bool] | None = None) -> Plan:
+    """Place the queue: grants in order, who gives way, refusals with numbers (left out without `reasons`). Whatever is in the
+    queue after `until` says that time is up waits for the next plan.
+    """
+    made = _Made(world, now_ms, admit, reasons=reasons)
+    for workload in made.order:
+        if until is not None and until():
+            break
+        made.consider(workload)
+    return Plan(grants=tuple(made.grants), refusals=made.refusals, evictions=tuple(made.evictions), reservations=tuple(made.reservations))
 
 
 def explain(world: World, workload: Workload, now_ms: int, admit: Admit | None = None) -> tuple[Refusal, ...]:
-    """Why this one waits now; empty if the next plan would grant it."""
-    answer = _place(workload, _Taken(world), now_ms, admit)
-    return () if isinstance(answer, Grant) else answer
+    """Why this one waits now; empty if it would be granted were it alone in the queue."""
+    made = _Made(world, now_ms, admit, reasons=True)
+    made.consider(workload)
+    return made.refusals.get(workload.id, ())
 
 
 def feasible(world: World, spec: Spec) -> tuple[Part, ...] | tuple[Refusal, ...]:
@@ -76,69 +91,126 @@ def feasible(world: World, spec: Spec) -> tuple[Part, ...] | tuple[Refusal, ...]
     return (take(spec, min(fits, key=_tightness), 0),)
 
 
-def in_order(queue: Iterable[Workload]) -> list[Workload]:
-    """Tier, priority, age, id: a total order."""
-    return sorted(queue, key=lambda w: (TIER_ORDER[w.spec.tier], -w.spec.priority, w.queued_ms, w.id))
+class _Made:
+    """A plan in the making: what it has given out, kept for later, and refused."""
 
-
-class _Taken:
-    """What this plan has already given out, beside what the fleet's rows say."""
-
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, now_ms: int, admit: Admit | None, *, reasons: bool) -> None:
+        self.world, self.now_ms, self.admit, self.reasons = world, now_ms, admit, reasons
+        self.order = Order(world, now_ms)
         self.fleet = Fleet.of(world)
         self.fleet.sync()
+        self.grants: list[Grant] = []
+        self.evictions: list[Eviction] = []
+        self.reservations: list[Reservation] = []
+        self.refusals: dict[WorkloadId, tuple[Refusal, ...]] = {}
         self.gpu_milli: dict[ProjectId, int] = {}
-        self.granted: dict[ProjectId, int] = {}
-        self.refused: dict[tuple[Resources, int], tuple[Refusal, ...]] = {}
+        self.rates: dict[ProjectId, int] = {}
+        self._full: dict[tuple[Resources, int], tuple[Refusal, ...]] = {}
+        self._too_long: dict[tuple[Resources, int], int] = {}
 
-    def count(self, workload: Workload) -> None:
+    def consider(self, workload: Workload) -> None:
+        """Grant it, or refuse it and see to it that it is not passed over for ever."""
+        answer = self._place(workload)
+        if not isinstance(answer, Grant):
+            self.refusals[workload.id] = answer
+            return
+        self.grants.append(answer)
         milli = workload.spec.resources.gpu.milli * workload.spec.nodes
         self.gpu_milli[workload.project_id] = self.gpu_milli.get(workload.project_id, 0) + milli
+        self.order.granted(workload)
+
+    def _place(self, workload: Workload) -> Grant | tuple[Refusal, ...]:
+        if workload.not_before_ms > self.now_ms:
+            wait_s = (workload.not_before_ms - self.now_ms + 999) // 1000
+            return (Refusal(rule="back-off", need="a pause after a failed attempt", have=f"{wait_s} s to go", nodes=0,
+                            change="starts by itself then"),)  # fmt: skip
+        over = self._over_quota(workload)
+        if over is not None:
+            return (over,)
+        shape = (workload.spec.resources, workload.spec.nodes)
+        # Capacity only shrinks within a plan: what did not fit before does not fit now.
+        parts = () if shape in self._full else self.fleet.place(workload.spec)
+        parts = parts or self._backfilled(workload, shape)
+        if not parts:
+            return self._refused(workload, shape)
+        refusal = self.admit(workload, parts, self.rates) if self.admit else None
+        if refusal is not None:
+            self.fleet.take_back(parts)
+            return (refusal,)
+        return Grant(workload_id=workload.id, parts=parts)
+
+    def _backfilled(self, workload: Workload, shape: tuple[Resources, int]) -> tuple[Part, ...]:
+        """A place on nodes that are kept for others, for work that is over before they need them."""
+        span_s = workload.spec.max_duration_s
+        if not span_s or not self.fleet.held_until or span_s >= self._too_long.get(shape, span_s + 1):
+            return ()
+        parts = self.fleet.backfill(workload.spec, self.now_ms + span_s * 1000 + SLACK_MS)
+        if not parts:
+            self._too_long[shape] = span_s
+        return parts
+
+    def _refused(self, workload: Workload, shape: tuple[Resources, int]) -> tuple[Refusal, ...]:
+        if shape not in self._full:
+            self._full[shape] = _why_not(workload.spec, self.fleet, self.now_ms) if self.reasons else ()
+        if len(self.reservations) < RESERVATIONS_MAX and workload.id in self.world.queued:
+            self._see_to(workload)
+        return self._full[shape]
+
+    def _see_to(self, workload: Workload) -> None:
+        """Make room for it, or keep the nodes that come free first, so that nothing behind it delays it."""
+        soon = make_room(self.fleet, workload, self.now_ms)
+        if soon is not None:
+            self.evictions.extend(soon.evictions)
+            self._keep(workload, [self.fleet.rank[node_id] for node_id in soon.nodes], self.now_ms)
+            return
+        if workload.spec.nodes == 1 and workload.spec.resources.gpu.milli <= MILLI:
+            return  # it takes the first card that comes free: nothing smaller can pass it for long
+        ready = self.fleet.ready(workload.spec, self.now_ms)
+        ready[ready >= NEVER_MS] = NEVER
+        ranks = cheapest(ready, workload.spec.nodes)
+        if ranks:
+            self._keep(workload, ranks, int(ready[list(ranks)].max()))
+
+    def _keep(self, workload: Workload, ranks: Sequence[int], start_ms: int) -> None:
+        for rank in ranks:
+            self.fleet.hold(rank, start_ms)
+        self._too_long.clear()
+        nodes = tuple(self.fleet.ids[rank] for rank in ranks)
+        self.reservations.append(Reservation(workload_id=workload.id, nodes=nodes, start_ms=start_ms))
+
+    def _over_quota(self, workload: Workload) -> Refusal | None:
+        project = self.world.projects[workload.project_id]
+        used = self.world.gpu_use_milli.get(project.id, 0) + self.gpu_milli.get(project.id, 0)
+        need = workload.spec.resources.gpu.milli * workload.spec.nodes
+        if not project.quota_gpus_milli or used + need <= project.quota_gpus_milli:
+            return None
+        have = f"{gpus(project.quota_gpus_milli - used)} of {gpus(project.quota_gpus_milli)} left"
+        return Refusal(rule="quota", need=f"{gpus(need)} GPU", have=have, nodes=0, change="waits for the project's own work")
 
 
-def _place(workload: Workload, taken: _Taken, now_ms: int, admit: Admit | None) -> Grant | tuple[Refusal, ...]:
-    if workload.not_before_ms > now_ms:
-        wait_s = (workload.not_before_ms - now_ms + 999) // 1000
-        return (Refusal(rule="back-off", need="a pause after a failed attempt", have=f"{wait_s} s to go", nodes=0,
-                        change="starts by itself then"),)  # fmt: skip
-    over = _over_quota(taken.world, workload, taken)
-    if over is not None:
-        return (over,)
-    shape = (workload.spec.resources, workload.spec.nodes)
-    if shape in taken.refused:  # capacity only shrinks within a plan: what did not fit before does not fit now
-        return taken.refused[shape]
-    parts = taken.fleet.place(workload.spec)
-    if not parts:
-        taken.refused[shape] = _why_not(workload.spec, taken.fleet)
-        return taken.refused[shape]
-    refusal = admit(workload, parts, taken.granted) if admit else None
-    if refusal is not None:
-        taken.fleet.take_back(parts)
-        return (refusal,)
-    return Grant(workload_id=workload.id, parts=parts)
-
-
-def _why_not(spec: Spec, fleet: Fleet) -> tuple[Refusal, ...]:
+def _why_not(spec: Spec, fleet: Fleet, now_ms: int) -> tuple[Refusal, ...]:
     """Every node's no, asked once of each state that nodes are in."""
-    rooms = [(fleet.room(node_id), count) for node_id, count in fleet.states()]
-    rooms = [(room, count) for room, count in rooms if room.node.state not in RETIRED]
-    return _asked(spec, rooms, idle=False) or (_NO_NODES,)
+    rooms: list[tuple[Room, int]] = []
+    kept: list[tuple[No, int]] = []
+    for node_id, count in fleet.states():
+        room, until_ms = fleet.room(node_id), fleet.held_until.get(fleet.rank[node_id], -1)
+        if until_ms >= 0 and refuse(spec, room, idle=False) is None:
+            kept.append((_kept(spec, until_ms, now_ms), count))
+        elif room.node.state not in RETIRED:
+            rooms.append((room, count))
+    return _asked(spec, rooms, idle=False, kept=kept) or (_NO_NODES,)
 
 
-def _over_quota(world: World, workload: Workload, taken: _Taken) -> Refusal | None:
-    project = world.projects[workload.project_id]
-    used = world.gpu_use_milli.get(project.id, 0) + taken.gpu_milli.get(project.id, 0)
-    need = workload.spec.resources.gpu.milli * workload.spec.nodes
-    if not project.quota_gpus_milli or used + need <= project.quota_gpus_milli:
-        return None
-    have = f"{gpus(project.quota_gpus_milli - used)} of {gpus(project.quota_gpus_milli)} left"
-    return Refusal(rule="quota", need=f"{gpus(need)} GPU", have=have, nodes=0, change="waits for the project's own work")
+def _kept(spec: Spec, until_ms: int, now_ms: int) -> No:
+    left_s = max(0, (until_ms - now_ms - SLACK_MS) // 1000)
+    need = f"an end within {duration(left_s * 1000)}: the node is kept for a workload ahead"
+    have = f"max_duration {duration(spec.max_duration_s * 1000)}" if spec.max_duration_s else "no max_duration"
+    return No("kept", need, have, left_s, f"set max_duration ≤ {duration(left_s * 1000)}, or wait" if left_s else "waits for its turn")
 
 
-def _asked(spec: Spec, rooms: Sequence[tuple[Room, int]], *, idle: bool) -> tuple[Refusal, ...]:
+def _asked(spec: Spec, rooms: Sequence[tuple[Room, int]], *, idle: bool, kept: Sequence[tuple[No, int]] = ()) -> tuple[Refusal, ...]:
     """The refusals of all rooms, each with how many nodes it stands for; () where enough of them do not refuse."""
-    noes: list[tuple[No, int]] = []
+    noes = list(kept)
     fitting = 0
     for room, count in rooms:
         no = refuse(spec, room, idle=idle)

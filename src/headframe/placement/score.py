@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 
-from headframe.placement.kernels import BLOCKS, FX, GPUS, MILLI, NEED_COUNT, NEED_EACH, SHAPE_WIDTH, Ints, Scores
+from headframe.placement.kernels import BLOCKS, FGD, FX, GPUS, MILLI, NEED_COUNT, NEED_EACH, NEED_MEMORY, SHAPE_WIDTH, Ints, Scores
 
 ROLLOUTS = 32
 DEPTH = 64
@@ -57,6 +57,14 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
         """Sorted, so that equal demand in another order gives equal scores."""
         return cls(wanted=tuple(sorted(wanted, key=lambda w: (-w.often, w.need, w.scope, w.mask))))
 
+    def without_memory(self) -> "Demand":
+        """Kinds that differ in memory only, as one: FGD as published does not look at memory."""
+        merged: dict[tuple[tuple[int, ...], tuple[int, ...], str], float] = {}
+        for w in self.wanted:
+            need = tuple(0 if column == NEED_MEMORY else amount for column, amount in enumerate(w.need))
+            merged[need, w.mask, w.scope] = merged.get((need, w.mask, w.scope), 0.0) + w.often
+        return Demand.of(Wanted(need=need, mask=mask, scope=scope, often=often) for (need, mask, scope), often in merged.items())
+
     def typical(self) -> tuple[Wanted, ...]:
         """The most frequent kinds that make up COVERED of all requests."""
         total, so_far = sum(w.often for w in self.wanted), 0.0
@@ -69,7 +77,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
 def tables(demand: Demand, kinds: Ints, policy: tuple[int, int, int], weights: Weights, memo: int = MEMO) -> Scores:
     """Everything that scoring reads, from the demand and the classes' kinds of cards [classes, columns]."""
-    typical = demand.typical()
+    typical = (demand.without_memory() if policy[0] == FGD else demand).typical()
     often = np.array([w.often for w in typical], dtype=np.float64)
     share = often / often.sum()
     classes, width = kinds.shape[0], kinds.shape[1] + GPUS

@@ -18,7 +18,7 @@ from headframe.model.units import money
 from headframe.model.work import Allocation, Facts, Part, Refusal, Workload
 from headframe.model.world import World
 from headframe.placement import Grant, plan
-from headframe.reconcile.jobs import jobs
+from headframe.reconcile.jobs import jobs, stop
 from headframe.reconcile.nodes import nodes
 from headframe.server.decide import live_rate_nano
 from headframe.server.desk import Desk
@@ -86,8 +86,11 @@ def grants(world: World, now_ms: int) -> Iterator[Draft]:
     """What the plan grants, each with the next hour held."""
     if not world.queued:
         return
-    for grant in plan(world, now_ms, admitter(world, now_ms)).grants:
+    made = plan(world, now_ms, admitter(world, now_ms), reasons=False)
+    for grant in made.grants:
         yield from _granted(world, grant, now_ms)
+    for eviction in made.evictions:
+        yield stop(world, world.allocations[eviction.allocation_id], Reason.PREEMPTED, now_ms)
 
 
 def admitter(world: World, now_ms: int) -> Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]:

@@ -1,0 +1,103 @@
+"""How much of a real fleet can be sold: the openb trace by the FGD paper's protocol, every policy beside its published figure.
+
+`python benchmarks/bench_placement_quality.py [--seeds 10] [--variants default gpuspec33 …] [--data DIR] [--churn] [--chart FILE.svg]`
+"""
+
+import argparse
+import csv
+import multiprocessing
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+import openb
+from headframe.placement.policies import Policy
+
+POLICIES = ("random", "dot-product", "clustering", "packing", "best-fit", "fgd", "headframe")
+
+
+def published():
+    with (openb.DATA / "published.csv").open() as file:
+        return {(r["workload"], r["policy"], int(r["arrived_percent"])): float(r["allocated_percent"]) for r in csv.DictReader(file)}
+
+
+def one(job):
+    kind, variant, policy, seed, data, *more = job
+    trace = openb.Trace(variant, Path(data))
+    if kind == "fill":
+        return openb.at_points(openb.fill(trace, Policy(policy), seed))
+    if kind == "curve":
+        return openb.stranded(trace, Policy(policy), seed)
+    lives = openb.Trace("default", openb.DATA).lives
+    return openb.churn(trace, Policy(policy), seed, more[0], lives)
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--seeds", type=int, default=10)
+    arguments.add_argument("--variants", nargs="*", default=openb.VARIANTS)
+    arguments.add_argument("--policies", nargs="*", default=POLICIES)
+    arguments.add_argument("--data", default=str(openb.DATA))
+    arguments.add_argument("--churn", action="store_true")
+    arguments.add_argument("--chart")
+    given = arguments.parse_args()
+    known = published()
+    openb.fill(openb.Trace("default"), Policy.HEADFRAME, 0)  # compile once, before the processes share the machine
+    with multiprocessing.Pool() as pool:
+        print(f"GPUs allocated, % of all, when 95 / 100 / 120 / 130 % have arrived; mean of {given.seeds} seeds; published in brackets")
+        for variant in given.variants:
+            limit = openb.bound(openb.Trace(variant, Path(given.data)))
+            print(f"\n{variant}: no policy can exceed {limit:.2f} at 100 %")
+            jobs = [("fill", variant, policy, seed, given.data) for policy in given.policies for seed in range(given.seeds)]
+            results = np.array(pool.map(one, jobs, chunksize=1)).reshape(len(given.policies), given.seeds, 4)
+            for policy, runs in zip(given.policies, results, strict=True):
+                mean, spread = runs.mean(0), runs.std(0)
+                figures = "  ".join(
+                    f"{x:6.2f}"
+                    + (f" ({known[variant, policy, at]:6.2f}, {x - known[variant, policy, at]:+.2f})" if (variant, policy, at) in known else "")
+                    for x, at in zip(mean, openb.POINTS, strict=True)
+                )
+                print(f"  {policy:12} {figures}   spread at 100 %: {spread[1]:.2f}; of the bound {mean[1] / limit:.4f}", flush=True)
+        if given.churn:
+            print("\nchurn: pods leave after their life time; demand lost, % of GPU-time asked for, at an offered load of 0.95 / 1.0 / 1.1")
+            for variant in given.variants:
+                for policy in ("fgd", "headframe"):
+                    jobs = [("churn", variant, policy, seed, given.data, load) for load in (0.95, 1.0, 1.1) for seed in range(min(4, given.seeds))]
+                    lost = np.array(pool.map(one, jobs, chunksize=1)).reshape(3, -1)
+                    print(
+                        f"  {variant:12} {policy:12} " + "  ".join(f"{x:5.2f} ± {s:.2f}" for x, s in zip(lost.mean(1), lost.std(1), strict=True)),
+                        flush=True,
+                    )
+        if given.chart:
+            curves = {policy: pool.apply(one, (("curve", "default", policy, 0, given.data),)) for policy in given.policies}
+            Path(given.chart).write_text(chart(curves))
+
+
+def chart(curves):
+    """Free GPUs that the next request cannot use, % of all, against the share arrived."""
+    width, height, left, bottom = 760, 380, 50, 40
+    top = max(y for curve in curves.values() for _, y in curve)
+    colours = ("#999", "#b58900", "#6c71c4", "#2aa198", "#268bd2", "#cb4b16", "#0a7d33")
+
+    def at(x, y):
+        return f"{left + x / 130 * (width - left - 130):.1f},{height - bottom - y / top * (height - bottom - 20):.1f}"
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">']
+    for y in range(0, int(top) + 1, 2):
+        parts.append(f'<text x="{left - 8}" y="{at(0, y).split(",")[1]}" text-anchor="end">{y}</text>')
+    for x in range(0, 131, 10):
+        parts.append(f'<text x="{at(x, 0).split(",")[0]}" y="{height - bottom + 18}" text-anchor="middle">{x}</text>')
+    parts.append(f'<text x="{left}" y="14">free GPUs that the next request cannot use, % of all; below: requests arrived, % of all GPUs</text>')
+    ends = sorted((curve[-1][1], policy) for policy, curve in curves.items())
+    for colour, (policy, curve) in zip(colours, curves.items(), strict=False):
+        line = " ".join(at(x, y) for x, y in curve)
+        place = 30 + 16 * (len(ends) - 1 - [name for _, name in ends].index(policy))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{3 if policy == "headframe" else 1.5}"/>')
+        parts.append(f'<text x="{width - 118}" y="{place + 60}" fill="{colour}">{policy}</text>')
+    return "\n".join([*parts, "</svg>"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What comes free when, and at what loss: one time per card, kept beside the fleet's rows.
+
+`until` is when a card is expected to be free: 0 for now, from `max_duration` where one was given, and `OPEN - start` where not
+(work of unknown length is expected to go on for as long as it has lasted). `since` is where the work of a card's preemptible
+holder would be lost from; 0 for a free card or one whose holder is stopping already.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from headframe.model.fleet import Gpu
+from headframe.model.ids import GpuId
+from headframe.model.states import AllocationState
+from headframe.model.work import Allocation, Tier, Workload
+from headframe.placement.kernels import Ints
+
+NEVER_MS = 1 << 52
+OPEN = 1 << 51
+STOP_MS = 30_000
+"""How long work that is being stopped is expected to hold its cards still."""
+
+
+class Horizon:
+    """Arrays [nodes, cards], by rank and by column of the node's class."""
+
+    def __init__(self, nodes: int, cards: int) -> None:
+        self.until: Ints = np.full((nodes, cards), NEVER_MS, dtype=np.int64)
+        self.since: Ints = np.full((nodes, cards), NEVER_MS, dtype=np.int64)
+
+    def set(self, rank: int, cards: Sequence[Gpu], there: Iterable[GpuId], holders: Iterable[tuple[Allocation, Workload | None]]) -> None:
+        """Look at one node again; cards that are not `there` are never free."""
+        usable = set(there)
+        until = {gpu.id: 0 if gpu.id in usable else NEVER_MS for gpu in cards}
+        since = dict(until)
+        for allocation, workload in holders:
+            end, loss = _end(allocation, workload), lost_since_ms(allocation, workload)
+            for part in allocation.parts:
+                for share in part.shares:
+                    if share.gpu_id in until:
+                        until[share.gpu_id] = max(until[share.gpu_id], end)
+                        since[share.gpu_id] = max(since[share.gpu_id], loss) if loss else since[share.gpu_id]
+        self.until[rank] = self.since[rank] = NEVER_MS
+        self.until[rank, : len(cards)] = [until[gpu.id] for gpu in cards]
+        self.since[rank, : len(cards)] = [since[gpu.id] for gpu in cards]
+
+    def ready(self, mask: Ints, count: int, now_ms: int) -> Ints:
+        """When `count` of the usable cards (bits, by node) of each node are expected to be free together; NEVER_MS for never."""
+        if not len(self.until) or count > self.until.shape[1]:
+            return np.full(len(self.until), NEVER_MS, dtype=np.int64)
+        expected = np.where(self.until < OPEN // 2, self.until, 2 * now_ms - (OPEN - self.until))
+        expected = np.where(self.until >= NEVER_MS, NEVER_MS, np.maximum(expected, now_ms))
+        expected = np.where(bits(mask, self.until.shape[1]), expected, NEVER_MS)
+        return np.partition(expected, count - 1, axis=1)[:, count - 1] if count else np.full(len(expected), now_ms)
+
+    def losses(self, mask: Ints, count: int, now_ms: int) -> Ints:
+        """What freeing `count` usable cards of each node would lose, in card-milliseconds of work; NEVER_MS where it can't be."""
+        cards = self.since.shape[1]
+        if count > cards:
+            return np.full(len(self.since), NEVER_MS, dtype=np.int64)
+        each = np.where(self.since == 0, 0, np.maximum(now_ms - self.since, 1))
+        each = np.where((self.since >= NEVER_MS) | ~bits(mask, cards), NEVER_MS, each)
+        least = np.partition(each, count - 1, axis=1)[:, :count] if count else np.zeros((len(each), 1), dtype=np.int64)
+        return np.minimum(least.sum(axis=1), NEVER_MS)
+
+
+def bits(mask: Ints, cards: int) -> "np.typing.NDArray[np.bool_]":
+    """[nodes, cards]: which cards a mask of bits names; none for a negative one."""
+    return ((mask[:, None] >> np.arange(cards)) & 1).astype(bool) & (mask[:, None] >= 0)
+
+
+def lost_since_ms(allocation: Allocation, workload: Workload | None) -> int:
+    """From when on the work of a preemptible allocation would be lost, 0 where it is stopping; NEVER_MS where it is not to be
+    preempted.
+    """
+    if allocation.state is AllocationState.STOPPING:
+        return 0
+    if allocation.tier is not Tier.SPOT or workload is None:
+        return NEVER_MS
+    return allocation.started_ms or allocation.granted_ms
+
+
+def _end(allocation: Allocation, workload: Workload | None) -> int:
+    if allocation.state is AllocationState.STOPPING:
+        return allocation.stop_ms + STOP_MS
+    start = allocation.started_ms or allocation.granted_ms
+    limit_s = workload.spec.max_duration_s if workload else 0
+    return start + limit_s * 1000 if limit_s else OPEN - start

@@ -1,0 +1,68 @@
+"""Who comes first: tier, then those that waited too long, then priority, then fair shares between projects, then age.
+
+A project's share is what it used lately (halved every week), plus an hour of what it holds and of what this plan gives it.
+So a project that floods the queue does not push others back, and one that was idle catches up, but not for ever.
+"""
+
+import heapq
+from collections.abc import Iterator
+
+from headframe.model.ids import ProjectId, WorkloadId
+from headframe.model.people import recent_use_milli_h
+from headframe.model.units import MS_PER_HOUR
+from headframe.model.work import Tier, Workload
+from headframe.model.world import World
+
+TIER_ORDER = {Tier.RESERVED: 0, Tier.ON_DEMAND: 1, Tier.SPOT: 2}
+WAIT_LIMIT_MS = 24 * MS_PER_HOUR
+"""Whoever has waited this long goes first in its tier: the bound on starvation by priority and by shares."""
+
+
+class Order:
+    """An iterator over the queue that listens: `granted` moves a project back."""
+
+    def __init__(self, world: World, now_ms: int) -> None:
+        self._world = world
+        self._now_ms = now_ms
+        self._share: dict[ProjectId, float] = {}
+        groups: dict[tuple[int, int, int], list[Workload]] = {}
+        for workload in world.queued.values():
+            late = now_ms - workload.queued_ms >= WAIT_LIMIT_MS
+            groups.setdefault((TIER_ORDER[workload.spec.tier], 0 if late else 1, 0 if late else -workload.spec.priority), []).append(workload)
+        self._groups = [(late == 0, groups[tier, late, priority]) for tier, late, priority in sorted(groups)]
+
+    def __iter__(self) -> Iterator[Workload]:
+        for late, group in self._groups:
+            yield from sorted(group, key=lambda workload: (workload.queued_ms, workload.id)) if late else self._fairly(group)
+
+    def granted(self, workload: Workload) -> None:
+        """Count what was given."""
+        milli = workload.spec.resources.gpu.milli * workload.spec.nodes
+        self._share[workload.project_id] = self._of(workload.project_id) + milli
+
+    def _fairly(self, group: list[Workload]) -> Iterator[Workload]:
+        queues: dict[ProjectId, list[tuple[int, WorkloadId, Workload]]] = {}
+        for workload in group:
+            queues.setdefault(workload.project_id, []).append((workload.queued_ms, workload.id, workload))
+        for queue in queues.values():
+            queue.sort(key=lambda item: item[:2], reverse=True)
+        if len(queues) == 1:
+            yield from (workload for queue in queues.values() for _, _, workload in reversed(queue))
+            return
+        heap = [(self._of(project), *queue[-1][:2], project) for project, queue in queues.items()]
+        heapq.heapify(heap)
+        while heap:
+            share, _, _, project = heapq.heappop(heap)
+            queue = queues[project]
+            if share != self._of(project):  # it was given something since: look again
+                heapq.heappush(heap, (self._of(project), *queue[-1][:2], project))
+                continue
+            yield queue.pop()[2]
+            if queue:
+                heapq.heappush(heap, (self._of(project), *queue[-1][:2], project))
+
+    def _of(self, project_id: ProjectId) -> float:
+        if project_id not in self._share:
+            project = self._world.projects[project_id]
+            self._share[project_id] = recent_use_milli_h(project, self._now_ms) + self._world.gpu_use_milli.get(project_id, 0)
+        return self._share[project_id]

@@ -1,0 +1,153 @@
+"""Whose work gives way: the least work lost, and only where clearly more is gained.
+
+Only spot work gives way, to reserved and on-demand work, whole gangs at a time. It has run for MIN_RUN_MS before, and work
+that gave way within the last CALM_MS does not do so again. What is lost is the time since the start (at most CHECKPOINT_MS
+where there is a checkpoint) and a restart, on all the cards of the victim; what is gained is the time that the other would
+else wait, on all of its cards, at most HORIZON_MS.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from headframe.model.ids import AllocationId, NodeId, WorkloadId
+from headframe.model.states import AllocationState, Reason
+from headframe.model.units import MILLI, MS_PER_HOUR
+from headframe.model.work import Allocation, Spec, Tier, Workload
+from headframe.placement.fit import Room, refuse
+from headframe.placement.fleet import Fleet, cheapest
+from headframe.placement.horizon import NEVER_MS
+from headframe.placement.kernels import NEVER
+
+MIN_RUN_MS = 600_000
+CALM_MS = MS_PER_HOUR
+CHECKPOINT_MS = 1_800_000
+"""What work with a checkpoint loses at most, where nothing better is known: half an hour of it."""
+RESTART_MS = 120_000
+"""Stopping, placing and loading again: 25 to 250 s were measured for training jobs (Sia, SOSP 2023)."""
+HORIZON_MS = 4 * MS_PER_HOUR
+WORTH = {Tier.RESERVED: 100, Tier.ON_DEMAND: 100, Tier.SPOT: 50}
+"""What an hour of a card brings, tier against tier, in percent of on-demand."""
+GAIN_OVER_LOSS = 1.25
+TRIES = 8
+
+
+class Eviction(msgspec.Struct, frozen=True, kw_only=True):
+    """This allocation gives way to that workload; `lost_milli_h` of its work (thousandths of a GPU times hours) is lost."""
+
+    allocation_id: AllocationId
+    for_id: WorkloadId
+    lost_milli_h: float
+
+
+class Soon(msgspec.Struct, frozen=True, kw_only=True):
+    """The nodes that a workload is to get, and who gives way there (nobody, where they are being freed already)."""
+
+    nodes: tuple[NodeId, ...]
+    evictions: tuple[Eviction, ...]
+
+
+def make_room(fleet: Fleet, workload: Workload, now_ms: int) -> Soon | None:
+    """Room for a workload that fits nowhere now; None where freeing it would cost more than it gains."""
+    spec = workload.spec
+    if spec.tier is Tier.SPOT or not spec.resources.gpu.milli:
+        return None
+    losses = fleet.losses(spec, now_ms)
+    losses[losses >= NEVER_MS] = NEVER
+    if spec.nodes > 1:
+        return _whole(fleet, workload, cheapest(losses, spec.nodes), now_ms)
+    for rank in cheapest(losses, min(TRIES, int((losses < NEVER).sum()))):
+        found = _whole(fleet, workload, [rank], now_ms)
+        if found is not None:
+            return found
+    return None
+
+
+def _whole(fleet: Fleet, workload: Workload, ranks: Sequence[int], now_ms: int) -> Soon | None:
+    if not ranks:
+        return None
+    victims: dict[AllocationId, Allocation] = {}
+    for rank in ranks:
+        there = _victims(fleet, workload.spec, fleet.ids[rank], victims, now_ms)
+        if there is None:
+            return None
+        victims |= {allocation.id: allocation for allocation in there}
+    going = [allocation for allocation in victims.values() if allocation.state is not AllocationState.STOPPING]
+    lost = {allocation.id: lost_milli_ms(allocation, fleet.world.workloads[allocation.workload_id], now_ms) for allocation in going}
+    if going and gain(workload.spec) < GAIN_OVER_LOSS * WORTH[Tier.SPOT] * sum(lost.values()):
+        return None
+    evictions = (Eviction(allocation_id=key, for_id=workload.id, lost_milli_h=lost[key] / MS_PER_HOUR) for key in sorted(lost))
+    return Soon(nodes=tuple(fleet.ids[rank] for rank in ranks), evictions=tuple(evictions))
+
+
+def gain(spec: Spec) -> float:
+    """What placing it now is worth, in the measure of losses."""
+    span_ms = min(spec.max_duration_s * 1000 or HORIZON_MS, HORIZON_MS)
+    return WORTH[spec.tier] * spec.resources.gpu.milli * spec.nodes * span_ms
+
+
+def lost_milli_ms(allocation: Allocation, workload: Workload, now_ms: int) -> int:
+    """What stopping it now would lose, in thousandths of a GPU times milliseconds."""
+    ran_ms = max(0, now_ms - (allocation.started_ms or now_ms))
+    lost_ms = min(ran_ms, CHECKPOINT_MS) if workload.spec.checkpoint else ran_ms
+    return (lost_ms + RESTART_MS) * sum(share.milli for part in allocation.parts for share in part.shares)
+
+
+def _victims(fleet: Fleet, spec: Spec, node_id: NodeId, known: Iterable[AllocationId], now_ms: int) -> list[Allocation] | None:
+    """Who must go from one node, cheapest first, nobody that is not needed; None where that is not enough."""
+    room, chosen = fleet.room(node_id), list[Allocation]()
+    already = set(known)
+    there = [a for a in fleet.world.on_node.get(node_id, {}).values() if a.id in already or may_go(fleet, a, now_ms)]
+    there.sort(key=lambda a: (a.id not in already, a.state is not AllocationState.STOPPING, _price(fleet, a), _loss(fleet, a, now_ms), a.id))
+    for allocation in there:
+        if refuse(spec, room, idle=False) is None:
+            break
+        chosen.append(allocation)
+        room = without(room, allocation)
+    if refuse(spec, room, idle=False) is not None:
+        return None
+    for allocation in reversed(chosen[:-1]):  # whoever turned out not to be needed stays
+        fewer = [other for other in chosen if other is not allocation]
+        if refuse(spec, _without_all(fleet.room(node_id), fewer), idle=False) is None:
+            chosen = fewer
+    return chosen
+
+
+def may_go(fleet: Fleet, allocation: Allocation, now_ms: int) -> bool:
+    """Whether this work may give way now."""
+    if allocation.state is AllocationState.STOPPING:
+        return True
+    workload = fleet.world.workloads.get(allocation.workload_id)
+    if allocation.tier is not Tier.SPOT or allocation.state is not AllocationState.RUNNING or workload is None:
+        return False
+    calm_ms = CALM_MS if workload.reason is Reason.PREEMPTED else MIN_RUN_MS
+    return now_ms - allocation.started_ms >= calm_ms
+
+
+def without(room: Room, allocation: Allocation) -> Room:
+    """The room once the allocation has gone."""
+    milli, cpu, memory, disk = dict(room.gpu_milli), room.cpu_milli, room.memory_mib, room.disk_mib
+    for part in allocation.parts:
+        if part.node_id != room.node.id:
+            continue
+        cpu, memory, disk = cpu + part.cpu_milli, memory + part.memory_mib, disk + part.disk_mib
+        for share in part.shares:
+            if share.gpu_id in milli:
+                milli[share.gpu_id] += share.milli
+    whole = sum(left == MILLI for left in milli.values())
+    return msgspec.structs.replace(room, gpu_milli=milli, whole=whole, cpu_milli=cpu, memory_mib=memory, disk_mib=disk)
+
+
+def _without_all(room: Room, allocations: Iterable[Allocation]) -> Room:
+    for allocation in allocations:
+        room = without(room, allocation)
+    return room
+
+
+def _price(fleet: Fleet, allocation: Allocation) -> int:
+    """What the tenant offered to pay at most: the lowest offer goes first; none is the highest."""
+    return fleet.world.workloads[allocation.workload_id].spec.max_price_nano or 1 << 62
+
+
+def _loss(fleet: Fleet, allocation: Allocation, now_ms: int) -> int:
+    return lost_milli_ms(allocation, fleet.world.workloads[allocation.workload_id], now_ms)
