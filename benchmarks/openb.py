@@ -12,13 +12,12 @@ import heapq
 import random
 from pathlib import Path
 
-import highspy
 import numpy as np
 
 from headframe.placement.compiled import compiled
 from headframe.placement.index import Index
 from headframe.placement.kernels import GPUS, MILLI
-from headframe.placement.score import Demand, Wanted, knapsack
+from headframe.placement.score import Demand, Wanted, knapsack, quiet_solver
 
 DATA = Path(__file__).parent / "data" / "openb"
 VARIANTS = ("default", "cpu050", "gpushare40", "gpuspec10", "gpuspec33", "multigpu20")
@@ -178,9 +177,7 @@ def bound(trace, percent=100):
     scale = percent / 100 * trace.capacity / sum(size * n for (size, _), n in demand.items())
     sizes = sorted({size for size, _ in demand})
     asks = sorted(demand)
-    h = highspy.Highs()
-    h.silent()
-    h.changeObjectiveSense(highspy.ObjSense.kMaximize)
+    h = quiet_solver()
     for size, scope in asks:
         h.addRow(0.0, demand[size, scope] * scale, 0, np.array([], np.int32), np.array([]))
     room = {m: len(asks) + i for i, m in enumerate(models)}

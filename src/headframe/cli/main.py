@@ -2,7 +2,7 @@
 
 import typer
 
-from headframe.cli import fleet, jobs, money, server
+from headframe.cli import fleet, jobs, money, server, simulate
 
 app = typer.Typer(
     name="headframe", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -12,6 +12,7 @@ jobs.add(app)
 fleet.add(app)
 money.add(app)
 server.add(app)
+simulate.add(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""up, login, doctor, simulate."""
+"""up, login, doctor."""
 
 import logging
 import os
@@ -20,7 +20,6 @@ def add(app: typer.Typer) -> None:
     app.command()(up)
     app.command("login")(sign_in)
     app.command()(doctor)
-    app.command()(simulate)
 
 
 def default_data() -> Path:
@@ -91,31 +90,3 @@ def doctor(*, data: DataOption = None, json: Json = False) -> None:
     show(findings, json, people)
     if any(finding.verdict == "bad" for finding in findings):
         raise SystemExit(FAILED)
-
-
-def simulate(
-    *, seed: Annotated[int, typer.Option(help="The first seed.")] = 0, seeds: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
-    nodes: Annotated[int, typer.Option(min=1)] = 50, hours: Annotated[int, typer.Option(min=1)] = 48,
-    faults: Annotated[bool, typer.Option(help="Crashes, lost and late facts, dead nodes, full disks.")] = True, json: Json = False,
-) -> None:  # fmt: skip
-    """Run the real scheduler over a simulated fleet and check every promise; a failure prints the seed to replay."""
-    from rich.progress import track
-
-    from headframe.simulate.world import Config, Simulation, SimulationFailed
-
-    outcomes = []
-    for number in track(range(seed, seed + seeds), "simulating", console=err, disable=json or seeds == 1, transient=True):
-        try:
-            outcomes.append(Simulation(Config(seed=number, nodes=nodes, hours=hours, faults=faults)).run())
-        except SimulationFailed as failed:
-            err.print(str(failed), markup=False)
-            raise SystemExit(FAILED) from None
-
-    def people() -> None:
-        shown = table(">seed", ">hours", ">jobs", ">events", ">crashes", "ended", "hash")
-        for o in outcomes:
-            ended = ", ".join(f"{count} {state}" for state, count in o.ended.items())
-            shown.add_row(str(o.seed), f"{o.simulated_hours:.0f}", str(o.jobs), str(o.events), str(o.crashes), ended, o.event_hash[:12])
-        out.print(shown)
-
-    show(outcomes, json, people)

@@ -50,3 +50,23 @@ def cells(states: Sequence[tuple[str, str]], label: str) -> Markup:
     return Markup(  # noqa: S704 - every text above is escaped
         f'<svg class="cells" viewBox="0 0 {columns_count * 12} {rows * 12}" role="img" aria-label="{escape(label)}">{"".join(pieces)}</svg>'
     )
+
+
+def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, unit: str) -> Markup:
+    """One line per `(name, points)`, with scales: x in hours, y from zero in `unit`."""
+    width, height, left, foot = 720.0, 220.0, 46.0, 22.0
+    right = max((x for _, points in series for x, _ in points), default=1.0) or 1.0
+    top = max((y for _, points in series for _, y in points), default=1.0) or 1.0
+    pieces: list[str] = []
+    for part in range(5):
+        y = height - foot - part / 4 * (height - foot - 8)
+        pieces.append(f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        pieces.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{top * part / 4:.4g}</text>')
+        x, anchor = left + part / 4 * (width - left), "middle" if part < 4 else "end"
+        pieces.append(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{right * part / 4:.4g} h</text>')
+    for number, (name, points) in enumerate(series):
+        at = " ".join(f"{left + x / right * (width - left):.1f},{height - foot - y / top * (height - foot - 8):.1f}" for x, y in points)
+        pieces.append(f'<polyline class="line line-{number % 8}" points="{at}"><title>{escape(name)}</title></polyline>')
+    return Markup(  # noqa: S704 - every text above is escaped
+        f'<svg class="lines" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}, {escape(unit)}">{"".join(pieces)}</svg>'
+    )

@@ -13,10 +13,13 @@ GRACE_S = 10
 
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
-    """One look: the nodes that answered, and every allocation they have and were not told to forget."""
+    """One look: the nodes that answered, and every allocation they have and were not told to forget; or, where it is not
+    `complete`, only those about which there is news.
+    """
 
     nodes: tuple[NodeId, ...]
     observations: tuple[Observation, ...]
+    complete: bool = True
 
 
 class Engine(Protocol):
@@ -31,7 +34,7 @@ class Engine(Protocol):
         ...
 
     async def observe(self) -> Sight:
-        """Everything it runs or has seen end, in one call."""
+        """Everything it runs or has seen end, in one call; an engine of many machines may say only what is new in between."""
         ...
 
     async def forget(self, allocation: AllocationId) -> None:

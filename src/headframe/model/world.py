@@ -4,6 +4,7 @@
 give, so a tick costs what changed. `begin`/`rollback` let a writer try decisions before the store has accepted them.
 """
 
+import heapq
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,6 +73,9 @@ class World:
         self.closing: dict[WorkloadId, Workload] = {}
         self.names: dict[tuple[ProjectId, str], WorkloadId] = {}
         self.gpu_use_milli: dict[ProjectId, int] = {}
+        self.held: dict[AllocationId, Allocation] = {}
+        self.unsteady: dict[AllocationId, Allocation] = {}
+        self._deadlines: list[tuple[int, AllocationId]] = []
         self.on_node: dict[NodeId, dict[AllocationId, Allocation]] = {}
         self.views: dict[type, object] = {}
         self._watchers: list[set[NodeId]] = []
@@ -150,12 +154,38 @@ class World:
             used = self.gpu_use_milli.get(allocation.project_id, 0) - sign * milli
             self.gpu_use_milli[allocation.project_id] = used
         self._index_holders(old if held else None, new if holds else None)
+        self._index_progress(old, new if holds else None, (new or old).id)  # pyright: ignore[reportOptionalMemberAccess]
         ended = new is not None and new.state is AllocationState.ENDED
         key = (new or old).id  # pyright: ignore[reportOptionalMemberAccess]
         if ended and new is not None:
             self.unsettled[key] = new
         else:
             self.unsettled.pop(key, None)
+
+    def _index_progress(self, old: Allocation | None, new: Allocation | None, key: AllocationId) -> None:
+        """What holds GPUs, what of it is not simply running, and until when it may run."""
+        self.held.pop(key, None)
+        self.unsteady.pop(key, None)
+        if new is None:
+            return
+        self.held[key] = new
+        if new.state is not AllocationState.RUNNING:
+            self.unsteady[key] = new
+            return
+        workload = self.workloads.get(new.workload_id)
+        if workload is not None and workload.spec.max_duration_s and (old is None or old.state is not AllocationState.RUNNING):
+            heapq.heappush(self._deadlines, (new.started_ms + workload.spec.max_duration_s * 1000, key))
+
+    def overdue(self, now_ms: int) -> list[Allocation]:
+        """Running allocations past their workload's max_duration, in order; they are told again until they stop."""
+        found: list[tuple[int, AllocationId]] = []
+        while self._deadlines and self._deadlines[0][0] <= now_ms:
+            item = heapq.heappop(self._deadlines)
+            if item[1] in self.held and self.held[item[1]].state is AllocationState.RUNNING:
+                found.append(item)
+        for item in found:
+            heapq.heappush(self._deadlines, item)
+        return [self.held[key] for key in dict.fromkeys(key for _, key in found)]
 
     def _index_holders(self, old: Allocation | None, new: Allocation | None) -> None:
         """Who holds something of a node; whoever watches learns of a start or a stop too, since it changes what is expected."""
@@ -233,7 +263,7 @@ class World:
 
     def live(self) -> list[Allocation]:
         """Allocations that hold GPUs, in id order."""
-        return [self.allocations[key] for key in sorted(self.allocations) if _holds(self.allocations[key])]
+        return [self.held[key] for key in sorted(self.held)]
 
 
 def _holds(allocation: Allocation | None) -> bool:

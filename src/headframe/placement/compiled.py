@@ -23,12 +23,13 @@ class Code(Protocol):
     refresh: Callable[[int, Slots, Shapes, Scores], None]
     cheapest: Callable[[int, Slots, Shapes, Scores], int]
     reprice: Callable[[Scores], None]
+    stranded: Callable[[Ints, Scores], float]
 
 
 @cache
 def plain() -> Code:
     """The kernels as Python runs them: slow, ready at once, and the same answers."""
-    return slots  # pyright: ignore[reportReturnType]
+    return types.SimpleNamespace(**vars(kernels), **{k: v for k, v in vars(slots).items() if k not in vars(kernels)})  # pyright: ignore[reportReturnType]
 
 
 @cache

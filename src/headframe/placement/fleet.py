@@ -56,6 +56,7 @@ class Fleet:
         self._seen: dict[Resources, float] = {}
         self._since_learned = 0
         self._learn_after = LEARN_FIRST
+        self._idle: list[tuple[Room, int]] | None = None
         self.index: Index
         self.horizon: Horizon
         self._held: np.typing.NDArray[np.bool_]
@@ -89,6 +90,8 @@ class Fleet:
             if row is None:
                 self._rebuild()
                 return
+            if row[CLASS] != self.index.slots.row[self.index.members.slot[rank], CLASS]:
+                self._idle = None
             self.index.set(rank, row)
             self._look_ahead(rank)
 
@@ -177,11 +180,26 @@ class Fleet:
         live = live[np.argsort(slots.root[live], kind="stable")]
         return [(self.ids[slots.root[slot]], int(slots.count[slot])) for slot in live]
 
+    def stranded_milli(self) -> float:
+        """Free thousandths that a typical request cannot use, averaged over the typical requests: FGD's fragmentation."""
+        self.sync()
+        slots, code = self.index.slots, self.code
+        return sum(code.stranded(slots.row[slot], self.index.scores) * int(slots.count[slot]) for slot in np.nonzero(slots.count)[0])
+
     def idle_rooms(self) -> list[tuple[Room, int]]:
         """One idle room of each class with nodes that are not retired, and how many nodes are in it."""
+        if self._idle is not None:
+            return self._idle
         count = np.bincount(self.index.rows()[:, CLASS], minlength=len(self.classes)) if self.ids else np.zeros(0, dtype=np.int64)
         found = [(kind, int(count[kind.number])) for kind in self.classes if count[kind.number]]
-        return [(room_idle(self.world, self.world.nodes[self._example(kind)]), n) for kind, n in found if kind.node.state is not NodeState.RETIRED]
+        rooms = [(room_idle(self.world, self.world.nodes[self._example(kind)]), n) for kind, n in found if kind.node.state is not NodeState.RETIRED]
+        self._idle = rooms
+        return rooms
+
+    def kinds(self) -> list[Gpu]:
+        """One card of each kind on nodes that are not retired."""
+        found = {_like(gpu): gpu for room, _ in self.idle_rooms() for gpu in room.gpus.values() if gpu.id in room.gpu_milli}
+        return [found[like] for like in sorted(found)]
 
     def _example(self, kind: Class) -> NodeId:
         if kind.node.id in self.world.nodes and self._class(self.world.nodes[kind.node.id]) is kind:
@@ -245,6 +263,7 @@ class Fleet:
     def _rebuild(self) -> None:
         """Everything from the world: at the start, for new machines, and when the demand has changed."""
         self._touched.clear()
+        self._idle = None
         self.ids = sorted(self.world.nodes)
         self.rank = {node_id: rank for rank, node_id in enumerate(self.ids)}
         self.classes, self._numbers = [], {}

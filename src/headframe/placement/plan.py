@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from typing_extensions import TypeIs
 
+from headframe.model.fleet import Gpu
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, duration, gpus
@@ -21,7 +22,7 @@ from headframe.placement.kernels import NEVER
 from headframe.placement.order import Order
 from headframe.placement.preempt import Eviction, make_room
 
-RESERVATIONS_MAX = 32
+RESERVATIONS_MAX = 4
 """How many waiting workloads at the head of the queue have room kept for them."""
 SLACK_MS = 60_000
 """Work that is to be over by a time is asked to be over so much earlier."""
@@ -89,6 +90,13 @@ def feasible(world: World, spec: Spec) -> tuple[Part, ...] | tuple[Refusal, ...]
         return answer
     fits = [room for room, _ in rooms if refuse(spec, room, idle=True) is None]
     return (take(spec, min(fits, key=_tightness), 0),)
+
+
+def kinds(world: World) -> list[Gpu]:
+    """One card of each kind that the fleet has."""
+    fleet = Fleet.of(world)
+    fleet.sync()
+    return fleet.kinds()
 
 
 class _Made:

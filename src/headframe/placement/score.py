@@ -13,11 +13,15 @@ The weights are those that a search on other traces of the same kind gave; withi
 """
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from headframe.placement.kernels import BLOCKS, FGD, FX, GPUS, MILLI, NEED_COUNT, NEED_EACH, NEED_MEMORY, SHAPE_WIDTH, Ints, Scores
+
+if TYPE_CHECKING:
+    import highspy
 
 ROLLOUTS = 32
 DEPTH = 64
@@ -146,15 +150,25 @@ def remnant_values(sizes: dict[int, float]) -> "np.typing.NDArray[np.float64]":
     return worth / max(worth[MILLI], 1.0)
 
 
-def _dual(patterns: Sequence[tuple[int, ...]], share: "np.typing.NDArray[np.float64]") -> "np.typing.NDArray[np.float64]":
-    """Prices of the sizes: maximise what the demand is worth while no pattern of one card is worth more than one."""
+def quiet_solver() -> "highspy.Highs":
+    """HiGHS, one thread, without a word: it greets on standard output when its callbacks are enabled, unless silenced before."""
     import highspy
 
-    solver, count = highspy.Highs(), len(share)
-    solver.silent()
+    class Quiet(highspy.Highs):
+        def enableCallbacks(self) -> None:  # noqa: N802 - HiGHS's own name
+            self.silent()
+            super().enableCallbacks()
+
+    solver = Quiet()
     solver.setOptionValue("threads", 1)
-    solver.addVars(count, np.zeros(count), np.full(count, 2.0))
     solver.changeObjectiveSense(highspy.ObjSense.kMaximize)
+    return solver
+
+
+def _dual(patterns: Sequence[tuple[int, ...]], share: "np.typing.NDArray[np.float64]") -> "np.typing.NDArray[np.float64]":
+    """Prices of the sizes: maximise what the demand is worth while no pattern of one card is worth more than one."""
+    solver, count = quiet_solver(), len(share)
+    solver.addVars(count, np.zeros(count), np.full(count, 2.0))
     for i in range(count):
         solver.changeColCost(i, share[i])
     for pattern in patterns:

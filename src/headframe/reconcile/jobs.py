@@ -34,8 +34,8 @@ def jobs(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
         allocation = world.allocations.get(key)
         if allocation is not None and allocation.state is not AllocationState.ENDED:
             yield from _missing(world, allocation, facts.missing_since_ms[key], now_ms)
-    for allocation in world.live():
-        yield from _overdue(world, allocation, now_ms)
+    for allocation in world.overdue(now_ms):
+        yield stop(world, allocation, Reason.MAX_DURATION, now_ms)
 
 
 def end(world: World, allocation: Allocation, seen: Observation, now_ms: int) -> Draft:
@@ -93,14 +93,6 @@ def _missing(world: World, allocation: Allocation, since_ms: int, now_ms: int) -
     if allocation.state in {AllocationState.GRANTED, AllocationState.STOPPING} or now_ms - since_ms < MISSING_LIMIT_MS:
         return  # a granted one is simply started again: starting is idempotent
     yield stop(world, allocation, Reason.NODE_FAULT, now_ms)
-
-
-def _overdue(world: World, allocation: Allocation, now_ms: int) -> Iterator[Draft]:
-    limit_s = world.workloads[allocation.workload_id].spec.max_duration_s
-    if allocation.state is not AllocationState.RUNNING or not limit_s:
-        return
-    if now_ms - allocation.started_ms >= limit_s * 1000:
-        yield stop(world, allocation, Reason.MAX_DURATION, now_ms)
 
 
 def stop(world: World, allocation: Allocation, because: Reason, now_ms: int) -> Draft:

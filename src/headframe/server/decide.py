@@ -33,7 +33,7 @@ from headframe.model.states import AllocationState, GpuState, NodeState, Reason,
 from headframe.model.units import money, parse_usd, usd
 from headframe.model.work import Spec, Workload
 from headframe.model.world import World
-from headframe.placement import are_parts, explain, feasible
+from headframe.placement import are_parts, explain, feasible, kinds
 from headframe.placement.fit import matches
 from headframe.reconcile.jobs import stop
 
@@ -78,7 +78,7 @@ def _priced(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
     answer = feasible(world, spec)
     if not are_parts(answer):
         raise Infeasible("; ".join(map(str, answer)))
-    cards = [gpu for gpu in world.gpus.values() if gpu.state is not GpuState.RETIRED and matches(spec.resources.gpu, gpu)]
+    cards = [gpu for gpu in kinds(world) if matches(spec.resources.gpu, gpu)]
     needed = cards if spec.resources.gpu.milli else []
     offered = quote(price_at(world.prices(), now_ms), spec, needed, project)
     if spec.max_price_nano and offered.rate_min_nano > spec.max_price_nano:

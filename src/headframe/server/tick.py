@@ -47,19 +47,19 @@ class Tick:
         if len(self._heard_ms) < len(world.nodes):  # silence counts from when this server first knew of a node
             self._heard_ms = {**dict.fromkeys(world.nodes, now_ms), **self._heard_ms}
         self._heard_ms.update(dict.fromkeys(sight.nodes, now_ms))
-        seen = {observation.allocation_id for observation in sight.observations}
-        reachable = set(sight.nodes)
-        absent = {
-            allocation.id for allocation in world.live() if allocation.id not in seen and all(part.node_id in reachable for part in allocation.parts)
-        }
-        self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
+        if sight.complete:
+            seen = {observation.allocation_id for observation in sight.observations}
+            reachable = set(sight.nodes)
+            absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
+            self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
         return Facts(nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms)
 
     async def _act(self, sight: Sight) -> None:
         """Wanted against seen: start what is granted, stop what should not be, forget what is settled."""
         world = self._desk.world
         seen = {observation.allocation_id: observation for observation in sight.observations}
-        for allocation in world.live():
+        for key in sorted(world.unsteady):
+            allocation = world.unsteady[key]
             if allocation.state is AllocationState.GRANTED and allocation.id not in seen:
                 await self._engine.start(allocation, world.workloads[allocation.workload_id])
             elif allocation.state is AllocationState.STOPPING:

@@ -1,0 +1,138 @@
+"""simulate: the real scheduler over machines that exist only as values, for finding bugs and for sizing fleets."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headframe.cli.jobs import Json
+from headframe.cli.session import FAILED, err, out, refusals, show, table
+from headframe.model.report import Report
+from headframe.model.units import duration
+from headframe.placement.policies import Policy
+
+POLICIES = ", ".join(Policy)
+
+
+def add(app: typer.Typer) -> None:
+    """Register this module's verb."""
+    app.command()(simulate)
+
+
+def simulate(
+    *, fleet: Annotated[str, typer.Option(help="Replay on this fleet: words such as 64x8xH100+16x4xA10, or a CSV file (openb or Alibaba 2026 node list).")] = "",
+    trace: Annotated[list[str] | None, typer.Option(help="Replay these jobs: CSV as of openb, Philly, Helios or Acme, told by its columns; may be repeated.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Without --trace: so many made-up jobs.")] = 1000,
+    load: Annotated[float, typer.Option(min=0.01, max=10, help="Without --trace: what the jobs ask for, 1 being the fleet.")] = 0.9,
+    policy: Annotated[str, typer.Option(help=f"One or several of {POLICIES}, separated by commas.")] = "headframe",
+    limits: Annotated[float, typer.Option(min=0, help="Give each job a max_duration of so many times its run time, which lets short ones fill gaps.")] = 0,
+    spot: Annotated[float, typer.Option(min=0, max=1, help="Share of the jobs that are spot and may have to give way.")] = 0,
+    step: Annotated[float, typer.Option(min=0.001, help="Seconds of virtual time between ticks at least.")] = 60,
+    html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.", dir_okay=False)] = None,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Without --fleet: how many runs under faults.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Without --fleet: nodes of the faulty fleet.")] = 50,
+    hours: Annotated[int, typer.Option(min=1, help="Without --fleet: virtual hours.")] = 48,
+    faults: Annotated[bool, typer.Option(help="Without --fleet: crashes, lost and late facts, dead nodes, full disks.")] = True, json: Json = False,
+) -> None:  # fmt: skip
+    """Run the real scheduler over a simulated fleet.
+
+    With --fleet: replay a trace and report what was held, how long jobs waited and what was billed, for one or several policies.
+    Without: check every promise under random faults; a failure prints the seed to replay.
+    """
+    with refusals():
+        if fleet:
+            reports = _replayed(fleet, trace or [], jobs, load, policy, limits, spot, step, seed, quiet=json)
+            if html is not None:
+                html.write_text(_page(reports), encoding="utf-8")
+                err.print(f"wrote {html}", markup=False)
+            show(reports, json, lambda: _tables(reports))
+            return
+        _under_faults(seed, seeds, nodes, hours, faults=faults, json=json)
+
+
+def _replayed(
+    fleet: str, trace: Sequence[str], count: int, load: float, policy: str, limits: float, spot: float, step: float, seed: int, *, quiet: bool
+) -> list[Report]:
+    from rich.progress import Progress
+
+    from headframe.placement.compiled import compiled
+    from headframe.simulate.replay import Replay, Setting
+    from headframe.simulate.report import report
+    from headframe.simulate.traces import BadTrace, generate, read_fleet, read_jobs
+
+    wrong = [name for name in policy.split(",") if name not in set(Policy)]
+    if wrong:
+        raise BadTrace(f"no policy {wrong[0]!r}", f"there are {POLICIES}")
+    machines = read_fleet(fleet)
+    work = read_jobs(trace) if trace else generate(count, machines, load, seed)
+    named = ", ".join(Path(path).name for path in trace) or f"{count} made-up jobs, load {load:g}, seed {seed}"
+    reports: list[Report] = []
+    with Progress(console=err, transient=True, disable=quiet) as progress:
+        code = compiled()
+        bars = [progress.add_task(name, total=len(work)) for name in policy.split(",")]
+        for bar, name in zip(bars, policy.split(","), strict=True):
+            began = time.monotonic()
+            replay = Replay(machines, work, Setting(policy=Policy(name), step_s=step, limits=limits, spot=spot), code)
+            for done in replay.steps():
+                progress.update(bar, completed=done)
+            reports.append(report(replay, Path(fleet).name if Path(fleet).is_file() else fleet, named, time.monotonic() - began))
+    return reports
+
+
+def _page(reports: Sequence[Report]) -> str:
+    from importlib.resources import files
+
+    from headframe.console.report import page
+
+    return page(reports, files("headframe.console").joinpath("static/style.css").read_text(encoding="utf-8"))
+
+
+def _tables(reports: Sequence[Report]) -> None:
+    first = reports[0]
+    out.print(f"{first.trace} on {first.fleet}: {first.jobs} jobs over {first.span_h:.1f} h, {first.gpus} GPUs on {first.nodes} nodes", markup=False)
+    shown = table("policy", ">held", ">stranded", ">waiting", ">preempted", ">lost GPU-h", ">fairness", ">makespan", ">billed", ">wall")
+    for r in reports:
+        shown.add_row(r.policy, f"{r.held:.1f} %", f"{r.stranded:.2f} %", str(r.waiting), str(r.preempted), f"{r.lost_gpu_h:.1f}", f"{r.fairness:.3f}",
+                      _span(r.makespan_h * 3600), f"US$ {r.revenue_usd:,.0f}", f"{r.wall_s:.1f} s")  # fmt: skip
+    out.print(shown)
+    sizes = table("size", "policy", ">jobs", ">delay mean", ">p50", ">p99", ">JCT mean", ">p50", ">p99", ">slowdown")
+    for name in [group.name for group in first.groups]:
+        for r in reports:
+            for g in (group for group in r.groups if group.name == name):
+                delay, jct = g.delay_s, g.jct_s
+                sizes.add_row(
+                    name, r.policy, str(g.jobs), *map(_span, (delay.mean, delay.p50, delay.p99, jct.mean, jct.p50, jct.p99)), f"{g.slowdown:.2f}"
+                )
+    out.print(sizes)
+    if first.never:
+        out.print(f"{first.never} jobs fit no machine of this fleet and were refused at submission")
+
+
+def _span(seconds: float) -> str:
+    return duration(int(seconds * 1000))
+
+
+def _under_faults(seed: int, seeds: int, nodes: int, hours: int, *, faults: bool, json: bool) -> None:
+    from rich.progress import track
+
+    from headframe.simulate.world import Config, Simulation, SimulationFailed
+
+    outcomes = []
+    for number in track(range(seed, seed + seeds), "simulating", console=err, disable=json or seeds == 1, transient=True):
+        try:
+            outcomes.append(Simulation(Config(seed=number, nodes=nodes, hours=hours, faults=faults)).run())
+        except SimulationFailed as failed:
+            err.print(str(failed), markup=False)
+            raise SystemExit(FAILED) from None
+
+    def people() -> None:
+        shown = table(">seed", ">hours", ">jobs", ">events", ">crashes", "ended", "hash")
+        for o in outcomes:
+            ended = ", ".join(f"{count} {state}" for state, count in o.ended.items())
+            shown.add_row(str(o.seed), f"{o.simulated_hours:.0f}", str(o.jobs), str(o.events), str(o.crashes), ended, o.event_hash[:12])
+        out.print(shown)
+
+    show(outcomes, json, people)
