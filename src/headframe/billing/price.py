@@ -1,6 +1,7 @@
 """What an allocation costs per hour, and what a specification would: whole price lists, pinned per interval."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from headframe.model.fleet import Gpu
 from headframe.model.money import ANY_MODEL, GpuPrice, PriceList, Quote, QuoteLine
@@ -23,8 +24,9 @@ def price_at(prices: Sequence[PriceList], at_ms: int) -> PriceList:
 
 def gpu_price(prices: PriceList, model: str) -> GpuPrice:
     """The price of a model, else that of `*`."""
-    by_model = {_plain(price.model): price for price in prices.gpus}
-    return by_model.get(_plain(model)) or by_model[ANY_MODEL]
+    plain = _plain(model)
+    found = next((price for price in prices.gpus if _plain(price.model) == plain), None)
+    return found or next(price for price in prices.gpus if price.model == ANY_MODEL)
 
 
 def rate_nano(prices: PriceList, parts: Iterable[Part], tier: Tier) -> int:
@@ -77,5 +79,6 @@ def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project)
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1024)
 def _plain(model: str) -> str:
     return model if model == ANY_MODEL else "".join(filter(str.isalnum, model.lower())).replace("nvidia", "").replace("geforce", "")

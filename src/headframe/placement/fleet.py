@@ -4,6 +4,7 @@ One `Fleet` belongs to one world and follows it: the world notes which nodes wer
 What a plan hands out is written into the rows at once and the nodes noted as touched, so the next look finds the truth again.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -19,7 +20,7 @@ from headframe.placement.compiled import Code, plain
 from headframe.placement.fit import Room, matches, refuse, room_idle, room_now
 from headframe.placement.horizon import NEVER_MS, Horizon
 from headframe.placement.index import Index, Placed
-from headframe.placement.kernels import CLASS, CPU, DISK, GPUS, HELD, MEMORY, NEVER, POWER, Ints
+from headframe.placement.kernels import CLASS, GPUS, HELD, NEVER, Ints
 from headframe.placement.policies import Policy
 from headframe.placement.score import Demand, Wanted, Weights
 
@@ -31,12 +32,15 @@ UNLIMITED_W = 1 << 40
 
 
 class Class(msgspec.Struct, frozen=True):
-    """Machines that differ in nothing that placement asks about but what is free on them. `cards` by column."""
+    """Machines that differ in nothing that placement asks about but what is free on them. `cards` by column,
+    `runs` where the columns of one kind begin and end.
+    """
 
     number: int
     node: Node
     cards: tuple[Gpu, ...]
     ready: bool
+    runs: tuple[tuple[int, int], ...]
 
 
 class Fleet:
@@ -52,6 +56,7 @@ class Fleet:
         self.ids: list[NodeId] = []
         self.rank: dict[NodeId, int] = {}
         self._numbers: dict[tuple[object, ...], int] = {}
+        self._machines: dict[NodeId, tuple[Node, tuple[Gpu, ...], Class, tuple[Gpu, ...]]] = {}
         self._touched: set[NodeId] = world.watch()
         self._seen: dict[Resources, float] = {}
         self._since_learned = 0
@@ -99,7 +104,7 @@ class Fleet:
         """When the cards of a node are expected to be free."""
         node_id, world = self.ids[rank], self.world
         holders = world.on_node.get(node_id, {}).values()
-        cards = sorted(world.node_gpus[node_id].values(), key=_by_kind)
+        _, cards = self._machine(world.nodes[node_id])
         pairs = [(allocation, world.workloads.get(allocation.workload_id)) for allocation in holders]
         self.horizon.set(rank, cards, world.free[node_id].gpu_milli, pairs)
 
@@ -266,7 +271,7 @@ class Fleet:
         self._idle = None
         self.ids = sorted(self.world.nodes)
         self.rank = {node_id: rank for rank, node_id in enumerate(self.ids)}
-        self.classes, self._numbers = [], {}
+        self.classes, self._numbers, self._machines = [], {}, {}
         for node_id in self.ids:
             self._class(self.world.nodes[node_id])
         width = max((len(kind.cards) for kind in self.classes), default=0) or 1
@@ -310,14 +315,22 @@ class Fleet:
         return sum(1 << column for column, gpu in enumerate(kind.cards) if matches(need.gpu, gpu))
 
     def _class(self, node: Node) -> Class:
-        cards = sorted(self.world.node_gpus[node.id].values(), key=_by_kind)
-        ready = node.state is NodeState.READY
+        return self._machine(node)[0]
+
+    def _machine(self, node: Node) -> tuple[Class, tuple[Gpu, ...]]:
+        """A node's class and its cards by column, remembered while node and cards are the same."""
+        there = tuple(self.world.node_gpus[node.id].values())
+        known = self._machines.get(node.id)
+        if known is not None and known[0] is node and known[1] == there:
+            return known[2], known[3]
+        cards = tuple(sorted(there, key=_by_kind))
         key = (node.state, node.engine, node.cpu_milli, node.memory_mib, node.disk_mib, *map(_like, cards))
         number = self._numbers.get(key, -1)
         if number < 0:
             number = self._numbers[key] = len(self.classes)
-            self.classes.append(Class(number=number, node=node, cards=tuple(cards), ready=ready))
-        return self.classes[number]
+            self.classes.append(Class(number=number, node=node, cards=cards, ready=node.state is NodeState.READY, runs=_runs(cards)))
+        self._machines[node.id] = (node, there, self.classes[number], cards)
+        return self.classes[number], cards
 
     def _row(self, node: Node) -> Ints | None:
         """A node's state as it is in the world; None where it is of a class that the index has no place for."""
@@ -329,10 +342,11 @@ class Fleet:
 
     def _row_of(self, room: Room, kind: Class) -> Ints:
         row = np.full(GPUS + self._width, -1, dtype=np.int64)
-        row[CLASS], row[HELD], row[POWER], row[GPUS - 1] = kind.number, 0, UNLIMITED_W, 0
-        row[CPU], row[MEMORY], row[DISK] = room.cpu_milli, room.memory_mib, room.disk_mib
-        cards = sorted((_by_kind(gpu)[:-2], room.gpu_milli.get(gpu.id, -1)) for gpu in room.gpus.values())
-        row[GPUS : GPUS + len(cards)] = [milli for _, milli in cards]
+        row[:GPUS] = (kind.number, 0, room.cpu_milli, room.memory_mib, room.disk_mib, UNLIMITED_W, 0)
+        milli = [room.gpu_milli.get(gpu.id, -1) for gpu in self._machine(room.node)[1]]
+        for begin, end in kind.runs:
+            milli[begin:end] = sorted(milli[begin:end])
+        row[GPUS : GPUS + len(milli)] = milli
         return row
 
 
@@ -381,6 +395,12 @@ def _likely(classes: Sequence[Class]) -> list[Resources]:
                     )
                 ] = None  # fmt: skip
     return list(found)
+
+
+def _runs(cards: Sequence[Gpu]) -> tuple[tuple[int, int], ...]:
+    """Where the columns of one kind begin and end."""
+    starts = [column for column, gpu in enumerate(cards) if column == 0 or _like(cards[column - 1]) != _like(gpu)]
+    return tuple(itertools.pairwise([*starts, len(cards)]))
 
 
 def _like(gpu: Gpu) -> tuple[str, int, str]:

@@ -6,6 +6,7 @@ below zero and if every entry is new. It succeeds whole or changes nothing.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -100,14 +101,19 @@ class Store(Protocol):
 
 def columns(row: Row) -> tuple[str, str, str, str, int]:
     """What rows are found by: (project, parent, state, name, at_ms)."""
-    read = row.__class__.__struct_fields__
+    project, parent, state, name, at = (getattr(row, field) if field else "" for field in _fields(type(row)))
+    return str(project), str(parent), str(state), str(name), int(at)
+
+
+@cache
+def _fields(kind: type[Row]) -> tuple[str, str, str, str, str]:
+    """The names of those of a kind of row; empty for what it has not."""
 
     def first(*names: str) -> str:
-        return next((str(getattr(row, name)) for name in names if name in read), "")
+        return next((name for name in names if name in kind.__struct_fields__), "")
 
-    at = next(name for name in ("submitted_ms", "granted_ms", "start_ms", "at_ms", "created_ms", "joined_ms", "effective_ms") if name in read)
-    parent = first("workload_id", "node_id", "rack_id", "site_id")
-    return first("project_id"), parent, first("state"), first("name", "account"), int(getattr(row, at))
+    at = first("submitted_ms", "granted_ms", "start_ms", "at_ms", "created_ms", "joined_ms", "effective_ms")
+    return first("project_id"), first("workload_id", "node_id", "rack_id", "site_id"), first("state"), first("name", "account"), at
 
 
 def dedupe_rows(events: Sequence[Event]) -> list[Row]:

@@ -155,17 +155,14 @@ class SqlStore:
             for part in allocation.parts
             for share in part.shares
         ]
-        changes.sort(key=lambda change: change["milli"])  # give back before taking
-        for change in changes:
-            self._change(db, change)
-
-    def _change(self, db: sa.Connection, change: dict[str, Any]) -> None:
-        """PostgreSQL checks the row proposed for insertion even when it conflicts, so giving back is an update."""
-        if change["milli"] >= 0:
-            db.execute(self._take, change)
-            return
-        mine = gpu_held.c.gpu_id == change["gpu_id"]
-        db.execute(sa.update(gpu_held).where(mine).values(milli=gpu_held.c.milli + change["milli"]))
+        # Give back before taking. PostgreSQL checks the row proposed for insertion even when it conflicts, so giving back is an update.
+        back = [{"of": change["gpu_id"], "more": change["milli"]} for change in changes if change["milli"] < 0]
+        more = [change for change in changes if change["milli"] >= 0]
+        if back:
+            update = sa.update(gpu_held).where(gpu_held.c.gpu_id == sa.bindparam("of"))
+            db.execute(update.values(milli=gpu_held.c.milli + sa.bindparam("more")), back)
+        if more:
+            db.execute(self._take, more)
 
     def _upsert(self, table: sa.Table) -> Any:
         statement = self._insert(table)

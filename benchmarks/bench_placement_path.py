@@ -1,0 +1,176 @@
+"""Placement as the server meets it, at 100,000 GPUs: a queue planned whole, why not, preemption, and submitted to durable to granted.
+
+`python benchmarks/bench_placement_path.py [--nodes 12500]`
+"""
+
+import argparse
+import asyncio
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from headframe.engines.base import Sight
+from headframe.model.command import CreateProject, Found, GrantCredit, Submit
+from headframe.model.ids import AllocationId
+from headframe.model.states import AllocationState, WorkloadState
+from headframe.model.work import Allocation, Part, Share, Tier
+from headframe.model.world import World
+from headframe.placement import explain, plan
+from headframe.placement.compiled import compiled
+from headframe.placement.fleet import Fleet
+from headframe.placement.preempt import make_room
+from headframe.server.decide import decide
+from headframe.server.desk import Desk
+from headframe.server.tick import Tick
+from headframe.simulate.replay import Fast
+from headframe.simulate.world import at_once
+from headframe.store.open import open_store
+from support import NOW_MS, PROJECT, fleet, gpu, job, key, node, spec
+
+HOUR = 3_600_000
+SIZES = [(0.5, 1), (1, 1), (1, 1), (1, 1), (2, 1), (4, 1), (8, 1), (8, 4)]
+
+
+def machine(n):
+    return node(n, cpu_milli=128_000, memory_mib=1_048_576)
+
+
+def big_world(nodes):
+    world = fleet(nodes=0)
+    for n in range(nodes):
+        world.put(machine(n))
+        for k in range(8):
+            world.put(gpu(n, k))
+    return world
+
+
+def asked(n, **more):
+    gpus, nodes = SIZES[n % len(SIZES)]
+    return job(n, gpus=gpus, nodes=nodes, cpu=max(1, gpus), **more)
+
+
+def running(world, count):
+    """`count` spot jobs of one card each, started at different times."""
+    for n in range(count):
+        k, i = divmod(n, 8)
+        workload = msgspec.structs.replace(job(10**6 + n, gpus=1, tier=Tier.SPOT), state=WorkloadState.RUNNING, attempt=1)
+        started = NOW_MS - HOUR - (n * 7919) % (10 * HOUR)
+        part = Part(
+            rank=0,
+            node_id=f"node-{k}",
+            cpu_milli=1000,
+            memory_mib=1024,
+            disk_mib=1024,
+            shares=(Share(gpu_id=f"GPU-{k}-{i}", index=i, model="RTX 3090", milli=1000),),
+        )
+        world.put(workload)
+        world.put(Allocation(id=AllocationId(f"wl-{10**6 + n}.1"), workload_id=workload.id, project_id=PROJECT, attempt=1, tier=Tier.SPOT, parts=(part,),
+                             state=AllocationState.RUNNING, granted_ms=started, started_ms=started))  # fmt: skip
+
+
+def timed(call, rounds=1):
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        answer = call()
+        times.append((time.perf_counter() - began) * 1000)
+    return statistics.median(times), max(times), answer
+
+
+class Deaf(Fast):
+    """Starts what it is told to and says nothing of it: what follows a grant is not timed."""
+
+    async def observe(self):
+        return Sight(nodes=self._nodes, observations=(), complete=False)
+
+
+async def path(nodes, count, batch):
+    """Submit `count` jobs in batches and grant them, every commit fsynced to SQLite before it is answered."""
+    with tempfile.TemporaryDirectory() as root:
+        store = open_store(f"sqlite:///{root}/store.db")
+        desk = Desk(store, lambda: NOW_MS, at_once)
+        for command in (
+            Found(site_name="x", key=key()),
+            CreateProject(id=PROJECT, name="a"),
+            GrantCredit(project_id=PROJECT, amount_nano=10**17, memo="", id="1"),
+        ):
+            await desk.write(lambda world, now, command=command: decide(world, command, now))
+        from headframe.model.event import Draft, Kind
+
+        rows = tuple(row for n in range(nodes) for row in (machine(n), *(gpu(n, k) for k in range(8))))
+        await desk.write(lambda world, now: [Draft(kind=Kind.NODE_JOINED, subject="all", text="", rows=rows)])
+        Fleet.of(desk.world).use(compiled())
+        tick = Tick(desk, Deaf(tuple(desk.world.nodes), lambda: NOW_MS, lambda _: 10**9), lambda: NOW_MS)
+        epoch = store.lead("bench", store.lease()).epoch
+        await tick.run(epoch)
+        began, done = time.perf_counter(), 0
+        submit_s = 0.0
+        while done < count:
+            start = time.perf_counter()
+            first = done
+            done = min(count, done + batch)
+
+            def all_of(world, now, first=first, done=done):
+                for n in range(first, done):
+                    yield from decide(world, Submit(id=f"wl-{n}", project_id=PROJECT, key_id="op", spec=spec(gpus=1, name=f"j{n}")), now)
+
+            await desk.write(all_of)
+            submit_s += time.perf_counter() - start
+            await tick.run(epoch)
+        took = time.perf_counter() - began
+        assert not desk.world.queued
+        store.close()
+        return count / took, count / submit_s
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--nodes", type=int, default=12_500)
+    nodes = arguments.parse_args().nodes
+    compiled()
+    world = big_world(nodes)
+    began = time.perf_counter()
+    world.views[Fleet] = Fleet(world, compiled())
+    print(f"{nodes * 8:,} GPUs: index built from the world in {time.perf_counter() - began:.2f} s (goal < 1 s)")
+    queue = [asked(n) for n in range(10_000)]
+    for workload in queue:
+        world.put(workload)
+    plan(world, NOW_MS + 10**6, reasons=False)
+    whole, _, made = timed(lambda: plan(world, NOW_MS + 10**6, reasons=False))
+    print(
+        f"a queue of 10,000 planned whole: {whole:.0f} ms, {len(made.grants):,} granted, {len(made.grants) / whole * 1000:,.0f} grants/s with their cards named"
+    )
+    few, _, made = timed(lambda: plan(world, NOW_MS + 10**6, reasons=False, until=iter([False] * 100 + [True]).__next__))
+    print(f"the same plan stopped after 100: {few:.1f} ms, {len(made.grants)} granted")
+    for workload in queue:
+        world.put(msgspec.structs.replace(workload, state=WorkloadState.CANCELLED, closed=True))
+    running(world, nodes * 8 * 4 // 5)
+    rest = nodes - nodes * 4 // 5
+    for n in range(nodes - rest, nodes):
+        world.put(machine(n).__class__(**{**{f: getattr(machine(n), f) for f in machine(n).__struct_fields__}, "state": "draining"}))
+    used = Fleet.of(world)
+    used.sync()
+    for gpus, count in ((1, 1), (8, 1), (8, 64)):
+        ask = job(5, gpus=gpus, nodes=count)
+        median, worst, soon = timed(lambda ask=ask: make_room(used, ask, NOW_MS + 10**6), 20)
+        print(
+            f"preemption search over {len(world.held):,} running jobs for {count} x {gpus} GPUs: {median:.2f} ms, worst {worst:.2f} ms, {len(soon.evictions)} give way (goal < 1 ms for one)"
+        )
+    impossible = job(6, gpus=8, cpu=129)
+    median, worst, why = timed(lambda: explain(world, impossible, NOW_MS + 10**6), 20)
+    print(f"why not, over the whole fleet: {median:.1f} ms, worst {worst:.1f} ms (goal < 50 ms): {why[0]}")
+    rate, submits = asyncio.run(path(nodes, 20_000, 500))
+    print(
+        f"submitted, durable (SQLite, synchronous=FULL) and granted, in batches of 500: {rate:,.0f}/s; submitting alone {submits:,.0f}/s (goal 5,000/s)"
+    )
+    print(f"memory at the end: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
+
+
+if __name__ == "__main__":
+    main()
