@@ -25,7 +25,8 @@ from headframe.placement.policies import Policy
 from headframe.placement.score import Demand, Wanted, Weights
 
 LOOK_AHEAD_FROM = 64
-"""Nodes from which rollouts are worth their time; in smaller fleets the other terms decide alone."""
+"""Nodes from which looking ahead is worth its time, and machine code worth its memory; in smaller fleets, and until the code
+is ready, the other terms of the score decide alone."""
 LEARN_FIRST, LEARN_MAX = 500, 20_000
 """Requests after which the demand is looked at again: doubling from the first to the last."""
 UNLIMITED_W = 1 << 40
@@ -77,7 +78,8 @@ class Fleet:
 
     def use(self, code: Code) -> None:
         """Run the kernels as `code` from now on."""
-        self.code = self.index.code = code
+        self.code = code
+        self._rebuild()
 
     def sync(self) -> None:
         """Follow what changed in the world since the last look."""
@@ -284,7 +286,8 @@ class Fleet:
         for rank, node_id in enumerate(self.ids):
             node = self.world.nodes[node_id]
             rows[rank] = self._row_of(room_now(self.world, node), self._class(node))
-        weights = Weights() if len(self.ids) >= LOOK_AHEAD_FROM else Weights(rollout=0)
+        ahead = len(self.ids) >= LOOK_AHEAD_FROM and self.code is not plain()
+        weights = Weights() if ahead else Weights(rollout=0)
         self.index = Index(rows, kinds, self._demand(), self.policy, weights, self.code)
         self.horizon = Horizon(len(self.ids), width)
         self._held = np.zeros(len(self.ids), dtype=np.bool_)

@@ -28,7 +28,7 @@ from headframe.placement.kernels import (
     left,
 )  # fmt: skip
 from headframe.placement.policies import NUMBER, Policy
-from headframe.placement.score import Demand, Weights, tables
+from headframe.placement.score import MEMO, Demand, Weights, tables
 
 SHAPES_MAX = 512
 LOG = 1 << 12
@@ -46,7 +46,7 @@ class Index:
     """`rows` [nodes, columns] of states in rank order, `kinds` [classes, cards] of card kinds."""
 
     def __init__(self, rows: Ints, kinds: Ints, demand: Demand, policy: Policy = Policy.HEADFRAME, weights: Weights | None = None,
-                 code: Code | None = None) -> None:  # fmt: skip
+                 code: Code | None = None, memo: int = MEMO) -> None:  # fmt: skip
         nodes, classes = len(rows), len(kinds)
         self.classes = classes
         self.code = code or plain()
@@ -56,7 +56,7 @@ class Index:
         self.members = Members(*(np.full(nodes, -1, dtype=np.int64) for _ in Members._fields))
         self.shapes = _shapes(self.pages, classes)
         largest = max(1, int(rows[:, CPU].max(initial=1))), max(MILLI, max((left(row) for row in rows), default=0))
-        self.scores: Scores = tables(demand, kinds, (NUMBER[policy], *largest), weights or Weights())
+        self.scores: Scores = tables(demand, kinds, (NUMBER[policy], *largest), weights or Weights(), memo)
         self._known: dict[Hashable, int] = {}
         self._out = np.zeros(3, dtype=np.int64)
         for node in range(nodes):

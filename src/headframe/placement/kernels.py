@@ -123,16 +123,24 @@ def fits(row: Ints, need: Ints, mask: int, watts: int) -> bool:
     return False
 
 
-def next_pick(row: Ints, each: int, mask: int, after: int) -> int:
-    """The next column, tightest first, with a card that a fraction fits on; equal remnants of one kind count once."""
+def next_pick(row: Ints, kind: Ints, each: int, mask: int, after: int) -> int:
+    """The column of the next card that a fraction fits on, tightest first; equal remnants of one kind count once. `after` is
+    what `tried` gave for the last one, -1 at first.
+    """
     best = -1
     for p in range(GPUS, row.shape[0]):
-        if not (mask >> (p - GPUS)) & 1 or row[p] < each:
+        if not (mask >> (p - GPUS)) & 1 or row[p] < each or tried(row, p) <= after:
             continue
-        order, last = row[p] * 64 + p, after
-        if order > last and (best < 0 or row[p] < row[best]):
+        if p > GPUS and row[p - 1] == row[p] and kind[p - 1 - GPUS] == kind[p - GPUS]:
+            continue
+        if best < 0 or row[p] < row[best]:
             best = p
     return best
+
+
+def tried(row: Ints, p: int) -> int:
+    """The place of a card in the order in which cards are tried."""
+    return row[p] * 64 + p
 
 
 def settle(row: Ints, kind: Ints, at: int, milli: int) -> None:

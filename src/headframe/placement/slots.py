@@ -31,6 +31,7 @@ from headframe.placement.kernels import (
     hashed,
     next_pick,
     taken,
+    tried,
     whole,
 )  # fmt: skip
 
@@ -235,7 +236,7 @@ def look_again(shape: int, slot: int, s: Slots, h: Shapes, p: Scores) -> None:
     after, each, last = p.scratch[0], need[NEED_EACH], -1
     fraction = need[NEED_COUNT] > 0 and each < MILLI
     while True:
-        pick = next_pick(row, each, mask, last) if fraction else 0
+        pick = next_pick(row, p.kind[c], each, mask, last) if fraction else 0
         if pick < 0:
             return
         taken(row, p.kind[c], need, mask, watts, pick, after)
@@ -245,7 +246,7 @@ def look_again(shape: int, slot: int, s: Slots, h: Shapes, p: Scores) -> None:
             h.pick[shape, slot] = pick
         if not fraction:
             return
-        last = row[pick] * 64 + 63
+        last = tried(row, pick)
 
 
 def refresh(shape: int, s: Slots, h: Shapes, p: Scores) -> None:

@@ -22,6 +22,8 @@ from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
 from headframe.model.ids import ProjectId, RackId, SiteId
 from headframe.model.people import Scope
+from headframe.placement.fleet import LOOK_AHEAD_FROM, Fleet
+from headframe.placement.warm import warmed
 from headframe.server.app import app, secured
 from headframe.server.auth import Auth, load_pepper
 from headframe.server.context import Context
@@ -38,6 +40,7 @@ TICK_LIMIT_S = 1.0
 """The tick runs at least this often; writes and facts wake it at once."""
 FOLLOW_S = 0.5
 SHUTDOWN_S = 3
+WARM_WAIT_S, WARM_LOOK_S = 1.5, 5.0
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _log = logging.getLogger("headframe")
 
@@ -104,7 +107,11 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     wake = asyncio.Event()
     engine.listen(asyncio.get_running_loop(), wake.set)
     desk.listeners.append(lambda _events: wake.set())
+    warm = asyncio.create_task(_warm(desk), name="warm")
+    if len(desk.world.nodes) >= LOOK_AHEAD_FROM:  # from the cache it is ready at once, and the first decisions are the better for it
+        await asyncio.wait([warm], timeout=WARM_WAIT_S)
     tasks = [
+        warm,
         asyncio.create_task(_lead(leadership, wake), name="lead"),
         asyncio.create_task(_tick(Tick(desk, engine, wall_ms), leadership, wake, desk, machine), name="tick"),
         asyncio.create_task(
@@ -180,6 +187,15 @@ async def _tick(tick: Tick, leadership: Leadership, wake: asyncio.Event, desk: D
         except Exception:
             _log.exception("the tick failed; this is a bug in Headframe, it goes on by itself")
             await asyncio.sleep(TICK_LIMIT_S)
+
+
+async def _warm(desk: Desk) -> None:
+    """Machine code for placement, once the fleet is large enough to gain by it; until it is ready the same functions run as they are."""
+    while len(desk.world.nodes) < LOOK_AHEAD_FROM:  # noqa: ASYNC110 - a fleet grows by the hour; nothing waits for this
+        await asyncio.sleep(WARM_LOOK_S)
+    code = await asyncio.to_thread(warmed)
+    Fleet.of(desk.world).use(code)
+    _log.info("placement runs as machine code")
 
 
 async def _announce(server: uvicorn.Server, started: Callable[[], None]) -> None:

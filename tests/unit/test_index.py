@@ -1,0 +1,162 @@
+"""The index against brute force: machine code, plain Python and a look at every node choose the same node and card."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headframe.placement import kernels
+from headframe.placement.compiled import compiled, plain
+from headframe.placement.fleet import cheapest
+from headframe.placement.index import Index
+from headframe.placement.kernels import GPUS, MILLI, NEVER
+from headframe.placement.policies import Policy
+from headframe.placement.score import Demand, Wanted, Weights, knapsack, remnant_values
+
+CARDS = 4
+CLASSES = ((0, 0, 0, 0), (0, 0, 2, 2), (0, -1, -1, -1))
+ASKS = [(1000, 0, 0), (1000, 250, 1), (2000, 500, 1), (500, 700, 1), (4000, 1000, 1), (4000, 1000, 2), (8000, 1000, 4)]
+
+
+def need(ask):
+    cpu, each, count = ask
+    return (cpu, cpu, 0, each, count, 0 if 0 < each < 1000 else count)
+
+
+def mask(ask, c):
+    """Half of the shapes accept only the second kind of card."""
+    kinds = CLASSES[c]
+    return sum(1 << p for p, kind in enumerate(kinds) if kind >= 0 and (ask[0] != 2000 or kind == 0))
+
+
+DEMAND = Demand.of(Wanted(need=need(a), mask=tuple(mask(a, c) for c in range(3)), scope=str(a[0] == 2000), often=n + 1) for n, a in enumerate(ASKS))
+
+
+def rows(classes):
+    made = np.zeros((len(classes), GPUS + CARDS), dtype=np.int64)
+    for row, c in zip(made, classes, strict=True):
+        row[:GPUS] = (c, 0, 8000, 8000, 1 << 40, 1 << 40, 0)
+        row[GPUS:] = [MILLI if kind >= 0 else -1 for kind in CLASSES[c]]
+        row[GPUS:] = sorted(row[GPUS:]) if c == 2 else row[GPUS:]
+    return made
+
+
+def index(classes, policy, code, weights=None):
+    kinds = np.array([(0, 0, 0, 0), (0, 0, 2, 2), (0, 0, 0, 0)], dtype=np.int64)
+    return Index(rows(classes), kinds, DEMAND, policy, weights or Weights(rollout=0), code, memo=1 << 12)
+
+
+def brute(ix, ask):
+    """The node and column that a look at every node gives, with nothing remembered."""
+    best = (NEVER, -1, -1)
+    for node, row in enumerate(ix.rows()):
+        c, n = int(row[0]), np.array(need(ask), dtype=np.int64)
+        if not kernels.fits(row, n, mask(ask, c), 0):
+            continue
+        fraction = 0 < ask[1] < MILLI
+        picks = [p for p in range(GPUS, len(row)) if mask(ask, c) >> (p - GPUS) & 1 and row[p] >= ask[1]] if fraction else [0]
+        picks.sort(key=lambda p: (row[p], p))
+        for pick in picks:
+            after = np.zeros_like(row)
+            kernels.taken(row, ix.scores.kind[c], n, mask(ask, c), 0, pick, after)
+            cost = kernels.cost_of(row, after, n, ix.scores, pick) + int(ix.scores.price[c]) * ask[1] * ask[2]
+            best = min(best, (cost, node, picks.index(pick), pick))
+    return best[1], (best[3] if best[1] >= 0 and 0 < ask[1] < MILLI else 0)
+
+
+steps = st.lists(st.one_of(st.sampled_from(range(len(ASKS))), st.just(-1)), min_size=1, max_size=40)
+POLICIES = [policy for policy in Policy if policy is not Policy.RANDOM]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), steps)
+def test_index_and_brute_force_choose_the_same_node_and_card(policy, classes, walk):
+    ix = index(classes, policy, plain())
+    before = []
+    for step in walk:
+        if step < 0:
+            if before:
+                node, row = before.pop()
+                ix.set(node, row)
+                before.clear()
+            continue
+        ask = ASKS[step]
+        shape = ix.shape(ask, need(ask), [mask(ask, c) for c in range(3)], [0, 0, 0])
+        if policy is Policy.HEADFRAME and ix.slots.size[kernels.PLACED] & 7 == 0:
+            ix.code.reprice(ix.scores)
+        expected, old = brute(ix, ask), ix.rows()
+        placed = ix.place(shape)
+        assert (placed.node if placed else -1) == expected[0]
+        if placed:
+            before.append((placed.node, old[placed.node].copy()))
+            if 0 < ask[1] < MILLI:
+                assert placed.column == expected[1]
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_machine_code_and_plain_python_give_the_same_answers(policy):
+    rng = np.random.default_rng(7)
+    weights = Weights(rollout=1.0) if policy is Policy.HEADFRAME else None
+    pair = [index([0, 1, 2, 0, 1], policy, code, weights) for code in (plain(), compiled())]
+    for step in rng.integers(0, len(ASKS), size=30):
+        ask, answers = ASKS[step], []
+        for ix in pair:
+            answers.append(ix.place(ix.shape(ask, need(ask), [mask(ask, c) for c in range(3)], [0, 0, 0])))
+        assert answers[0] == answers[1]
+    assert (pair[0].rows() == pair[1].rows()).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.sampled_from(range(len(ASKS))), max_size=60), st.randoms(use_true_random=False))
+def test_states_are_counted_and_every_node_is_in_its_own(walk, rng):
+    """Moving nodes about, to and fro: slots' counts, heaps and hash table stay what a rebuild would give."""
+    ix = index([0, 0, 1, 1, 2, 2, 0], Policy.HEADFRAME, plain())
+    past = {node: [ix.row(node)] for node in range(7)}
+    for step in walk:
+        ask = ASKS[step]
+        if rng.random() < 0.5:
+            node = rng.randrange(7)
+            ix.set(node, rng.choice(past[node]))
+        else:
+            placed = ix.place(ix.shape(ask, need(ask), [mask(ask, c) for c in range(3)], [0, 0, 0]))
+            if placed:
+                past[placed.node].append(ix.row(placed.node))
+    live = np.nonzero(ix.slots.count)[0]
+    assert ix.slots.count[live].sum() == 7
+    assert ix.states == len(live) == len({tuple(row) for row in ix.rows()})
+    for slot in live:
+        members = np.nonzero(ix.members.slot == slot)[0]
+        assert len(members) == ix.slots.count[slot]
+        assert ix.slots.root[slot] == members.min()
+    fresh = index([0] * 7, Policy.HEADFRAME, plain())
+    for node in range(7):
+        fresh.set(node, ix.row(node))
+    assert fresh.scores.block_left.tolist() == ix.scores.block_left.tolist()
+    assert fresh.scores.free.tolist() == ix.scores.free.tolist()
+
+
+@given(st.lists(st.one_of(st.integers(0, 5), st.just(NEVER)), min_size=1, max_size=30), st.integers(1, 8))
+def test_the_cheapest_nodes_are_those_of_a_full_sort(costs, count):
+    able = sorted((cost, node) for node, cost in enumerate(costs) if cost < NEVER)
+    expected = [node for _, node in able[:count]] if len(able) >= count else []
+    assert list(cheapest(np.array(costs, dtype=np.int64), count)) == expected
+
+
+def test_remnants_are_worth_what_the_mix_of_requests_can_make_of_them():
+    worth = remnant_values({810: 10.0, 190: 1.0})
+    assert worth[189] == 0
+    assert worth[1000] == pytest.approx(1.0)
+    assert worth[810] > 0.9, "an 810 blocks the card, and few 190s are there to fill what it leaves"
+    assert worth[190] < 0.1
+    half = remnant_values({500: 1.0})
+    assert half[499] == 0
+    assert half[500] == pytest.approx(0.5)
+
+
+@given(st.lists(st.integers(50, 1000), min_size=1, max_size=4, unique=True), st.integers(0, 1000))
+def test_the_knapsack_never_makes_more_than_whole_requests_allow(sizes, room):
+    sizes = sorted(sizes)
+    worth, pattern = knapsack(sizes, np.array([size / 1000 for size in sizes]))
+    assert worth[room] <= room / 1000 + 1e-9
+    assert sum(size * n for size, n in zip(sizes, pattern, strict=True)) <= 1000
