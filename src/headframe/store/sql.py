@@ -148,7 +148,7 @@ class SqlStore:
         known = db.execute(sa.select(table.c.id, table.c.state).where(table.c.id.in_([a.id for a in allocations])))
         held_before = {key for key, state in known.tuples() if state != "ended"}
         changes = [
-            {"gpu_id": share.gpu_id, "milli": sign * share.milli}
+            (share.gpu_id, sign * share.milli)
             for allocation in allocations
             for sign in (int(holds(allocation)) - int(allocation.id in held_before),)
             if sign
@@ -156,8 +156,8 @@ class SqlStore:
             for share in part.shares
         ]
         # Give back before taking. PostgreSQL checks the row proposed for insertion even when it conflicts, so giving back is an update.
-        back = [{"of": change["gpu_id"], "more": change["milli"]} for change in changes if change["milli"] < 0]
-        more = [change for change in changes if change["milli"] >= 0]
+        back = [{"of": gpu, "more": milli} for gpu, milli in changes if milli < 0]
+        more = [{"gpu_id": gpu, "milli": milli} for gpu, milli in changes if milli >= 0]
         if back:
             update = sa.update(gpu_held).where(gpu_held.c.gpu_id == sa.bindparam("of"))
             db.execute(update.values(milli=gpu_held.c.milli + sa.bindparam("more")), back)
