@@ -110,7 +110,10 @@ def ours(jobs, gpus, limits, code):
 def show(name, jct, big, base=None):
     every, gangs = spread(jct), spread([t for t, b in zip(jct, big, strict=True) if b])
     against = f"   {base.mean / every.mean:5.2f} x FIFO's mean" if base else ""
-    print(f"  {name:34} mean {every.mean / 3600:7.2f} h   p50 {every.p50 / 3600:6.2f}   p99 {every.p99 / 3600:7.1f}   gangs of 8 and more: mean {gangs.mean / 3600:7.2f}   p99 {gangs.p99 / 3600:7.1f}{against}", flush=True)
+    print(
+        f"  {name:34} mean {every.mean / 3600:7.2f} h   p50 {every.p50 / 3600:6.2f}   p99 {every.p99 / 3600:7.1f}   gangs of 8 and more: mean {gangs.mean / 3600:7.2f}   p99 {gangs.p99 / 3600:7.1f}{against}",
+        flush=True,
+    )
     return every
 
 
@@ -124,7 +127,10 @@ def main():
         jobs = read_jobs([str(path) for path in sorted((DATA / trace).glob("jobs_*.csv.gz"))])
         start = len(jobs) // 3
         first = jobs[start].at_s
-        jobs = [job.__class__(**{**{f: getattr(job, f) for f in job.__struct_fields__}, "at_s": job.at_s - first, "tenant": "all"}) for job in jobs[start : start + given.jobs]]
+        jobs = [
+            job.__class__(**{**{f: getattr(job, f) for f in job.__struct_fields__}, "at_s": job.at_s - first, "tenant": "all"})
+            for job in jobs[start : start + given.jobs]
+        ]
         jobs = [job for job in jobs if size(job) <= gpus // 2]
         load = sum(size(job) * job.run_s for job in jobs) / gpus / jobs[-1].at_s
         print(f"{trace}: {len(jobs):,} jobs over {jobs[-1].at_s / 86400:.1f} days on {gpus} GPUs, load {load:.2f}")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headframe.model.states import NodeState
-from headframe.model.work import Tier
+from headframe.model.work import Network, Tier
 from headframe.placement import are_parts, feasible, plan
 from support import NOW_MS, fleet, gpu, job, node, spec
 
@@ -254,3 +254,58 @@ def test_a_plan_stops_when_its_time_is_up():
     turns = iter([False, True])
     made = plan(fleet(nodes=2, queue=[job(1, gpus=1), job(2, gpus=1)]), NOW_MS + 100, until=lambda: next(turns))
     assert [grant.workload_id for grant in made.grants] == ["wl-1"]
+
+
+def racked(nodes, per_rack, queue):
+    """Nodes of one card each, `per_rack` to a rack."""
+    from headframe.model.fleet import Rack
+    from headframe.model.ids import RackId, SiteId
+
+    world = fleet(nodes=nodes, gpus_each=1, queue=queue)
+    for n in range(nodes):
+        rack = RackId(f"rack-{n // per_rack}")
+        world.put(Rack(id=rack, site_id=SiteId("site"), name=rack, created_ms=0))
+        world.put(node(n, rack_id=rack))
+    return world
+
+
+def racks_of(world, grant):
+    return {world.nodes[part.node_id].rack_id for part in grant.parts}
+
+
+def test_a_gang_goes_to_the_rack_that_it_fills_best():
+    world = racked(8, 4, [job(1, gpus=1, nodes=3)])
+    put(world, running(9, [0], 1))
+    assert racks_of(world, plan(world, NOW_MS + 100).grants[0]) == {"rack-0"}, "three are free there, four in the other"
+
+
+def test_a_gang_that_is_too_big_for_a_rack_takes_as_few_racks_as_can_be_or_waits_where_one_is_required():
+    world = racked(9, 3, [job(1, gpus=1, nodes=4)])
+    assert len(racks_of(world, plan(world, NOW_MS + 100).grants[0])) == 2
+    world = racked(9, 3, [job(1, gpus=1, nodes=4, network=Network.REQUIRED)])
+    made = plan(world, NOW_MS + 100)
+    assert not made.grants
+    assert str(made.refusals["wl-1"][0]).startswith("network: 9 nodes refused: needs 4 nodes of one rack at once, best has 3 that fit")
+
+
+def test_a_gang_that_needs_one_rack_has_it_kept():
+
+    world = racked(4, 2, [job(11, gpus=1, nodes=2, network=Network.REQUIRED), job(12, gpus=1), job(13, gpus=1)])
+    put(world, running(1, [0], 1, max_duration_s=3600), running(2, [2], 1, max_duration_s=7200))
+    made = plan(world, NOW_MS + 100)
+    assert made.reservations[0].nodes == ("node-0", "node-1") or set(made.reservations[0].nodes) == {"node-0", "node-1"}
+    assert [grant.parts[0].node_id for grant in made.grants] == ["node-3"]
+
+
+def test_scores_follow_what_was_asked_for():
+    from headframe.placement.fleet import LEARN_FIRST, Fleet
+
+    world = fleet(nodes=2)
+    learned = Fleet.of(world)
+    before = learned.index.scores
+    for _ in range(LEARN_FIRST):
+        learned.seen(spec(gpus=0.25).resources)
+    learned.sync()
+    assert learned.index.scores is not before
+    assert learned.index.scores.value[249] == 0
+    assert learned.index.scores.value[250] > 0

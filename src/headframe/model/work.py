@@ -17,6 +17,14 @@ class Tier(StrEnum):
     SPOT = "spot"
 
 
+class Network(StrEnum):
+    """How near to one another the nodes of a gang are to be."""
+
+    UNCONSTRAINED = "unconstrained"
+    PREFERRED = "preferred"
+    REQUIRED = "required"
+
+
 class GpuRequest(msgspec.Struct, frozen=True, kw_only=True):
     """GPUs per node: `milli` thousandths (a fraction of one card, or whole cards), of a model or a memory range."""
 
@@ -64,6 +72,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     max_duration_s: int = 0
     retry: Retry = Retry()
     checkpoint: str = ""
+    network: Network = Network.PREFERRED
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):

@@ -14,7 +14,7 @@ from headframe.model.fleet import Gpu, Node
 from headframe.model.ids import GpuId, NodeId
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI
-from headframe.model.work import Part, Resources, Share, Spec
+from headframe.model.work import Network, Part, Resources, Share, Spec
 from headframe.model.world import World
 from headframe.placement.compiled import Code, plain
 from headframe.placement.fit import Room, matches, refuse, room_idle, room_now
@@ -65,6 +65,8 @@ class Fleet:
         self._idle: list[tuple[Room, int]] | None = None
         self.index: Index
         self.horizon: Horizon
+        self.rack: Ints
+        self.racks = 0
         self._held: np.typing.NDArray[np.bool_]
         self._rebuild()
 
@@ -154,16 +156,13 @@ class Fleet:
         """A node as it is after what this plan has handed out."""
         return self.rooms.get(node_id) or room_now(self.world, self.world.nodes[node_id])
 
-    def place(self, spec: Spec, within: Ints | None = None) -> tuple[Part, ...]:
+    def place(self, spec: Spec) -> tuple[Part, ...]:
         """Hand out what `spec` needs where it costs least, on distinct nodes; () where it does not fit now."""
         shape = self.shape(spec)
-        if spec.nodes == 1 and within is None:
+        if spec.nodes == 1:
             placed = self.index.place(shape)
             return (self._part(spec, placed, 0),) if placed else ()
-        cost = self.index.costs(shape)
-        if within is not None:
-            cost = np.where(within, cost, NEVER)
-        ranks = cheapest(cost, spec.nodes)
+        ranks = cheapest(self.near(spec, self.index.costs(shape)), spec.nodes)
         return tuple(self._part(spec, self.index.put(shape, int(node)), rank) for rank, node in enumerate(ranks))
 
     def take_back(self, parts: Iterable[Part]) -> None:
@@ -174,7 +173,41 @@ class Fleet:
             for share in part.shares:
                 milli[share.gpu_id] += share.milli
             self._set_room(_with(room, milli, part, 1))
-            self.index.set(self.rank[part.node_id], self._row_of(self.rooms[part.node_id], self._class(room.node)))
+            row = self._row_of(self.rooms[part.node_id], self._class(room.node))
+            row[HELD] = self.rank[part.node_id] in self.held_until
+            self.index.set(self.rank[part.node_id], row)
+
+    def near(self, spec: Spec, cost: Ints) -> Ints:
+        """The costs of a gang's nodes with NEVER for those that are too far from the others: all in one rack where that can be, in the
+        rack that it fills best; else, unless that is required, in the racks with most room, as few as can be.
+        """
+        if spec.nodes == 1 or spec.network is Network.UNCONSTRAINED:
+            return cost
+        able = np.bincount(self.rack[cost < NEVER], minlength=self.racks)
+        enough = np.nonzero(able >= spec.nodes)[0]
+        if len(enough):
+            chosen = enough[np.argmin(able[enough])]
+            return np.where(self.rack == chosen, cost, NEVER)
+        if spec.network is Network.REQUIRED:
+            return np.full(len(cost), NEVER, dtype=np.int64)
+        order = np.argsort(-able, kind="stable")
+        needed = int(np.searchsorted(np.cumsum(able[order]), spec.nodes)) + 1
+        return np.where(np.isin(self.rack, order[:needed]), cost, NEVER)
+
+    def soonest(self, spec: Spec, ready: Ints) -> Ints:
+        """Times at which a gang's nodes are ready, with NEVER outside the rack that has enough of them first, where one rack is required."""
+        if spec.nodes == 1 or spec.network is not Network.REQUIRED:
+            return ready
+        best, chosen = NEVER, -1
+        for rack in range(self.racks):
+            times = np.sort(ready[self.rack == rack])
+            if len(times) >= spec.nodes and times[spec.nodes - 1] < best:
+                best, chosen = int(times[spec.nodes - 1]), rack
+        return np.where(self.rack == chosen, ready, NEVER)
+
+    def largest_rack(self, spec: Spec) -> int:
+        """How many nodes of one rack one rank fits on now, at best."""
+        return int(np.bincount(self.rack[self.index.costs(self.shape(spec)) < NEVER], minlength=1).max())
 
     def fitting(self, spec: Spec) -> int:
         """How many nodes one rank fits on now."""
@@ -289,6 +322,10 @@ class Fleet:
         ahead = len(self.ids) >= LOOK_AHEAD_FROM and self.code is not plain()
         weights = Weights() if ahead else Weights(rollout=0)
         self.index = Index(rows, kinds, self._demand(), self.policy, weights, self.code)
+        names = sorted({node.rack_id for node in self.world.nodes.values()})
+        number = {rack_id: n for n, rack_id in enumerate(names)}
+        self.racks = len(names)
+        self.rack = np.array([number[self.world.nodes[node_id].rack_id] for node_id in self.ids], dtype=np.int64)
         self.horizon = Horizon(len(self.ids), width)
         self._held = np.zeros(len(self.ids), dtype=np.bool_)
         for rank in range(len(self.ids)):

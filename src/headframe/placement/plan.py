@@ -13,7 +13,7 @@ from headframe.model.fleet import Gpu
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, duration, gpus
-from headframe.model.work import Part, Refusal, Resources, Spec, Workload
+from headframe.model.work import Network, Part, Refusal, Resources, Spec, Workload
 from headframe.model.world import World
 from headframe.placement.fit import No, Room, refuse, take
 from headframe.placement.fleet import Fleet, cheapest
@@ -99,6 +99,9 @@ def kinds(world: World) -> list[Gpu]:
     return fleet.kinds()
 
 
+_Shape = tuple[Resources, int, Network]
+
+
 class _Made:
     """A plan in the making: what it has given out, kept for later, and refused."""
 
@@ -113,8 +116,8 @@ class _Made:
         self.refusals: dict[WorkloadId, tuple[Refusal, ...]] = {}
         self.gpu_milli: dict[ProjectId, int] = {}
         self.rates: dict[ProjectId, int] = {}
-        self._full: dict[tuple[Resources, int], tuple[Refusal, ...]] = {}
-        self._too_long: dict[tuple[Resources, int], int] = {}
+        self._full: dict[_Shape, tuple[Refusal, ...]] = {}
+        self._too_long: dict[_Shape, int] = {}
 
     def consider(self, workload: Workload) -> None:
         """Grant it, or refuse it and see to it that it is not passed over for ever."""
@@ -123,6 +126,7 @@ class _Made:
             self.refusals[workload.id] = answer
             return
         self.grants.append(answer)
+        self.fleet.seen(workload.spec.resources)
         milli = workload.spec.resources.gpu.milli * workload.spec.nodes
         self.gpu_milli[workload.project_id] = self.gpu_milli.get(workload.project_id, 0) + milli
         self.order.granted(workload)
@@ -135,7 +139,7 @@ class _Made:
         over = self._over_quota(workload)
         if over is not None:
             return (over,)
-        shape = (workload.spec.resources, workload.spec.nodes)
+        shape = (workload.spec.resources, workload.spec.nodes, workload.spec.network)
         # Capacity only shrinks within a plan: what did not fit before does not fit now.
         parts = () if shape in self._full else self.fleet.place(workload.spec)
         parts = parts or self._backfilled(workload, shape)
@@ -147,7 +151,7 @@ class _Made:
             return (refusal,)
         return Grant(workload_id=workload.id, parts=parts)
 
-    def _backfilled(self, workload: Workload, shape: tuple[Resources, int]) -> tuple[Part, ...]:
+    def _backfilled(self, workload: Workload, shape: _Shape) -> tuple[Part, ...]:
         """A place on nodes that are kept for others, for work that is over before they need them."""
         span_s = workload.spec.max_duration_s
         if not span_s or not self.fleet.held_until or span_s >= self._too_long.get(shape, span_s + 1):
@@ -157,7 +161,7 @@ class _Made:
             self._too_long[shape] = span_s
         return parts
 
-    def _refused(self, workload: Workload, shape: tuple[Resources, int]) -> tuple[Refusal, ...]:
+    def _refused(self, workload: Workload, shape: _Shape) -> tuple[Refusal, ...]:
         if shape not in self._full:
             self._full[shape] = _why_not(workload.spec, self.fleet, self.now_ms) if self.reasons else ()
         if len(self.reservations) < RESERVATIONS_MAX and workload.id in self.world.queued:
@@ -175,7 +179,7 @@ class _Made:
             return  # it takes the first card that comes free: nothing smaller can pass it for long
         ready = self.fleet.ready(workload.spec, self.now_ms)
         ready[ready >= NEVER_MS] = NEVER
-        ranks = cheapest(ready, workload.spec.nodes)
+        ranks = cheapest(self.fleet.soonest(workload.spec, ready), workload.spec.nodes)
         if ranks:
             self._keep(workload, ranks, int(ready[list(ranks)].max()))
 
@@ -206,7 +210,15 @@ def _why_not(spec: Spec, fleet: Fleet, now_ms: int) -> tuple[Refusal, ...]:
             kept.append((_kept(spec, until_ms, now_ms), count))
         elif room.node.state not in RETIRED:
             rooms.append((room, count))
-    return _asked(spec, rooms, idle=False, kept=kept) or (_NO_NODES,)
+    return _asked(spec, rooms, idle=False, kept=kept) or _too_far(spec, fleet) or (_NO_NODES,)
+
+
+def _too_far(spec: Spec, fleet: Fleet) -> tuple[Refusal, ...]:
+    if spec.network is not Network.REQUIRED or not fleet.ids:
+        return ()
+    most = fleet.largest_rack(spec)
+    return (Refusal(rule="network", need=f"{spec.nodes} nodes of one rack at once", have=f"{most} that fit", nodes=len(fleet.ids),
+                    change=f"ask for nodes ≤ {most}, or `network: preferred`"),)  # fmt: skip
 
 
 def _kept(spec: Spec, until_ms: int, now_ms: int) -> No:

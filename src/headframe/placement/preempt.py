@@ -55,7 +55,7 @@ def make_room(fleet: Fleet, workload: Workload, now_ms: int) -> Soon | None:
     losses = fleet.losses(spec, now_ms)
     losses[losses >= NEVER_MS] = NEVER
     if spec.nodes > 1:
-        return _whole(fleet, workload, cheapest(losses, spec.nodes), now_ms)
+        return _whole(fleet, workload, cheapest(fleet.soonest(spec, losses), spec.nodes), now_ms)
     for rank in cheapest(losses, min(TRIES, int((losses < NEVER).sum()))):
         found = _whole(fleet, workload, [rank], now_ms)
         if found is not None:

@@ -15,7 +15,7 @@ import yaml
 from headframe.model.errors import BadFile, Mistake, NotOffered
 from headframe.model.states import Reason
 from headframe.model.units import MILLI, parse_duration_s, parse_mib, parse_usd
-from headframe.model.work import GpuRequest, Resources, Retry, Spec, Tier
+from headframe.model.work import GpuRequest, Network, Resources, Retry, Spec, Tier
 
 FILE_BYTES_MAX = 256 * 1024
 DEPTH_MAX = 20
@@ -154,7 +154,7 @@ def _kind(root: yaml.MappingNode, reader: _Reader) -> str:
 _KEYS = ("type", "name", "workdir", "image", "setup", "run", "env", "nodes", "resources", "tier", "priority", "max_price",
          "max_duration", "retry", "checkpoint", "volumes", "topology", "port", "model", "replicas", "scaling", "probe",
          "idle_timeout", "pricing")  # fmt: skip
-_LATER = ("volumes", "topology")
+_LATER = ("volumes",)
 
 
 def _spec(root: yaml.MappingNode, reader: _Reader) -> Spec | None:
@@ -296,6 +296,19 @@ def _retry(node: yaml.Node, reader: _Reader) -> Retry:
     return Retry(on=tuple(dict.fromkeys(reasons)) if listed is not None else Retry().on, attempts=attempts)
 
 
+def _topology(node: yaml.Node, reader: _Reader) -> Network:
+    found = reader.fields(node, "topology", ("network", "pcie", "p2p"), {})
+    for key in ("pcie", "p2p"):
+        if key in found:
+            reader.wrong(found[key], f"topology.{key}", "to be left out: understood, but not yet offered here")
+    written = reader.text(found["network"], "topology.network") if "network" in found else Network.PREFERRED
+    if written in set(Network):
+        return Network(written)
+    close = difflib.get_close_matches(written, list(Network), n=1, cutoff=0.3)
+    reader.wrong(found["network"], "topology.network", "unconstrained, preferred or required", close[0] if close else "")
+    return Network.PREFERRED
+
+
 def _max_duration(text: str) -> int:
     seconds = parse_duration_s(text)
     if seconds > 366 * 86_400:
@@ -309,12 +322,13 @@ _OPTIONS: dict[str, Callable[[yaml.Node, _Reader], Any]] = {
     "tier": _tier,
     "resources": _resources,
     "retry": _retry,
+    "topology": _topology,
     "nodes": lambda node, reader: reader.read(node, "nodes", f"1 to {NODES_MAX}", _integer(1, NODES_MAX), 1),
     "priority": lambda node, reader: reader.read(node, "priority", "-1000 to 1000", _integer(-1000, 1000), 0),
     "max_price": lambda node, reader: reader.read(node, "max_price", "US$ per hour, such as 1.50", parse_usd, 0),
     "max_duration": lambda node, reader: reader.read(node, "max_duration", "a duration such as 12h", _max_duration, 0),
 }
-_FIELD = {"max_price": "max_price_nano", "max_duration": "max_duration_s"}
+_FIELD = {"topology": "network", "max_price": "max_price_nano", "max_duration": "max_duration_s"}
 
 
 def _shown(node: yaml.Node) -> str:
