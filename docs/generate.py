@@ -119,7 +119,9 @@ def workload_file() -> str:
     ]
     out += [f"- `{old}` is read as `{new}`" for old, new in {**module.SYNONYMS, **module.RESOURCE_SYNONYMS}.items()]
     out += [f"- `type: {old}` is read as `type: {new}`" for old, new in module.TYPES.items() if old != new]
-    out.append("\nEndpoints and workspaces are parsed and refused as not yet offered here; so are `volumes` and `topology`.")
+    out.append(
+        "\nEndpoints and workspaces are parsed and refused as not yet offered here; so are `volumes`, `topology.pcie` and `topology.p2p`.\n`topology: {network: required}` keeps a gang in one rack, `preferred` (the default) in as few as can be, `unconstrained` anywhere."
+    )
     return "\n".join(out) + "\n"
 
 

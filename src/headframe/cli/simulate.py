@@ -1,4 +1,4 @@
-"""simulate: the real scheduler over machines that exist only as values, for finding bugs and for sizing fleets."""
+"""simulate, demo: the real scheduler over machines that exist only as values, for finding bugs and for sizing fleets."""
 
 import time
 from collections.abc import Sequence
@@ -17,8 +17,9 @@ POLICIES = ", ".join(Policy)
 
 
 def add(app: typer.Typer) -> None:
-    """Register this module's verb."""
+    """Register this module's verbs."""
     app.command()(simulate)
+    app.command()(demo)
 
 
 def simulate(
@@ -136,3 +137,28 @@ def _under_faults(seed: int, seeds: int, nodes: int, hours: int, *, faults: bool
         out.print(shown)
 
     show(outcomes, json, people)
+
+
+def demo(
+    *, gpus: Annotated[int, typer.Option(min=24, max=100_000, help="How many GPUs to simulate.")] = 2000,
+    speed: Annotated[float, typer.Option(min=1, max=3600, help="Simulated seconds per second.")] = 60,
+    load: Annotated[float, typer.Option(min=0.01, max=3, help="What the made-up jobs ask for, 1 being the fleet.")] = 0.95,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7071,
+) -> None:  # fmt: skip
+    """The real console over a simulated fleet, clearly marked as such; nothing is kept when it ends (Ctrl-C)."""
+    import tempfile
+
+    from headframe.server.main import Config, Hooks, Stage, Started, run, wall_ms
+    from headframe.simulate.demo import Demo
+
+    began = wall_ms()
+    demonstration = Demo(gpus, load, lambda: began + int((wall_ms() - began) * speed))
+    note = f"Simulated: {len(demonstration.fleet) * 8} GPUs that exist only as values, time at {speed:g} times its speed"
+
+    def started(what: Started) -> None:
+        err.print(f"{note}\nconsole: [bold]{what.url}[/]  sign in with [bold]{what.operator_key}[/]  (Ctrl-C ends it, nothing is kept)")
+
+    with refusals(), tempfile.TemporaryDirectory(prefix="headframe-demo-") as root:
+        stage = Stage(clock_ms=lambda: began + int((wall_ms() - began) * speed), engine=demonstration.engine, beside=demonstration.play, note=note)
+        hooks = Hooks(probe=lambda *_: demonstration.first, keep_key=lambda _: None, started=started, stage=stage)
+        run(Config(data=Path(root), port=port), hooks)

@@ -38,6 +38,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     now_ms: int
     leader: bool
     operator: bool
+    note: str = ""
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):

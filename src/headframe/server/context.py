@@ -35,7 +35,16 @@ class Context:
     """The server's parts, as the routes see them."""
 
     def __init__(
-        self, *, desk: Desk, auth: Auth, engine: Engine, leadership: Leadership, workdirs: Path, clock_ms: Callable[[], int], secure: bool
+        self,
+        *,
+        desk: Desk,
+        auth: Auth,
+        engine: Engine,
+        leadership: Leadership,
+        workdirs: Path,
+        clock_ms: Callable[[], int],
+        secure: bool,
+        note: str = "",
     ) -> None:
         self.desk = desk
         self.auth = auth
@@ -44,6 +53,7 @@ class Context:
         self.workdirs = workdirs
         self.clock_ms = clock_ms
         self.secure = secure
+        self.note = note
         self.streams = 0
         self._in_flight: set[str] = set()
         self._changed = asyncio.Event()

@@ -10,13 +10,14 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import uvicorn
 
+from headframe.engines.base import Engine
 from headframe.engines.local import LocalEngine
 from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
@@ -73,12 +74,35 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     node: str
 
 
+class Running(Engine, Protocol):
+    """An engine that wakes the server when something happens."""
+
+    def listen(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        """Call `wake` from now on."""
+        ...
+
+
+def wall_ms() -> int:
+    """The wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a demonstration puts in place of the machine: a clock, an engine, something to do beside, and a note on every page."""
+
+    clock_ms: Callable[[], int]
+    engine: Running
+    beside: Callable[[Desk], Coroutine[Any, Any, None]]
+    note: str
+
+
 class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller brings: what this machine has, where the first key is kept, whom to tell when it serves."""
 
     probe: Callable[[SiteId, RackId, Path, int], Enrol]
     keep_key: Callable[[str], None]
     started: Callable[[Started], None]
+    stage: Stage | None = None
 
 
 def run(config: Config, hooks: Hooks) -> None:
@@ -91,18 +115,20 @@ def run(config: Config, hooks: Hooks) -> None:
 
 
 async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None:
-    url = config.database or f"sqlite:///{config.data / 'headframe.db'}"
+    url, stage = config.database or f"sqlite:///{config.data / 'headframe.db'}", hooks.stage
+    clock_ms = stage.clock_ms if stage else wall_ms
     store = await asyncio.to_thread(open_store, url)
     auth = Auth(load_pepper(config.pepper or config.data / "pepper"))
-    desk = Desk(store, wall_ms, asyncio.to_thread)
+    desk = Desk(store, clock_ms, asyncio.to_thread)
     desk.open()
     key = await _found(desk, auth, hooks.keep_key)
-    machine = await asyncio.to_thread(hooks.probe, SITE, RACK, config.data, wall_ms())
-    engine, leadership = _machinery(config, store, machine)
+    machine = await asyncio.to_thread(hooks.probe, SITE, RACK, config.data, clock_ms())
+    local, leadership = _machinery(config, store, machine)
+    engine: Running = stage.engine if stage else local
     workdirs = config.data / "workdirs"
     workdirs.mkdir(exist_ok=True, mode=0o700)
-    context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=wall_ms,
-                      secure=config.url.startswith("https"))  # fmt: skip
+    context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms,
+                      secure=config.url.startswith("https"), note=stage.note if stage else "")  # fmt: skip
     server = uvicorn.Server(_uvicorn(config, context))
     wake = asyncio.Event()
     engine.listen(asyncio.get_running_loop(), wake.set)
@@ -113,10 +139,11 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     tasks = [
         warm,
         asyncio.create_task(_lead(leadership, wake), name="lead"),
-        asyncio.create_task(_tick(Tick(desk, engine, wall_ms), leadership, wake, desk, machine), name="tick"),
+        asyncio.create_task(_tick(Tick(desk, engine, clock_ms), leadership, wake, desk, machine), name="tick"),
         asyncio.create_task(
             _announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=machine.node.name))), name="announce"
         ),
+        *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
     ]
     try:
         await server.serve(sockets=[listening])
@@ -145,7 +172,7 @@ async def _found(desk: Desk, auth: Auth, keep_key: Callable[[str], None]) -> str
     await desk.catch_up()
     if desk.world.sites:
         return ""
-    key, text = auth.new_key("operator", Scope.OPERATOR, ProjectId(""), wall_ms())
+    key, text = auth.new_key("operator", Scope.OPERATOR, ProjectId(""), desk.clock_ms())
     keep_key(text)
     command = Found(site_name=socket.gethostname(), key=key)
     events = await desk.write(lambda world, now_ms: decide(world, command, now_ms))
@@ -252,11 +279,6 @@ def _alone(config: Config) -> Generator[None]:
             message = f"another Headframe already serves {config.data}"
             raise Conflicting(message, "stop it, or give this one its own --data") from None
         yield
-
-
-def wall_ms() -> int:
-    """The wall clock."""
-    return time.time_ns() // 1_000_000
 
 
 def monotonic_ms() -> int:

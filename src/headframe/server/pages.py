@@ -227,6 +227,7 @@ def _frame(context: Context, request: Request[Any, Any, Any]) -> views.Frame:
     return views.Frame(
         who=principal.key.name, scope=principal.key.scope, project=project.name if project else "", csrf=context.auth.csrf(principal.session),
         path=request.url.path, now_ms=context.clock_ms(), leader=context.leadership.epoch is not None, operator=principal.key.scope is Scope.OPERATOR,
+        note=context.note,
     )  # fmt: skip
 
 

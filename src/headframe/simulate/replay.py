@@ -215,7 +215,7 @@ class Replay:
         key = Key(id=KeyId("op"), name="operator", scope=Scope.OPERATOR, project_id=ProjectId(""), user_id=UserId(""), mac="", created_ms=self.at_ms)
         self._do(Found(site_name="replayed", key=key))
         for machine in self.machines:
-            self._do(_enrol(machine, self.at_ms))
+            self._do(enrol(machine, self.at_ms))
         for tenant in sorted({job.tenant for job in self.jobs}):
             self._do(CreateProject(id=ProjectId(f"pr-{tenant}"), name=tenant))
             self._do(GrantCredit(project_id=ProjectId(f"pr-{tenant}"), amount_nano=10**9 * NANO_PER_USD, memo="", id=tenant))
@@ -278,7 +278,8 @@ class Replay:
         self.samples.append(Sample(at_h=at_s / 3600, held=held * percent, stranded=stranded * percent, waiting=len(self.world.queued)))
 
 
-def _enrol(machine: Machine, at_ms: int) -> Enrol:
+def enrol(machine: Machine, at_ms: int) -> Enrol:
+    """A machine as it would introduce itself."""
     node_id = NodeId(machine.name)
     row = Node(id=node_id, name=machine.name, site_id=SITE, rack_id=RACK, state=NodeState.NEW, engine="simulated", cpu_milli=machine.cpu_milli,
                memory_mib=machine.memory_mib, disk_mib=1_000_000, joined_ms=at_ms, seen_ms=at_ms)  # fmt: skip
