@@ -113,19 +113,15 @@ class Fleet:
         self.horizon.set(rank, cards, world.free[node_id].gpu_milli, pairs)
 
     def ready(self, spec: Spec, now_ms: int) -> Ints:
-        """When one rank of `spec` is expected to fit on each node; NEVER_MS where it never does, or something else waits."""
-        count = max(1, cards_of(spec.resources)[1])
-        at = self.horizon.ready(self._masks(spec), count, now_ms)
-        at[self._held] = NEVER_MS
-        at[~self._big_enough(spec)] = NEVER_MS
-        return at
+        """When one rank of `spec` is expected to fit on each node; NEVER where it never does, or something else waits."""
+        return self._possible(spec, self.horizon.ready(self._masks(spec), max(1, cards_of(spec.resources)[1]), now_ms))
 
     def losses(self, spec: Spec, now_ms: int) -> Ints:
-        """What freeing one rank's cards on each node would lose; see `Horizon.losses`."""
-        count = max(1, cards_of(spec.resources)[1])
-        at = self.horizon.losses(self._masks(spec), count, now_ms)
-        at[self._held] = NEVER_MS
-        at[~self._big_enough(spec)] = NEVER_MS
+        """What freeing one rank's cards on each node would lose, see `Horizon.losses`; NEVER where that can't be."""
+        return self._possible(spec, self.horizon.losses(self._masks(spec), max(1, cards_of(spec.resources)[1]), now_ms))
+
+    def _possible(self, spec: Spec, at: Ints) -> Ints:
+        at[self._held | ~self._big_enough(spec) | (at >= NEVER_MS)] = NEVER
         return at
 
     def _masks(self, spec: Spec) -> Ints:
@@ -208,10 +204,6 @@ class Fleet:
     def largest_rack(self, spec: Spec) -> int:
         """How many nodes of one rack one rank fits on now, at best."""
         return int(np.bincount(self.rack[self.index.costs(self.shape(spec)) < NEVER], minlength=1).max())
-
-    def fitting(self, spec: Spec) -> int:
-        """How many nodes one rank fits on now."""
-        return int((self.index.costs(self.shape(spec)) < NEVER).sum())
 
     def states(self) -> list[tuple[NodeId, int]]:
         """One node of each state that exists, and how many nodes are in it; by rank."""

@@ -17,8 +17,6 @@ from headframe.model.work import Network, Part, Refusal, Resources, Spec, Worklo
 from headframe.model.world import World
 from headframe.placement.fit import No, Room, refuse, take
 from headframe.placement.fleet import Fleet, cheapest
-from headframe.placement.horizon import NEVER_MS
-from headframe.placement.kernels import NEVER
 from headframe.placement.order import Order
 from headframe.placement.preempt import Eviction, make_room
 
@@ -178,7 +176,6 @@ class _Made:
         if workload.spec.nodes == 1 and workload.spec.resources.gpu.milli <= MILLI:
             return  # it takes the first card that comes free: nothing smaller can pass it for long
         ready = self.fleet.ready(workload.spec, self.now_ms)
-        ready[ready >= NEVER_MS] = NEVER
         ranks = cheapest(self.fleet.soonest(workload.spec, ready), workload.spec.nodes)
         if ranks:
             self._keep(workload, ranks, int(ready[list(ranks)].max()))

@@ -16,7 +16,6 @@ from headframe.model.units import MILLI, MS_PER_HOUR
 from headframe.model.work import Allocation, Spec, Tier, Workload
 from headframe.placement.fit import Room, refuse
 from headframe.placement.fleet import Fleet, cheapest
-from headframe.placement.horizon import NEVER_MS
 from headframe.placement.kernels import NEVER
 
 MIN_RUN_MS = 600_000
@@ -53,7 +52,6 @@ def make_room(fleet: Fleet, workload: Workload, now_ms: int) -> Soon | None:
     if spec.tier is Tier.SPOT or not spec.resources.gpu.milli:
         return None
     losses = fleet.losses(spec, now_ms)
-    losses[losses >= NEVER_MS] = NEVER
     if spec.nodes > 1:
         return _whole(fleet, workload, cheapest(fleet.soonest(spec, losses), spec.nodes), now_ms)
     for rank in cheapest(losses, min(TRIES, int((losses < NEVER).sum()))):

@@ -26,7 +26,6 @@ from headframe.store.base import Reply, Store
 T = TypeVar("T")
 KEY_CHARS_MAX = 200
 CURSOR_CHARS_MAX = 200
-STREAMS_MAX = 500
 PUBLIC = "public"
 """The mark of a route that needs no key; a test holds the list of them."""
 
@@ -54,7 +53,6 @@ class Context:
         self.clock_ms = clock_ms
         self.secure = secure
         self.note = note
-        self.streams = 0
         self._in_flight: set[str] = set()
         self._changed = asyncio.Event()
         desk.listeners.append(self._heard)

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 
-import msgspec
-
 from headframe.model.event import Event, Row
 from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import AllocationId, WorkloadId
+from headframe.model.ids import AllocationId, NodeId, WorkloadId
 from headframe.model.money import Entry, Usage, credit_account, held_account
 from headframe.model.people import Project
 from headframe.model.states import ALLOCATION_MOVES, GPU_MOVES, NODE_MOVES, WORKLOAD_MOVES, AllocationState
 from headframe.model.units import MILLI
 from headframe.model.work import Allocation, Workload
 from headframe.model.world import World
+from headframe.placement.fleet import Fleet
 
 _MOVES = {Node: NODE_MOVES, Gpu: GPU_MOVES, Workload: WORKLOAD_MOVES, Allocation: ALLOCATION_MOVES}
 
@@ -30,7 +29,6 @@ class Checker:
         self._live: dict[WorkloadId, AllocationId] = {}
         self._accounts: dict[str, int] = {}
         self._metered_ms: dict[AllocationId, int] = {}
-        self._first_ms: dict[AllocationId, int] = {}
 
     def committed(self, events: Sequence[Event]) -> None:
         """Raise BrokenInvariant on the first promise that these events break."""
@@ -109,11 +107,18 @@ class Checker:
         free = {key: (f.cpu_milli, f.memory_mib, f.disk_mib, f.gpu_milli, f.whole) for key, f in world.free.items()}
         again = {key: (f.cpu_milli, f.memory_mib, f.disk_mib, f.gpu_milli, f.whole) for key, f in rebuilt.free.items()}
         _hold(free == again, "free capacity drifted")
+        fleet, fresh = Fleet.of(world), Fleet(rebuilt)
+        fleet.sync()
+        same = [key for key in fresh.ids if (_contents(fleet, key) != _contents(fresh, key))]
+        _hold(not same, f"placement's rows drifted from the world: {same}")
+
+
+def _contents(fleet: Fleet, node_id: NodeId) -> tuple[list[int], list[int], list[int]]:
+    """What placement believes of a node, but for the number of its class."""
+    rank = fleet.rank[node_id]
+    return fleet.index.row(rank)[1:].tolist(), fleet.horizon.until[rank].tolist(), fleet.horizon.since[rank].tolist()
 
 
 def _hold(promise: bool, broken: str) -> None:  # noqa: FBT001
     if not promise:
         raise BrokenInvariant(broken)
-
-
-encode = msgspec.json.Encoder().encode
