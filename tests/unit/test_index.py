@@ -160,3 +160,20 @@ def test_the_knapsack_never_makes_more_than_whole_requests_allow(sizes, room):
     worth, pattern = knapsack(sizes, np.array([size / 1000 for size in sizes]))
     assert worth[room] <= room / 1000 + 1e-9
     assert sum(size * n for size, n in zip(sizes, pattern, strict=True)) <= 1000
+
+
+def test_learning_another_demand_gives_what_a_new_index_would():
+    other = Demand.of(Wanted(need=need(a), mask=tuple(mask(a, c) for c in range(3)), scope="", often=1 + n % 2) for n, a in enumerate(ASKS))
+    learned = index([0, 1, 2, 0], Policy.HEADFRAME, plain())
+    for ask in ASKS[1:5]:
+        learned.place(learned.shape(ask, need(ask), [mask(ask, c) for c in range(3)], [0, 0, 0]))
+    learned.learn(other, Weights(rollout=0))
+    kinds = np.array([(0, 0, 0, 0), (0, 0, 2, 2), (0, 0, 0, 0)], dtype=np.int64)
+    fresh = Index(learned.rows().copy(), kinds, other, Policy.HEADFRAME, Weights(rollout=0), plain(), memo=1 << 12)
+    assert fresh.scores.free.tolist() == learned.scores.free.tolist()
+    assert fresh.scores.block_left.tolist() == learned.scores.block_left.tolist()
+    for ask in ASKS[1:]:
+        for ix in (fresh, learned):
+            ix.slots.size[kernels.PLACED] = 0
+        shapes = [ix.shape(ask, need(ask), [mask(ask, c) for c in range(3)], [0, 0, 0]) for ix in (fresh, learned)]
+        assert fresh.place(shapes[0]) == learned.place(shapes[1])

@@ -23,6 +23,7 @@ class Code(Protocol):
     refresh: Callable[[int, Slots, Shapes, Scores], None]
     cheapest: Callable[[int, Slots, Shapes, Scores], int]
     reprice: Callable[[Scores], None]
+    account: Callable[[Ints, int, Scores], None]
     stranded: Callable[[Ints, Scores], float]
 
 

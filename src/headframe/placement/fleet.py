@@ -88,9 +88,6 @@ class Fleet:
         self.rooms.clear()
         self.held_until.clear()
         self._held[:] = False
-        if self._since_learned >= self._learn_after:
-            self._since_learned, self._learn_after = 0, min(2 * self._learn_after, LEARN_MAX)
-            self._rebuild()
         touched = sorted(self._touched)
         self._touched.clear()
         for node_id in touched:
@@ -103,6 +100,9 @@ class Fleet:
                 self._idle = None
             self.index.set(rank, row)
             self._look_ahead(rank)
+        if self._since_learned >= self._learn_after:
+            self._since_learned, self._learn_after = 0, min(2 * self._learn_after, LEARN_MAX)
+            self.index.learn(self._demand(), self._weights())
 
     def _look_ahead(self, rank: int) -> None:
         """When the cards of a node are expected to be free."""
@@ -311,9 +311,7 @@ class Fleet:
         for rank, node_id in enumerate(self.ids):
             node = self.world.nodes[node_id]
             rows[rank] = self._row_of(room_now(self.world, node), self._class(node))
-        ahead = len(self.ids) >= LOOK_AHEAD_FROM and self.code is not plain()
-        weights = Weights() if ahead else Weights(rollout=0)
-        self.index = Index(rows, kinds, self._demand(), self.policy, weights, self.code)
+        self.index = Index(rows, kinds, self._demand(), self.policy, self._weights(), self.code)
         names = sorted({node.rack_id for node in self.world.nodes.values()})
         number = {rack_id: n for n, rack_id in enumerate(names)}
         self.racks = len(names)
@@ -322,6 +320,10 @@ class Fleet:
         self._held = np.zeros(len(self.ids), dtype=np.bool_)
         for rank in range(len(self.ids)):
             self._look_ahead(rank)
+
+    def _weights(self) -> Weights:
+        ahead = len(self.ids) >= LOOK_AHEAD_FROM and self.code is not plain()
+        return Weights() if ahead else Weights(rollout=0)
 
     def _demand(self) -> Demand:
         """What was asked for, older requests counting less each time, on top of a little of everything that fits the machines."""

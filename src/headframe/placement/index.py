@@ -55,12 +55,20 @@ class Index:
         self.slots = _slots(self.pages, classes, rows.shape[1], nodes)
         self.members = Members(*(np.full(nodes, -1, dtype=np.int64) for _ in Members._fields))
         self.shapes = _shapes(self.pages, classes)
-        largest = max(1, int(rows[:, CPU].max(initial=1))), max(MILLI, max((left(row) for row in rows), default=0))
-        self.scores: Scores = tables(demand, kinds, (NUMBER[policy], *largest), weights or Weights(), memo)
+        self._largest = max(1, int(rows[:, CPU].max(initial=1))), max(MILLI, max((left(row) for row in rows), default=0))
+        self.scores: Scores = tables(demand, kinds, (NUMBER[policy], *self._largest), weights or Weights(), memo)
         self._known: dict[Hashable, int] = {}
         self._out = np.zeros(3, dtype=np.int64)
         for node in range(nodes):
             self.code.move(node, rows[node], self.slots, self.members, self.scores)
+
+    def learn(self, demand: Demand, weights: Weights) -> None:
+        """Score by another demand from now on; where everything is stays known."""
+        policy = (NUMBER[self.policy], *self._largest)
+        self.scores = tables(demand, self.scores.kind, policy, weights, len(self.scores.memo_key))
+        self.shapes.epoch[:] = -1
+        for slot in np.nonzero(self.slots.count)[0]:
+            self.code.account(self.slots.row[slot], int(self.slots.count[slot]), self.scores)
 
     def __len__(self) -> int:
         return len(self.members.slot)

@@ -168,7 +168,7 @@ def move(node: int, row: Ints, s: Slots, m: Members, p: Scores) -> None:
     if old >= 0:
         if same(s.row[old], row):
             return
-        _account(s.row[old], -1, p)
+        account(s.row[old], -1, p)
         unlink(node, old, s, m)
         s.count[old] -= 1
         if s.count[old] == 0:
@@ -181,12 +181,12 @@ def move(node: int, row: Ints, s: Slots, m: Members, p: Scores) -> None:
     else:
         s.root[slot] = meld(s.root[slot], node, m)
     s.count[slot] += 1
-    _account(row, 1, p)
+    account(row, 1, p)
     _log(slot, s)
 
 
-def _account(row: Ints, sign: int, p: Scores) -> None:
-    """Keep what is free of each class, by what it can be used for, and the blocks of whole cards that are left."""
+def account(row: Ints, sign: int, p: Scores) -> None:
+    """Keep what is free of each class, by what it can be used for, and the blocks of whole cards that are left; `sign` nodes."""
     if p.policy[0] != OURS or row[HELD]:
         return
     total = 0
