@@ -91,6 +91,7 @@ def tables(demand: Demand, kinds: Ints, policy: tuple[int, int, int], weights: W
     accepts = {w.scope: w.mask for w in demand.wanted if w.need[NEED_COUNT] > 0}
     largest = sorted(blocks, key=lambda b: (-blocks[b], b))[:BLOCKS]
     rng = np.random.default_rng(20231)
+    memo = memo if weights.rollout else 1
     return Scores(
         policy=np.array(policy, dtype=np.int64),
         weight=np.array([round(weights.rollout * FX), round(weights.remnant)], dtype=np.int64),
