@@ -309,3 +309,25 @@ def test_scores_follow_what_was_asked_for():
     assert learned.index.scores is not before
     assert learned.index.scores.value[249] == 0
     assert learned.index.scores.value[250] > 0
+
+
+def test_what_can_not_be_done_for_one_is_not_tried_again_for_all_that_wait_with_it(monkeypatch):
+    from headframe.placement.fleet import Fleet
+
+    looks = []
+    losses = Fleet.losses
+    monkeypatch.setattr(Fleet, "losses", lambda *given: looks.append(given) or losses(*given))
+    world = put(fleet(nodes=1, queue=[job(n, gpus=1) for n in range(50)]), running(99, [0], 8))
+    assert len(plan(world, NOW_MS + 100).refusals) == 50
+    assert len(looks) == 1
+
+
+def test_asking_why_teaches_nothing_about_the_demand():
+    from headframe.placement import explain
+    from headframe.placement.fleet import Fleet
+
+    world = fleet(nodes=2, queue=[job(1, gpus=1)])
+    assert explain(world, world.workloads["wl-1"], NOW_MS + 100) == ()
+    assert Fleet.of(world)._since_learned == 0
+    plan(world, NOW_MS + 100)
+    assert Fleet.of(world)._since_learned == 1

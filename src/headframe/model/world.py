@@ -189,10 +189,12 @@ class World:
 
     def _index_holders(self, old: Allocation | None, new: Allocation | None) -> None:
         """Who holds something of a node; whoever watches learns of a start or a stop too, since it changes what is expected."""
-        for part in old.parts if old else ():
-            self.on_node[part.node_id].pop(old.id if old else AllocationId(""), None)
-        for part in new.parts if new else ():
-            self.on_node.setdefault(part.node_id, {})[new.id if new else AllocationId("")] = new  # pyright: ignore[reportArgumentType]
+        if old is not None:
+            for part in old.parts:
+                self.on_node[part.node_id].pop(old.id, None)
+        if new is not None:
+            for part in new.parts:
+                self.on_node.setdefault(part.node_id, {})[new.id] = new
         allocation = new or old
         if allocation is not None and (old is None or new is None or old.state != new.state):
             for part in allocation.parts:
@@ -244,8 +246,8 @@ class World:
             self.free[gpu.node_id].set_gpu(gpu.id, MILLI - self._used_milli(gpu) if ready else None)
 
     def _used_milli(self, gpu: Gpu) -> int:
-        shares = (share for allocation in self.allocations.values() if _holds(allocation) for part in allocation.parts for share in part.shares)
-        return sum(share.milli for share in shares if share.gpu_id == gpu.id)
+        parts = (part for allocation in self.on_node.get(gpu.node_id, {}).values() for part in allocation.parts)
+        return sum(share.milli for part in parts for share in part.shares if share.gpu_id == gpu.id)
 
     def watch(self) -> set[NodeId]:
         """A set that from now on gathers the nodes whose capacity changes; the watcher empties it."""

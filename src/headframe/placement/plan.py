@@ -18,7 +18,7 @@ from headframe.model.world import World
 from headframe.placement.fit import No, Room, refuse, take
 from headframe.placement.fleet import Fleet, cheapest
 from headframe.placement.order import Order
-from headframe.placement.preempt import Eviction, make_room
+from headframe.placement.preempt import Eviction, gain, make_room
 
 RESERVATIONS_MAX = 4
 """How many waiting workloads at the head of the queue have room kept for them."""
@@ -66,6 +66,8 @@ def plan(world: World, now_ms: int, admit: Admit | None = None, *, reasons: bool
         if until is not None and until():
             break
         made.consider(workload)
+    for grant in made.grants:
+        made.fleet.seen(world.workloads[grant.workload_id].spec.resources)
     return Plan(grants=tuple(made.grants), refusals=made.refusals, evictions=tuple(made.evictions), reservations=tuple(made.reservations))
 
 
@@ -100,6 +102,11 @@ def kinds(world: World) -> list[Gpu]:
 _Shape = tuple[Resources, int, Network]
 
 
+def _shape(spec: Spec) -> _Shape:
+    """What decides where a workload fits."""
+    return (spec.resources, spec.nodes, spec.network)
+
+
 class _Made:
     """A plan in the making: what it has given out, kept for later, and refused."""
 
@@ -116,6 +123,7 @@ class _Made:
         self.rates: dict[ProjectId, int] = {}
         self._full: dict[_Shape, tuple[Refusal, ...]] = {}
         self._too_long: dict[_Shape, int] = {}
+        self._hopeless: dict[_Shape, float] = {}
 
     def consider(self, workload: Workload) -> None:
         """Grant it, or refuse it and see to it that it is not passed over for ever."""
@@ -124,7 +132,6 @@ class _Made:
             self.refusals[workload.id] = answer
             return
         self.grants.append(answer)
-        self.fleet.seen(workload.spec.resources)
         milli = workload.spec.resources.gpu.milli * workload.spec.nodes
         self.gpu_milli[workload.project_id] = self.gpu_milli.get(workload.project_id, 0) + milli
         self.order.granted(workload)
@@ -137,7 +144,7 @@ class _Made:
         over = self._over_quota(workload)
         if over is not None:
             return (over,)
-        shape = (workload.spec.resources, workload.spec.nodes, workload.spec.network)
+        shape = _shape(workload.spec)
         # Capacity only shrinks within a plan: what did not fit before does not fit now.
         parts = () if shape in self._full else self.fleet.place(workload.spec)
         parts = parts or self._backfilled(workload, shape)
@@ -167,18 +174,28 @@ class _Made:
         return self._full[shape]
 
     def _see_to(self, workload: Workload) -> None:
-        """Make room for it, or keep the nodes that come free first, so that nothing behind it delays it."""
+        """Make room for it, or keep the nodes that come free first, so that nothing behind it delays it. What could not be done for
+        a shape can't be done later in the same plan either, unless more would be gained by it.
+        """
+        shape, worth = _shape(workload.spec), gain(workload.spec)
+        if worth <= self._hopeless.get(shape, -1):
+            return
         soon = make_room(self.fleet, workload, self.now_ms)
         if soon is not None:
             self.evictions.extend(soon.evictions)
-            self._keep(workload, [self.fleet.rank[node_id] for node_id in soon.nodes], self.now_ms)
-            return
+            self._keep(workload, soon.ranks, self.now_ms)
+        elif not self._wait_for(workload):
+            self._hopeless[shape] = worth
+
+    def _wait_for(self, workload: Workload) -> bool:
+        """Keep the nodes that come free first; False where there are none, or no need."""
         if workload.spec.nodes == 1 and workload.spec.resources.gpu.milli <= MILLI:
-            return  # it takes the first card that comes free: nothing smaller can pass it for long
+            return False  # it takes the first card that comes free: nothing smaller can pass it for long
         ready = self.fleet.ready(workload.spec, self.now_ms)
         ranks = cheapest(self.fleet.soonest(workload.spec, ready), workload.spec.nodes)
         if ranks:
             self._keep(workload, ranks, int(ready[list(ranks)].max()))
+        return bool(ranks)
 
     def _keep(self, workload: Workload, ranks: Sequence[int], start_ms: int) -> None:
         for rank in ranks:

@@ -40,9 +40,9 @@ class Eviction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Soon(msgspec.Struct, frozen=True, kw_only=True):
-    """The nodes that a workload is to get, and who gives way there (nobody, where they are being freed already)."""
+    """The nodes that a workload is to get, by rank, and who gives way there (nobody, where they are being freed already)."""
 
-    nodes: tuple[NodeId, ...]
+    ranks: tuple[int, ...]
     evictions: tuple[Eviction, ...]
 
 
@@ -75,7 +75,7 @@ def _whole(fleet: Fleet, workload: Workload, ranks: Sequence[int], now_ms: int) 
     if going and gain(workload.spec) < GAIN_OVER_LOSS * WORTH[Tier.SPOT] * sum(lost.values()):
         return None
     evictions = (Eviction(allocation_id=key, for_id=workload.id, lost_milli_h=lost[key] / MS_PER_HOUR) for key in sorted(lost))
-    return Soon(nodes=tuple(fleet.ids[rank] for rank in ranks), evictions=tuple(evictions))
+    return Soon(ranks=tuple(ranks), evictions=tuple(evictions))
 
 
 def gain(spec: Spec) -> float:
