@@ -53,7 +53,8 @@ def cli() -> str:
     return "\n".join(out) + "\n"
 
 
-def api() -> str:
+def routes():
+    """(method, path, handler) of every route of the real application, without a server."""
     from headframe.engines.simulated import Machines, SimulatedEngine
     from headframe.server.app import app
     from headframe.server.auth import Auth
@@ -72,12 +73,18 @@ def api() -> str:
         clock_ms=lambda: 0,
         secure=False,
     )
-    rows = []
     for route in app(context).routes:
         for handler in route.route_handlers:
             for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"}):
-                if str(route.path).startswith("/v1/"):
-                    rows.append((str(route.path), method, str(handler.opt["scope"]), " ".join((inspect.getdoc(handler.fn) or "").split())))
+                yield method, str(route.path), handler
+
+
+def api() -> str:
+    rows = [
+        (path, method, str(handler.opt["scope"]), " ".join((inspect.getdoc(handler.fn) or "").split()))
+        for method, path, handler in routes()
+        if path.startswith("/v1/")
+    ]
     out = [
         "# HTTP API\n\nGenerated from the routes. The OpenAPI document is served at `/schema/openapi.json`.\n\nEvery write takes an `Idempotency-Key`: "
         "the same key and body get the stored answer, another body is 422, one in flight 409.\nRefusals are RFC 9457 problems with a stable `code` and a `next_step`.\n",

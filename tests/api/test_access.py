@@ -1,22 +1,16 @@
 """Every route has a scope and keeps to it; tenants can't see or guess each other's things; keys behave as promised."""
 
-import asyncio
 import re
 import sqlite3
 
+import generate
 import httpx
 import pytest
 
 from headframe import Client
 from headframe.client import ApiError
-from headframe.engines.simulated import Machines, SimulatedEngine
 from headframe.model.people import ALLOWS, Scope
-from headframe.server.app import app
-from headframe.server.auth import Auth
-from headframe.server.context import PUBLIC, Context
-from headframe.server.desk import Desk
-from headframe.server.lead import Leadership
-from headframe.store.memory import MemoryStore
+from headframe.server.context import PUBLIC
 from support import wait_for
 
 PUBLIC_ROUTES = {
@@ -33,21 +27,7 @@ TINY = "name: tiny\nrun: sleep 60\nresources: {gpu: 0, cpu: 0.1, memory: 10MB, d
 
 def routes():
     """(method, path, scope) of every route of the real application."""
-    desk = Desk(MemoryStore(), lambda: 0, asyncio.to_thread)
-    context = Context(
-        desk=desk,
-        auth=Auth(b"x" * 32),
-        engine=SimulatedEngine(Machines(lambda: 0, lambda *_: (0, 0))),
-        leadership=Leadership(desk.store, "x", lambda: 0, asyncio.to_thread, alone=True),
-        workdirs=None,
-        clock_ms=lambda: 0,
-        secure=False,
-    )
-    found = []
-    for route in app(context).routes:
-        for handler in route.route_handlers:
-            for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"}):
-                found.append((method, re.sub(r"\{(\w+)(:\w+)?\}", r"{\1}", str(route.path)), handler.opt.get("scope")))
+    found = [(method, re.sub(r"\{(\w+)(:\w+)?\}", r"{\1}", path), handler.opt.get("scope")) for method, path, handler in generate.routes()]
     return sorted(found, key=str)
 
 

@@ -152,13 +152,17 @@ def demo(
     from headframe.simulate.demo import Demo
 
     began = wall_ms()
-    demonstration = Demo(gpus, load, lambda: began + int((wall_ms() - began) * speed))
+
+    def clock_ms() -> int:
+        return began + int((wall_ms() - began) * speed)
+
+    demonstration = Demo(gpus, load, clock_ms)
     note = f"Simulated: {len(demonstration.fleet) * 8} GPUs that exist only as values, time at {speed:g} times its speed"
 
     def started(what: Started) -> None:
         err.print(f"{note}\nconsole: [bold]{what.url}[/]  sign in with [bold]{what.operator_key}[/]  (Ctrl-C ends it, nothing is kept)")
 
     with refusals(), tempfile.TemporaryDirectory(prefix="headframe-demo-") as root:
-        stage = Stage(clock_ms=lambda: began + int((wall_ms() - began) * speed), engine=demonstration.engine, beside=demonstration.play, note=note)
+        stage = Stage(clock_ms=clock_ms, engine=demonstration.engine, beside=demonstration.play, note=note)
         hooks = Hooks(probe=lambda *_: demonstration.first, keep_key=lambda _: None, started=started, stage=stage)
         run(Config(data=Path(root), port=port), hooks)

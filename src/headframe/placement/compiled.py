@@ -21,7 +21,6 @@ class Code(Protocol):
     put: Callable[[int, int, Slots, Members, Shapes, Scores, Ints], None]
     move: Callable[[int, Ints, Slots, Members, Scores], None]
     refresh: Callable[[int, Slots, Shapes, Scores], None]
-    cheapest: Callable[[int, Slots, Shapes, Scores], int]
     reprice: Callable[[Scores], None]
     account: Callable[[Ints, int, Scores], None]
     stranded: Callable[[Ints, Scores], float]

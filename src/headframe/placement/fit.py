@@ -78,12 +78,24 @@ def take(spec: Spec, room: Room, rank: int) -> Part:
     """What `spec` holds in a room that does not refuse it: the fullest cards that still fit, so that whole ones stay whole."""
     need = spec.resources
     usable = sorted((milli, room.gpus[key].index, key) for key, milli in _usable(need.gpu, room)) if need.gpu.milli else []
-    each, count = _cards(need.gpu)
+    each, count = cards_of(need.gpu)
     shares = tuple(Share(gpu_id=key, index=index, model=room.gpus[key].model, milli=each) for _, index, key in usable[:count])
     assert len(shares) == count, "only a room that does not refuse is taken from"
     return Part(
         rank=rank, node_id=room.node.id, shares=shares,
         cpu_milli=need.cpu_milli, memory_mib=need.memory_mib, disk_mib=need.disk_mib,
+    )  # fmt: skip
+
+
+def changed(room: Room, part: Part, sign: int) -> Room:
+    """The room once a part is given back (+1) or taken (-1); cards that it has not are passed over."""
+    milli = dict(room.gpu_milli)
+    for share in part.shares:
+        if share.gpu_id in milli:
+            milli[share.gpu_id] += sign * share.milli
+    return msgspec.structs.replace(
+        room, gpu_milli=milli, whole=sum(left == MILLI for left in milli.values()), cpu_milli=room.cpu_milli + sign * part.cpu_milli,
+        memory_mib=room.memory_mib + sign * part.memory_mib, disk_mib=room.disk_mib + sign * part.disk_mib,
     )  # fmt: skip
 
 
@@ -106,13 +118,13 @@ def plain_model(model: str) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-def _cards(request: GpuRequest) -> tuple[int, int]:
+def cards_of(request: GpuRequest) -> tuple[int, int]:
     """Thousandths of each card, and how many cards."""
     return (request.milli, 1) if 0 < request.milli < MILLI else (MILLI, request.milli // MILLI)
 
 
 def _has_gpus(request: GpuRequest, room: Room) -> bool:
-    each, count = _cards(request)
+    each, count = cards_of(request)
     if count == 0 or (each == MILLI and room.whole < count):
         return count == 0
     if each == MILLI and not request.model and not request.memory_min_mib and not request.memory_max_mib:
@@ -121,7 +133,7 @@ def _has_gpus(request: GpuRequest, room: Room) -> bool:
 
 
 def _usable(request: GpuRequest, room: Room) -> Iterator[tuple[GpuId, int]]:
-    each, _ = _cards(request)
+    each, _ = cards_of(request)
     return ((key, milli) for key, milli in room.gpu_milli.items() if milli >= each and matches(request, room.gpus[key]))
 
 

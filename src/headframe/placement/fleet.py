@@ -17,7 +17,7 @@ from headframe.model.units import MILLI
 from headframe.model.work import Network, Part, Resources, Share, Spec
 from headframe.model.world import World
 from headframe.placement.compiled import Code, plain
-from headframe.placement.fit import Room, matches, refuse, room_idle, room_now
+from headframe.placement.fit import Room, cards_of, changed, matches, refuse, room_idle, room_now
 from headframe.placement.horizon import NEVER_MS, Horizon
 from headframe.placement.index import Index, Placed
 from headframe.placement.kernels import CLASS, GPUS, HELD, NEVER, Ints
@@ -114,11 +114,11 @@ class Fleet:
 
     def ready(self, spec: Spec, now_ms: int) -> Ints:
         """When one rank of `spec` is expected to fit on each node; NEVER where it never does, or something else waits."""
-        return self._possible(spec, self.horizon.ready(self._masks(spec), max(1, cards_of(spec.resources)[1]), now_ms))
+        return self._possible(spec, self.horizon.ready(self._masks(spec), max(1, cards_of(spec.resources.gpu)[1]), now_ms))
 
     def losses(self, spec: Spec, now_ms: int) -> Ints:
         """What freeing one rank's cards on each node would lose, see `Horizon.losses`; NEVER where that can't be."""
-        return self._possible(spec, self.horizon.losses(self._masks(spec), max(1, cards_of(spec.resources)[1]), now_ms))
+        return self._possible(spec, self.horizon.losses(self._masks(spec), max(1, cards_of(spec.resources.gpu)[1]), now_ms))
 
     def _possible(self, spec: Spec, at: Ints) -> Ints:
         at[self._held | ~self._big_enough(spec) | (at >= NEVER_MS)] = NEVER
@@ -164,12 +164,8 @@ class Fleet:
     def take_back(self, parts: Iterable[Part]) -> None:
         """Undo a placement of this plan."""
         for part in parts:
-            room = self.room(part.node_id)
-            milli = dict(room.gpu_milli)
-            for share in part.shares:
-                milli[share.gpu_id] += share.milli
-            self._set_room(_with(room, milli, part, 1))
-            row = self._row_of(self.rooms[part.node_id], self._class(room.node))
+            room = self._change(part, 1)
+            row = self._row_of(room, self._class(room.node))
             row[HELD] = self.rank[part.node_id] in self.held_until
             self.index.set(self.rank[part.node_id], row)
 
@@ -266,7 +262,7 @@ class Fleet:
         """Name the cards: those of the kind and fullness that the index chose, lowest number first."""
         room = self.room(self.ids[placed.node])
         need, kind = spec.resources, self._class(room.node)
-        each, count = cards_of(need)
+        each, count = cards_of(need.gpu)
         if count == 0:
             chosen: list[Gpu] = []
         elif each < MILLI:
@@ -282,15 +278,13 @@ class Fleet:
             rank=rank, node_id=room.node.id, cpu_milli=need.cpu_milli, memory_mib=need.memory_mib, disk_mib=need.disk_mib,
             shares=tuple(Share(gpu_id=gpu.id, index=gpu.index, model=gpu.model, milli=each) for gpu in chosen),
         )  # fmt: skip
-        milli = dict(room.gpu_milli)
-        for share in part.shares:
-            milli[share.gpu_id] -= share.milli
-        self._set_room(_with(room, milli, part, -1))
+        self._change(part, -1)
         return part
 
-    def _set_room(self, room: Room) -> None:
-        self.rooms[room.node.id] = room
-        self._touched.add(room.node.id)
+    def _change(self, part: Part, sign: int) -> Room:
+        room = self.rooms[part.node_id] = changed(self.room(part.node_id), part, sign)
+        self._touched.add(part.node_id)
+        return room
 
     def _rebuild(self) -> None:
         """Everything from the world: at the start, for new machines, and when the demand has changed."""
@@ -398,14 +392,8 @@ def cheapest(cost: Ints, count: int) -> Sequence[int]:
     return able[np.lexsort((able, chosen))].tolist()
 
 
-def cards_of(need: Resources) -> tuple[int, int]:
-    """Thousandths of each card, and how many cards."""
-    milli = need.gpu.milli
-    return (milli, 1) if 0 < milli < MILLI else (MILLI, milli // MILLI)
-
-
 def _need(need: Resources) -> tuple[int, ...]:
-    each, count = cards_of(need)
+    each, count = cards_of(need.gpu)
     tag = (0 if each < MILLI else min(count, 8).bit_length()) if count else 5
     return (need.cpu_milli, need.memory_mib, need.disk_mib, each if count else 0, count, tag)
 
@@ -447,10 +435,3 @@ def _by_kind(gpu: Gpu) -> tuple[str, int, str, int, GpuId]:
 
 def _by_index(gpu: Gpu) -> tuple[int, GpuId]:
     return (gpu.index, gpu.id)
-
-
-def _with(room: Room, milli: dict[GpuId, int], part: Part, sign: int) -> Room:
-    return msgspec.structs.replace(
-        room, gpu_milli=milli, whole=sum(left == MILLI for left in milli.values()), cpu_milli=room.cpu_milli + sign * part.cpu_milli,
-        memory_mib=room.memory_mib + sign * part.memory_mib, disk_mib=room.disk_mib + sign * part.disk_mib,
-    )  # fmt: skip

@@ -15,6 +15,7 @@ from headframe.placement.kernels import (
     GPUS,
     LIVE,
     MILLI,
+    NEED_COUNT,
     NEED_EACH,
     NEVER,
     PAGE,
@@ -25,7 +26,6 @@ from headframe.placement.kernels import (
     Scores,
     Shapes,
     Slots,
-    left,
 )  # fmt: skip
 from headframe.placement.policies import NUMBER, Policy
 from headframe.placement.score import MEMO, Demand, Weights, tables
@@ -55,7 +55,7 @@ class Index:
         self.slots = _slots(self.pages, classes, rows.shape[1], nodes)
         self.members = Members(*(np.full(nodes, -1, dtype=np.int64) for _ in Members._fields))
         self.shapes = _shapes(self.pages, classes)
-        self._largest = max(1, int(rows[:, CPU].max(initial=1))), max(MILLI, max((left(row) for row in rows), default=0))
+        self._largest = max(1, int(rows[:, CPU].max(initial=1))), max(MILLI, int(np.maximum(rows[:, GPUS:], 0).sum(axis=1).max(initial=0)))
         self.scores: Scores = tables(demand, kinds, (NUMBER[policy], *self._largest), weights or Weights(), memo)
         self._known: dict[Hashable, int] = {}
         self._out = np.zeros(3, dtype=np.int64)
@@ -122,7 +122,7 @@ class Index:
     def costs(self, shape: int) -> Ints:
         """What the shape would cost on each node, NEVER where it does not fit."""
         self.code.refresh(shape, self.slots, self.shapes, self.scores)
-        milli = int(self.shapes.need[shape, 3] * self.shapes.need[shape, 4])
+        milli = int(self.shapes.need[shape, NEED_EACH] * self.shapes.need[shape, NEED_COUNT])
         cost = self.shapes.cost[shape][self.members.slot]
         return np.where(cost == NEVER, NEVER, cost + self.scores.price[self.slots.row[self.members.slot, CLASS]] * milli)
 

@@ -25,11 +25,11 @@ class Order:
         self._world = world
         self._now_ms = now_ms
         self._share: dict[ProjectId, float] = {}
-        groups: dict[tuple[int, int, int], list[Workload]] = {}
+        groups: dict[tuple[int, bool, int], list[Workload]] = {}
         for workload in world.queued.values():
             late = now_ms - workload.queued_ms >= WAIT_LIMIT_MS
-            groups.setdefault((TIER_ORDER[workload.spec.tier], 0 if late else 1, 0 if late else -workload.spec.priority), []).append(workload)
-        self._groups = [(late == 0, groups[tier, late, priority]) for tier, late, priority in sorted(groups)]
+            groups.setdefault((TIER_ORDER[workload.spec.tier], not late, 0 if late else -workload.spec.priority), []).append(workload)
+        self._groups = [(not on_time, groups[tier, on_time, priority]) for tier, on_time, priority in sorted(groups)]
 
     def __iter__(self) -> Iterator[Workload]:
         for late, group in self._groups:

@@ -12,9 +12,9 @@ import msgspec
 
 from headframe.model.ids import AllocationId, NodeId, WorkloadId
 from headframe.model.states import AllocationState, Reason
-from headframe.model.units import MILLI, MS_PER_HOUR
+from headframe.model.units import MS_PER_HOUR
 from headframe.model.work import Allocation, Spec, Tier, Workload
-from headframe.placement.fit import Room, refuse
+from headframe.placement.fit import Room, changed, refuse
 from headframe.placement.fleet import Fleet, cheapest
 from headframe.placement.kernels import NEVER
 
@@ -124,16 +124,10 @@ def may_go(fleet: Fleet, allocation: Allocation, now_ms: int) -> bool:
 
 def without(room: Room, allocation: Allocation) -> Room:
     """The room once the allocation has gone."""
-    milli, cpu, memory, disk = dict(room.gpu_milli), room.cpu_milli, room.memory_mib, room.disk_mib
     for part in allocation.parts:
-        if part.node_id != room.node.id:
-            continue
-        cpu, memory, disk = cpu + part.cpu_milli, memory + part.memory_mib, disk + part.disk_mib
-        for share in part.shares:
-            if share.gpu_id in milli:
-                milli[share.gpu_id] += share.milli
-    whole = sum(left == MILLI for left in milli.values())
-    return msgspec.structs.replace(room, gpu_milli=milli, whole=whole, cpu_milli=cpu, memory_mib=memory, disk_mib=disk)
+        if part.node_id == room.node.id:
+            room = changed(room, part, 1)
+    return room
 
 
 def _without_all(room: Room, allocations: Iterable[Allocation]) -> Room:

@@ -123,10 +123,10 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     desk.open()
     key = await _found(desk, auth, hooks.keep_key)
     machine = await asyncio.to_thread(hooks.probe, SITE, RACK, config.data, clock_ms())
-    local, leadership = _machinery(config, store, machine)
-    engine: Running = stage.engine if stage else local
-    workdirs = config.data / "workdirs"
+    leadership, workdirs = _leadership(config, store), config.data / "workdirs"
     workdirs.mkdir(exist_ok=True, mode=0o700)
+    node = machine.node
+    engine: Running = stage.engine if stage else LocalEngine(config.data / "allocations", node.id, workdirs, wall_ms, node.boot_id)
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms,
                       secure=config.url.startswith("https"), note=stage.note if stage else "")  # fmt: skip
     server = uvicorn.Server(_uvicorn(config, context))
@@ -140,9 +140,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         warm,
         asyncio.create_task(_lead(leadership, wake), name="lead"),
         asyncio.create_task(_tick(Tick(desk, engine, clock_ms), leadership, wake, desk, machine), name="tick"),
-        asyncio.create_task(
-            _announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=machine.node.name))), name="announce"
-        ),
+        asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
     ]
     try:
@@ -156,12 +154,9 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         store.close()
 
 
-def _machinery(config: Config, store: Store, machine: Enrol) -> tuple[LocalEngine, Leadership]:
-    workdirs = config.data / "workdirs"
-    engine = LocalEngine(config.data / "allocations", machine.node.id, workdirs, wall_ms, machine.node.boot_id)
+def _leadership(config: Config, store: Store) -> Leadership:
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    leadership = Leadership(store, holder, monotonic_ms, asyncio.to_thread, alone=not config.database)
-    return engine, leadership
+    return Leadership(store, holder, monotonic_ms, asyncio.to_thread, alone=not config.database)
 
 
 async def _found(desk: Desk, auth: Auth, keep_key: Callable[[str], None]) -> str:

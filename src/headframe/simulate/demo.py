@@ -4,19 +4,17 @@ Everything but the machines and the clock is the product: API, tick, placement, 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
 from headframe.engines.simulated import Machine, Machines, SimulatedEngine
 from headframe.model.command import CreateProject, GrantCredit, Submit
-from headframe.model.event import Draft
 from headframe.model.ids import KeyId, ProjectId, WorkloadId
 from headframe.model.units import NANO_PER_USD
 from headframe.model.work import Allocation, GpuRequest, Resources, Spec, Tier, Workload
-from headframe.model.world import World
 from headframe.server.decide import decide
 from headframe.server.desk import Desk
-from headframe.simulate.replay import enrol
+from headframe.simulate.replay import enrol, submitted
 from headframe.simulate.traces import Job, generate, read_fleet
 
 TENANTS = ("vision-lab", "speech", "genomics", "robotics", "language", "weather")
@@ -68,13 +66,7 @@ class Demo:
             start_ms = self._clock_ms()
 
     async def _submit(self, desk: Desk, jobs: Sequence[Job], number: int) -> None:
-        commands = [self._command(job, number + n) for n, job in enumerate(jobs)]
-
-        def all_of_them(world: World, now_ms: int) -> Iterator[Draft]:
-            for command in commands:
-                yield from decide(world, command, now_ms)
-
-        await desk.write(all_of_them)
+        await desk.write(submitted([self._command(job, number + n) for n, job in enumerate(jobs)], []))
 
     def _command(self, job: Job, number: int) -> Submit:
         key = WorkloadId(f"wl-{number:07}")

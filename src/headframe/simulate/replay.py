@@ -33,8 +33,6 @@ from headframe.simulate.world import START_MS, at_once, run_now
 from headframe.store.base import Lease, Query, R, Reply, Snapshot
 
 SAMPLES = 200
-LIMIT_MS = 400 * 24 * MS_PER_HOUR
-"""Virtual time after the last submission at which a replay gives up on what still waits."""
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +45,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ran(msgspec.Struct, frozen=True):
-    """What became of one job, in seconds of virtual time; `started_s` is -1 where it never ran."""
+    """What became of one job, in seconds of virtual time."""
 
     gpus: float
     submitted_s: float
@@ -136,11 +134,9 @@ class Fast:
             if started is not None:
                 news.append(Observation(allocation_id=key, state=AllocationState.ENDED, started_ms=started, ended_ms=at, exit_code=0,
                                         reason=self._stopped.pop(key, Reason.FINISHED), seen_ms=now))  # fmt: skip
-        if now - self._whole_ms < MS_PER_HOUR:
-            return Sight(nodes=self._nodes, observations=tuple(news), complete=False)
-        self._whole_ms = now
-        running = AllocationState.RUNNING
-        news += [Observation(allocation_id=key, state=running, started_ms=at, seen_ms=now) for key, at in self._started.items()]
+        if now - self._whole_ms >= MS_PER_HOUR:  # so that the hours of what simply runs are metered
+            self._whole_ms, running = now, AllocationState.RUNNING
+            news += [Observation(allocation_id=key, state=running, started_ms=at, seen_ms=now) for key, at in self._started.items()]
         return Sight(nodes=self._nodes, observations=tuple(news), complete=False)
 
     async def forget(self, allocation: AllocationId) -> None:
@@ -190,7 +186,6 @@ class Replay:
     def steps(self) -> Iterator[int]:
         """Run to the end; yields how many jobs have ended after each tick."""
         arrivals, number, step_ms = self.jobs, 0, int(self.setting.step_s * 1000)
-        last_ms = START_MS + int(self.jobs[-1].at_s * 1000)
         while number < len(arrivals) or self.world.workloads:
             due = number
             while due < len(arrivals) and START_MS + arrivals[due].at_s * 1000 <= self.at_ms:
@@ -202,14 +197,13 @@ class Replay:
             self.ticks += 1
             self._sample()
             yield len(self.ran) + self.refused
-            following = START_MS + int(arrivals[number].at_s * 1000) if number < len(arrivals) else last_ms + LIMIT_MS
-            ends = self.engine.ends[0][0] if self.engine.ends else following
-            busy = bool(self.world.unsteady or self.world.unsettled or self.world.closing)
-            # What has just been granted or ended needs another look at once; else time goes on to what happens next.
-            target = self.at_ms + 1 if busy else max(self.at_ms + step_ms, min(following, ends))
-            if not busy and number >= len(arrivals) and not self.engine.ends:
+            if self.world.unsteady or self.world.unsettled or self.world.closing:
+                self.at_ms += 1  # what has just been granted or ended needs another look at once
+                continue
+            coming = [START_MS + int(job.at_s * 1000) for job in arrivals[number : number + 1]] + [at for at, _ in self.engine.ends[:1]]
+            if not coming:
                 break  # nothing runs and nothing comes: what still waits, waits for ever
-            self.at_ms = target
+            self.at_ms = max(self.at_ms + step_ms, min(coming))
 
     def _found(self) -> None:
         key = Key(id=KeyId("op"), name="operator", scope=Scope.OPERATOR, project_id=ProjectId(""), user_id=UserId(""), mac="", created_ms=self.at_ms)
@@ -225,16 +219,9 @@ class Replay:
 
     def _submit(self, jobs: Sequence[Job], number: int) -> None:
         """All arrivals of a moment in one commit; what can never run is counted, not queued."""
-        commands = [self._command(job, number + n) for n, job in enumerate(jobs)]
-
-        def all_of_them(world: World, now_ms: int) -> Iterator[Draft]:
-            for command in commands:
-                try:
-                    yield from decide(world, command, now_ms)
-                except HeadframeError:
-                    self.refused += 1
-
-        run_now(self.desk.write(all_of_them))
+        refused: list[HeadframeError] = []
+        run_now(self.desk.write(submitted([self._command(job, number + n) for n, job in enumerate(jobs)], refused)))
+        self.refused += len(refused)
 
     def _command(self, job: Job, number: int) -> Submit:
         key = WorkloadId(f"wl-{number:07}")
@@ -276,6 +263,19 @@ class Replay:
         stranded = Fleet.of(self.world).stranded_milli() / 1000
         percent = 100 / self._gpus
         self.samples.append(Sample(at_h=at_s / 3600, held=held * percent, stranded=stranded * percent, waiting=len(self.world.queued)))
+
+
+def submitted(commands: Sequence[Submit], refused: list[HeadframeError]) -> Callable[[World, int], Iterator[Draft]]:
+    """Many submissions as one decision; those that are refused go to the list, the others are queued."""
+
+    def all_of_them(world: World, now_ms: int) -> Iterator[Draft]:
+        for command in commands:
+            try:
+                yield from decide(world, command, now_ms)
+            except HeadframeError as error:
+                refused.append(error)
+
+    return all_of_them
 
 
 def enrol(machine: Machine, at_ms: int) -> Enrol:
