@@ -96,8 +96,9 @@ def test_a_bad_trace_is_refused_with_the_place(tmp_path, text):
     path.write_text(text)
     with pytest.raises(BadTrace):
         read_jobs([str(path)])
-    with pytest.raises(BadTrace):
-        read_fleet("8xH100")
+    for fleet in ("8xH100", "0x8", "4x0", "4x99", str(path)):
+        with pytest.raises(BadTrace):
+            read_fleet(fleet)
 
 
 def test_the_command_compares_policies_and_writes_a_page(tmp_path):
@@ -110,4 +111,7 @@ def test_the_command_compares_policies_and_writes_a_page(tmp_path):
     assert [report["policy"] for report in reports] == ["headframe", "fgd"]
     assert reports[0]["gpus"] == 40
     assert "simulated" in page.read_text()
-    assert CliRunner().invoke(app, ["simulate", "--fleet", "4x8", "--policy", "magic"]).exit_code != 0
+    for wrong in (["--policy", "magic"], ["--fleet", "0x8"], ["--trace", "none.csv"], ["--html", str(tmp_path / "no" / "where.html")]):
+        refused = CliRunner().invoke(app, ["simulate", "--fleet", "4x8", "--jobs", "5", *wrong])
+        assert refused.exit_code != 0
+        assert isinstance(refused.exception, SystemExit), refused.exception

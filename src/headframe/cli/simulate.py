@@ -9,6 +9,7 @@ import typer
 
 from headframe.cli.jobs import Json
 from headframe.cli.session import FAILED, err, out, refusals, show, table
+from headframe.model.errors import Conflicting
 from headframe.model.report import Report
 from headframe.model.units import duration
 from headframe.placement.policies import Policy
@@ -47,8 +48,7 @@ def simulate(
         if fleet:
             reports = _replayed(fleet, trace or [], jobs, load, policy, limits, spot, step, seed, quiet=json)
             if html is not None:
-                html.write_text(_page(reports), encoding="utf-8")
-                err.print(f"wrote {html}", markup=False)
+                _keep(html, _page(reports))
             show(reports, json, lambda: _tables(reports))
             return
         _under_faults(seed, seeds, nodes, hours, faults=faults, json=json)
@@ -81,6 +81,14 @@ def _replayed(
                 progress.update(bar, completed=done)
             reports.append(report(replay, Path(fleet).name if Path(fleet).is_file() else fleet, named, time.monotonic() - began))
     return reports
+
+
+def _keep(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Conflicting(f"{path} can't be written: {error.strerror}", "choose another --html") from None
+    err.print(f"wrote {path}", markup=False)
 
 
 def _page(reports: Sequence[Report]) -> str:

@@ -67,11 +67,14 @@ def read_fleet(text: str) -> list[Machine]:
     """A fleet from a file, or from words such as `64x8xH100+16x4xRTX 3090`."""
     path = Path(text)
     if path.is_file():
-        return list(_machines(path))
-    machines: list[Machine] = []
+        machines = list(_machines(path))
+        if not any(machine.gpus > 0 for machine in machines):
+            raise BadTrace(f"{path}: no machine with a GPU")
+        return machines
+    machines = []
     for part in text.split("+"):
         found = re.fullmatch(r"(\d{1,6})x(\d{1,2})(?:x([A-Za-z][\w .-]{0,40}))?", part.strip())
-        if not found or not 1 <= int(found[2]) <= GPUS_PER_NODE_MAX:
+        if not found or not int(found[1]) or not 1 <= int(found[2]) <= GPUS_PER_NODE_MAX:
             raise BadTrace(f"{text!r} is neither a file nor a fleet", "write nodes x GPUs x model, such as 64x8xH100, or give a CSV file")
         gpus, model = int(found[2]), found[3] or "H100"
         machines += [
