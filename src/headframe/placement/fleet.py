@@ -30,6 +30,9 @@ is ready, the other terms of the score decide alone."""
 LEARN_FIRST, LEARN_MAX = 500, 20_000
 """Requests after which the demand is looked at again: doubling from the first to the last."""
 UNLIMITED_W = 1 << 40
+KEPT = 1
+CLOSED = {state: 0 if state is NodeState.READY else KEPT + number for number, state in enumerate(NodeState, 1)}
+"""The column HELD: 0 for a node that takes work, KEPT in this plan for someone, or the state that it is in."""
 
 
 class Class(msgspec.Struct, frozen=True):
@@ -40,7 +43,6 @@ class Class(msgspec.Struct, frozen=True):
     number: int
     node: Node
     cards: tuple[Gpu, ...]
-    ready: bool
     runs: tuple[tuple[int, int], ...]
 
 
@@ -67,7 +69,6 @@ class Fleet:
         self.horizon: Horizon
         self.rack: Ints
         self.racks = 0
-        self._held: np.typing.NDArray[np.bool_]
         self._rebuild()
 
     @classmethod
@@ -87,7 +88,6 @@ class Fleet:
         """Follow what changed in the world since the last look."""
         self.rooms.clear()
         self.held_until.clear()
-        self._held[:] = False
         touched = sorted(self._touched)
         self._touched.clear()
         for node_id in touched:
@@ -96,7 +96,7 @@ class Fleet:
             if row is None:
                 self._rebuild()
                 return
-            if row[CLASS] != self.index.slots.row[self.index.members.slot[rank], CLASS]:
+            if not np.array_equal(row[[CLASS, HELD]], self.index.slots.row[self.index.members.slot[rank], [CLASS, HELD]]):
                 self._idle = None
             self.index.set(rank, row)
             self._look_ahead(rank)
@@ -121,7 +121,8 @@ class Fleet:
         return self._possible(spec, self.horizon.losses(self._masks(spec), max(1, cards_of(spec.resources.gpu)[1]), now_ms))
 
     def _possible(self, spec: Spec, at: Ints) -> Ints:
-        at[self._held | ~self._big_enough(spec) | (at >= NEVER_MS)] = NEVER
+        closed = self.index.slots.row[self.index.members.slot, HELD] != 0
+        at[closed | ~self._big_enough(spec) | (at >= NEVER_MS)] = NEVER
         return at
 
     def _masks(self, spec: Spec) -> Ints:
@@ -166,7 +167,7 @@ class Fleet:
         for part in parts:
             room = self._change(part, 1)
             row = self._row_of(room, self._class(room.node))
-            row[HELD] = self.rank[part.node_id] in self.held_until
+            row[HELD] = row[HELD] or KEPT * (self.rank[part.node_id] in self.held_until)
             self.index.set(self.rank[part.node_id], row)
 
     def near(self, spec: Spec, cost: Ints) -> Ints:
@@ -218,27 +219,23 @@ class Fleet:
         """One idle room of each class with nodes that are not retired, and how many nodes are in it."""
         if self._idle is not None:
             return self._idle
-        count = np.bincount(self.index.rows()[:, CLASS], minlength=len(self.classes)) if self.ids else np.zeros(0, dtype=np.int64)
-        found = [(kind, int(count[kind.number])) for kind in self.classes if count[kind.number]]
-        rooms = [(room_idle(self.world, self.world.nodes[self._example(kind)]), n) for kind, n in found if kind.node.state is not NodeState.RETIRED]
-        self._idle = rooms
-        return rooms
+        rows = self.index.rows()
+        there = np.nonzero(rows[:, HELD] != CLOSED[NodeState.RETIRED])[0]
+        _, first, count = np.unique(rows[there, CLASS], return_index=True, return_counts=True)
+        self._idle = [
+            (room_idle(self.world, self.world.nodes[self.ids[there[rank]]]), int(n)) for rank, n in zip(first, count, strict=True)
+        ]  # fmt: skip
+        return self._idle
 
     def kinds(self) -> list[Gpu]:
         """One card of each kind on nodes that are not retired."""
         found = {_like(gpu): gpu for room, _ in self.idle_rooms() for gpu in room.gpus.values() if gpu.id in room.gpu_milli}
         return [found[like] for like in sorted(found)]
 
-    def _example(self, kind: Class) -> NodeId:
-        if kind.node.id in self.world.nodes and self._class(self.world.nodes[kind.node.id]) is kind:
-            return kind.node.id
-        return self.ids[int(np.nonzero(self.index.rows()[:, CLASS] == kind.number)[0][0])]
-
     def hold(self, rank: int, until_ms: int) -> None:
         """Keep a node for one workload for the rest of this plan; others may use it only if they end by `until_ms`."""
         self.held_until[rank] = until_ms
-        self._held[rank] = True
-        self._set_held(rank, 1)
+        self._set_held(rank, KEPT)
 
     def _set_held(self, rank: int, held: int) -> None:
         row = self.index.row(rank)
@@ -255,7 +252,7 @@ class Fleet:
         for number, rank in enumerate(sorted(usable, key=lambda rank: (-self.held_until[rank], rank))[: spec.nodes]):
             self._set_held(rank, 0)
             parts.append(self._part(spec, self.index.put(self.shape(spec), rank), number))
-            self._set_held(rank, 1)
+            self._set_held(rank, KEPT)
         return tuple(parts)
 
     def _part(self, spec: Spec, placed: Placed, rank: int) -> Part:
@@ -311,7 +308,6 @@ class Fleet:
         self.racks = len(names)
         self.rack = np.array([number[self.world.nodes[node_id].rack_id] for node_id in self.ids], dtype=np.int64)
         self.horizon = Horizon(len(self.ids), width)
-        self._held = np.zeros(len(self.ids), dtype=np.bool_)
         for rank in range(len(self.ids)):
             self._look_ahead(rank)
 
@@ -337,9 +333,7 @@ class Fleet:
         )  # fmt: skip
 
     def _mask(self, need: Resources, kind: Class) -> int:
-        """The columns of a class with cards that do, as bits; -1 where the machines are not ready for work at all."""
-        if not kind.ready:
-            return -1
+        """The columns of a class with cards that do, as bits."""
         return sum(1 << column for column, gpu in enumerate(kind.cards) if matches(need.gpu, gpu))
 
     def _class(self, node: Node) -> Class:
@@ -352,11 +346,11 @@ class Fleet:
         if known is not None and known[0] is node and known[1] == there:
             return known[2], known[3]
         cards = tuple(sorted(there, key=_by_kind))
-        key = (node.state, node.engine, node.cpu_milli, node.memory_mib, node.disk_mib, *map(_like, cards))
+        key = (node.engine, node.cpu_milli, node.memory_mib, node.disk_mib, *map(_like, cards))
         number = self._numbers.get(key, -1)
         if number < 0:
             number = self._numbers[key] = len(self.classes)
-            self.classes.append(Class(number=number, node=node, cards=cards, ready=node.state is NodeState.READY, runs=_runs(cards)))
+            self.classes.append(Class(number=number, node=node, cards=cards, runs=_runs(cards)))
         self._machines[node.id] = (node, there, self.classes[number], cards)
         return self.classes[number], cards
 
@@ -370,7 +364,7 @@ class Fleet:
 
     def _row_of(self, room: Room, kind: Class) -> Ints:
         row = np.full(GPUS + self._width, -1, dtype=np.int64)
-        row[:GPUS] = (kind.number, 0, room.cpu_milli, room.memory_mib, room.disk_mib, UNLIMITED_W, 0)
+        row[:GPUS] = (kind.number, CLOSED[room.node.state], room.cpu_milli, room.memory_mib, room.disk_mib, UNLIMITED_W, 0)
         milli = [room.gpu_milli.get(gpu.id, -1) for gpu in self._machine(room.node)[1]]
         for begin, end in kind.runs:
             milli[begin:end] = sorted(milli[begin:end])
