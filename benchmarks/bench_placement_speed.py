@@ -36,7 +36,7 @@ def need(each, count):
 
 def build(nodes, policy):
     rows = np.full((nodes, GPUS + 8), MILLI, dtype=np.int64)
-    rows[:, :GPUS] = (0, 0, CPU, MEMORY, 1 << 40, 1 << 40, 0)
+    rows[:, :GPUS] = (0, 0, CPU, MEMORY, 1 << 40, 1 << 40, 0, 0)
     demand = Demand.of(Wanted(need=need(each, count), mask=(255,), scope="", often=often) for each, count, often in MIX)
     return Index(rows, np.zeros((1, 8), dtype=np.int64), demand, policy, code=compiled())
 

@@ -38,7 +38,7 @@ class Trace:
         number = {key: c for c, key in enumerate(self.classes)}
         self.rows = np.full((len(nodes), GPUS + 8), -1, dtype=np.int64)
         for row, n in zip(self.rows, nodes, strict=True):
-            row[:GPUS] = (number[n["model"], int(n["gpu"])], 0, int(n["cpu_milli"]), int(n["memory_mib"]), 1 << 40, 1 << 40, 0)
+            row[:GPUS] = (number[n["model"], int(n["gpu"])], 0, int(n["cpu_milli"]), int(n["memory_mib"]), 1 << 40, 1 << 40, 0, 0)
             row[len(row) - int(n["gpu"]) :] = MILLI
         self.kinds = np.zeros((len(self.classes), 8), dtype=np.int64)
         self.capacity = int((self.rows[:, GPUS:] > 0).sum()) * MILLI

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from headframe.model.errors import Conflicting, Fenced, HeadframeError, StoreMismatch, VersionConflict
 from headframe.model.event import Event, Kind
+from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, KeyId, PostingId, ProjectId, UsageId, WorkloadId
 from headframe.model.money import Entry, EntryKind, Usage
 from headframe.model.people import Project
@@ -272,8 +273,8 @@ def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
 
 LATER = """
 from alembic import op
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade():
@@ -293,7 +294,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0002_later.py").write_text(LATER)
+    (later / "versions" / "0003_later.py").write_text(LATER)
     with monkeypatch.context() as newer:
         newer.setattr(opening, "MIGRATIONS", later)
         migrated = open_store(f"sqlite:///{path}")
@@ -301,9 +302,23 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
         with migrated._engine.connect() as db:
             assert "later" in {row[1] for row in db.exec_driver_sql("PRAGMA table_info(node)")}
         migrated.close()
-    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0001.bak'}").dump() == before
+    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0002.bak'}").dump() == before
     with pytest.raises(StoreMismatch, match="newer"):
         open_store(f"sqlite:///{path}")
+
+
+def test_a_store_of_the_first_schema_gets_the_tables_that_came_later(tmp_path):
+    path = tmp_path / "a.db"
+    store = open_store(f"sqlite:///{path}")
+    with store._engine.begin() as db:
+        for table in ("reservation", "volume"):
+            db.exec_driver_sql(f"DROP TABLE {table}")
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    store.close()
+    volume = Volume(id="vol-1", project_id="pr-0", name="data", node_id="node-1", created_ms=1)
+    store = open_store(f"sqlite:///{path}")
+    store.commit([Event(seq=1, at_ms=1, kind=Kind.VOLUME_CREATED, subject="s", text="t", rows=(volume,))], 0)
+    assert store.load().rows == (volume,)
 
 
 @pytest.mark.slow
@@ -318,14 +333,14 @@ def test_an_older_postgresql_store_is_copied_into_a_schema_of_its_own_before_it_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0002_later.py").write_text(LATER)
+    (later / "versions" / "0003_later.py").write_text(LATER)
     monkeypatch.setattr(opening, "MIGRATIONS", later)
     migrated = open_store(postgres.url)
     assert migrated.dump() == before
     with migrated._engine.connect() as db:
-        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0001.entry").scalar() == 1
-        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0001.alembic_version").scalar() == "0001"
-        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0002"
+        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0002.entry").scalar() == 1
+        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0002.alembic_version").scalar() == "0002"
+        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0003"
     migrated.close()
 
 

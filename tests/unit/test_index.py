@@ -35,7 +35,7 @@ DEMAND = Demand.of(Wanted(need=need(a), mask=tuple(mask(a, c) for c in range(3))
 def rows(classes):
     made = np.zeros((len(classes), GPUS + CARDS), dtype=np.int64)
     for row, c in zip(made, classes, strict=True):
-        row[:GPUS] = (c, 0, 8000, 8000, 1 << 40, 1 << 40, 0)
+        row[:GPUS] = (c, 0, 8000, 8000, 1 << 40, 1 << 40, 0, 0)
         row[GPUS:] = [MILLI if kind >= 0 else -1 for kind in CLASSES[c]]
         row[GPUS:] = sorted(row[GPUS:]) if c == 2 else row[GPUS:]
     return made

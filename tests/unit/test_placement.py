@@ -71,7 +71,7 @@ def test_every_refusal_is_true(requests):
         for share in part.shares:
             cards[share.gpu_id] -= share.milli
         left[part.node_id] = (cards, cpu - part.cpu_milli, memory - part.memory_mib)
-    kept = {node_id for reservation in made.reservations for node_id in reservation.nodes}
+    kept = {node_id for reservation in made.kept for node_id in reservation.nodes}
     for key in made.refusals:
         need = world.workloads[key].spec.resources
         fits = sum(
@@ -195,8 +195,8 @@ def test_a_big_gang_is_not_passed_over_and_short_work_fills_the_time_before_it()
     put(world, running(1, [0], 8, max_duration_s=3600))
     made = plan(world, NOW_MS + 100)
     assert [grant.workload_id for grant in made.grants] == ["wl-13"]
-    assert made.reservations[0].workload_id == "wl-11"
-    assert made.reservations[0].start_ms == NOW_MS + HOUR
+    assert made.kept[0].workload_id == "wl-11"
+    assert made.kept[0].start_ms == NOW_MS + HOUR
     assert "kept for a workload ahead" in str(made.refusals["wl-12"])
     assert "max_duration 5 h" in str(made.refusals["wl-12"])
 
@@ -293,7 +293,7 @@ def test_a_gang_that_needs_one_rack_has_it_kept():
     world = racked(4, 2, [job(11, gpus=1, nodes=2, network=Network.REQUIRED), job(12, gpus=1), job(13, gpus=1)])
     put(world, running(1, [0], 1, max_duration_s=3600), running(2, [2], 1, max_duration_s=7200))
     made = plan(world, NOW_MS + 100)
-    assert made.reservations[0].nodes == ("node-0", "node-1") or set(made.reservations[0].nodes) == {"node-0", "node-1"}
+    assert made.kept[0].nodes == ("node-0", "node-1") or set(made.kept[0].nodes) == {"node-0", "node-1"}
     assert [grant.parts[0].node_id for grant in made.grants] == ["node-3"]
 
 
@@ -304,7 +304,7 @@ def test_scores_follow_what_was_asked_for():
     learned = Fleet.of(world)
     before = learned.index.scores
     for _ in range(LEARN_FIRST):
-        learned.seen(spec(gpus=0.25).resources)
+        learned.ran(spec(gpus=0.25), ())
     learned.sync()
     assert learned.index.scores is not before
     assert learned.index.scores.value[249] == 0

@@ -4,15 +4,15 @@ from enum import StrEnum
 
 import msgspec
 
-from headframe.model.fleet import Gpu, Node, Rack, Site
+from headframe.model.fleet import Gpu, Node, Rack, Reservation, Site, Volume
 from headframe.model.ids import ProjectId
 from headframe.model.money import Entry, PriceList, Usage
 from headframe.model.people import Key, Project, User
 from headframe.model.work import Allocation, Workload
 
-Row = Site | Rack | Node | Gpu | Project | User | Key | PriceList | Workload | Allocation | Usage | Entry
+Row = Site | Rack | Node | Gpu | Reservation | Volume | Project | User | Key | PriceList | Workload | Allocation | Usage | Entry
 ROW_TYPES: tuple[type[Row], ...] = (
-    Site, Rack, Node, Gpu, Project, User, Key, PriceList, Workload, Allocation, Usage, Entry,
+    Site, Rack, Node, Gpu, Reservation, Volume, Project, User, Key, PriceList, Workload, Allocation, Usage, Entry,
 )  # fmt: skip
 
 
@@ -22,6 +22,12 @@ class Kind(StrEnum):
     SITE_CREATED = "site.created"
     NODE_JOINED = "node.joined"
     NODE_CHANGED = "node.changed"
+    RACK_CHANGED = "rack.changed"
+    GPU_CHANGED = "gpu.changed"
+    RESERVED = "reserved"
+    RESERVATION_OVER = "reservation.over"
+    VOLUME_CREATED = "volume.created"
+    VOLUME_REMOVED = "volume.removed"
     PROJECT_CREATED = "project.created"
     PROJECT_CHANGED = "project.changed"
     CREDIT_GRANTED = "credit.granted"

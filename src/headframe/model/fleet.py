@@ -1,9 +1,38 @@
 """What the operator owns: sites, racks, nodes and GPUs."""
 
+from enum import StrEnum
+
 import msgspec
 
-from headframe.model.ids import GpuId, NodeId, RackId, SiteId
+from headframe.model.ids import GpuId, NodeId, ProjectId, RackId, ReservationId, SiteId, VolumeId
 from headframe.model.states import GpuState, NodeState
+
+
+class Grade(StrEnum):
+    """What a card is good for, best first."""
+
+    TRAIN_MULTI = "train-multi"
+    TRAIN = "train"
+    INFERENCE = "inference"
+    BATCH = "batch"
+    MINING_ONLY = "mining-only"
+    REJECT = "reject"
+    UNMEASURED = "unmeasured"
+
+
+class Sharing(StrEnum):
+    """How fractions of a card are kept apart. Neither way of sharing is a boundary between tenants who don't trust each other:
+    `time-slice` isolates nothing, `mps` (CUDA's Multi-Process Service) limits the share of the processors, and from Volta on
+    separates address spaces. MIG instances, which do isolate, are cards of their own.
+    """
+
+    EXCLUSIVE = "exclusive"
+    TIME_SLICE = "time-slice"
+    MPS = "mps"
+
+
+UNKNOWN_GPU_W = 300
+"""What a card whose limit is not known is taken to draw at most: the median of the consumer cards from 2016 to 2024."""
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
@@ -15,16 +44,28 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
 
 
 class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
-    """A rack at a site; later its breaker and cooling limits."""
+    """A rack at a site. `power_limit_w` is what its breaker carries (continuously: 80 % of its rating), `cooling_limit_w` the heat
+    that can be taken away; 0 is not known, and does not limit.
+    """
 
     id: RackId
     site_id: SiteId
     name: str
     created_ms: int
+    power_limit_w: int = 0
+    cooling_limit_w: int = 0
+
+    @property
+    def limit_w(self) -> int:
+        """What may be drawn at most, 0 for no limit: what is drawn is heat."""
+        return min(filter(None, (self.power_limit_w, self.cooling_limit_w)), default=0)
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
-    """A machine, known by its own serial, never by its address."""
+    """A machine, known by its own serial, never by its address. `taints` keep away work that does not tolerate them; `idle_w` is
+    drawn by the machine without its cards' work; `faults` counts what broke under work here, older faults counting less
+    (as of `faults_ms`).
+    """
 
     id: NodeId
     name: str
@@ -38,12 +79,46 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
     cpu_model: str = ""
     os: str = ""
     boot_id: str = ""
+    arch: str = ""
+    taints: tuple[str, ...] = ()
+    idle_w: int = 0
+    faults: float = 0.0
+    faults_ms: int = 0
     joined_ms: int
     seen_ms: int
 
 
+class Reservation(msgspec.Struct, frozen=True, kw_only=True, tag="reservation"):
+    """Nodes set aside from a time to a time: for a project's reserved work, or with no project for maintenance, when nothing may
+    run there. With `evict`, what is still there at the start is stopped. `closed` once it is over or cancelled.
+    """
+
+    id: ReservationId
+    name: str
+    project_id: ProjectId
+    node_ids: tuple[NodeId, ...]
+    start_ms: int
+    end_ms: int
+    created_ms: int
+    evict: bool = True
+    closed: bool = False
+
+
+class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
+    """A project's directory that outlives its workloads; it lies on one node, and work that mounts it goes there."""
+
+    id: VolumeId
+    project_id: ProjectId
+    name: str
+    node_id: NodeId
+    created_ms: int
+    removed: bool = False
+
+
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
-    """A card, known by its UUID."""
+    """A card, known by its UUID. `pcie_width` is in lanes (0: not known); cards of one `p2p` domain (not empty) reach each other's
+    memory directly; `mig` is the profile of a MIG instance, which is a card of its own here; `max_w` its power limit.
+    """
 
     id: GpuId
     node_id: NodeId
@@ -53,5 +128,12 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     compute_capability: str = ""
     pci_bus: str = ""
     driver: str = ""
+    pcie_gen: int = 0
+    pcie_width: int = 0
+    p2p: str = ""
+    mig: str = ""
+    max_w: int = 0
+    grade: Grade = Grade.UNMEASURED
+    sharing: Sharing = Sharing.TIME_SLICE
     state: GpuState
     joined_ms: int

@@ -15,6 +15,8 @@ UserId = NewType("UserId", str)
 KeyId = NewType("KeyId", str)
 WorkloadId = NewType("WorkloadId", str)
 AllocationId = NewType("AllocationId", str)
+ReservationId = NewType("ReservationId", str)
+VolumeId = NewType("VolumeId", str)
 UsageId = NewType("UsageId", str)
 PostingId = NewType("PostingId", str)
 

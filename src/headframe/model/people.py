@@ -28,7 +28,10 @@ ALLOWS: dict[Scope, frozenset[Scope]] = {
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True, tag="project"):
-    """A tenant. The `_nano` balances are projections of the ledger, kept beside it so that the database can guard them."""
+    """A tenant. It never holds more GPUs than its quota (0: no limit), and up to `guaranteed_gpus_milli` it comes first and gets back
+    what others have borrowed. The `_nano` balances are projections of the ledger, kept beside it so that the database can guard
+    them.
+    """
 
     id: ProjectId
     name: str
@@ -40,6 +43,7 @@ class Project(msgspec.Struct, frozen=True, kw_only=True, tag="project"):
     budget_hour_nano: int = 0
     budget_month_nano: int = 0
     quota_gpus_milli: int = 0
+    guaranteed_gpus_milli: int = 0
     used_milli_h: float = 0.0
     used_ms: int = 0
 
@@ -48,9 +52,14 @@ HALF_LIFE_MS = 7 * 24 * 3_600_000
 """What a project used counts half after a week: Slurm's usual choice for fair share."""
 
 
+def faded(amount: float, at_ms: int, now_ms: int) -> float:
+    """An amount as of `at_ms`, halved every HALF_LIFE_MS since."""
+    return amount * 2.0 ** (-max(0, now_ms - at_ms) / HALF_LIFE_MS) if amount else 0.0
+
+
 def recent_use_milli_h(project: Project, now_ms: int) -> float:
-    """What the project used lately, in thousandths of a GPU times hours, halved every HALF_LIFE_MS."""
-    return project.used_milli_h * 2.0 ** (-max(0, now_ms - project.used_ms) / HALF_LIFE_MS) if project.used_milli_h else 0.0
+    """What the project used lately, in thousandths of a GPU times hours."""
+    return faded(project.used_milli_h, project.used_ms, now_ms)
 
 
 def used(project: Project, milli_ms: int, at_ms: int) -> Project:

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from headframe.model.fleet import Grade, Sharing
 from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, WorkloadId
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import MILLI, gpus, mib
@@ -26,12 +27,21 @@ class Network(StrEnum):
 
 
 class GpuRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """GPUs per node: `milli` thousandths (a fraction of one card, or whole cards), of a model or a memory range."""
+    """GPUs per node: `milli` thousandths (a fraction of one card, or whole cards), of a model or a memory range, and on demand
+    of at least a compute capability (such as 8.0), a grade and a PCIe width in lanes; `p2p` asks for cards that reach each
+    other's memory, `sharing` how a fraction is to be kept apart, `mig` for instances of that profile.
+    """
 
     milli: int = 0
     model: str = ""
     memory_min_mib: int = 0
     memory_max_mib: int = 0
+    compute_capability: str = ""
+    grade: Grade | None = None
+    pcie_width: int = 0
+    p2p: bool = False
+    sharing: Sharing | None = None
+    mig: str = ""
 
     def __str__(self) -> str:
         kind = self.model or (f"{mib(self.memory_min_mib)}.." if self.memory_min_mib else "any model")
@@ -39,12 +49,24 @@ class GpuRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What each node of the workload needs."""
+    """What each node of the workload needs. `exclusive` asks for the whole machine, which then has just the cards asked for;
+    `arch` is the processor's (x86_64, aarch64); `tolerations` are taints that it does not mind.
+    """
 
     gpu: GpuRequest = GpuRequest()
     cpu_milli: int = MILLI
     memory_mib: int = 2048
     disk_mib: int = 1024
+    exclusive: bool = False
+    arch: str = ""
+    tolerations: tuple[str, ...] = ()
+
+
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume of the project and where it is seen."""
+
+    volume: str
+    path: str
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,11 +95,13 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     retry: Retry = Retry()
     checkpoint: str = ""
     network: Network = Network.PREFERRED
+    volumes: tuple[Mount, ...] = ()
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
     """One submitted job, with what it has cost so far. `held_nano` is what its pending hold still covers; `closed` once
-    it has ended, everything it used is billed and the rest of the hold is given back.
+    it has ended, everything it used is billed and the rest of the hold is given back. `preempted` counts the attempts that gave
+    way to others, which are not held against it.
     """
 
     id: WorkloadId
@@ -88,6 +112,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
     workdir_digest: str = ""
     state: WorkloadState
     attempt: int = 0
+    preempted: int = 0
     submitted_ms: int
     queued_ms: int
     not_before_ms: int = 0
@@ -103,12 +128,15 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """`milli` thousandths of one GPU; the model is copied here so that pricing needs no look-up."""
+    """`milli` thousandths of one GPU; the model is copied here so that pricing needs no look-up, and for a fraction how it is kept
+    apart from the others.
+    """
 
     gpu_id: GpuId
     index: int
     model: str
     milli: int
+    sharing: Sharing = Sharing.EXCLUSIVE
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):

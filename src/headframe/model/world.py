@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from headframe.model.event import Event, Row
-from headframe.model.fleet import Gpu, Node, Rack, Site
-from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, RackId, SiteId, UserId, WorkloadId
+from headframe.model.fleet import Gpu, Node, Rack, Reservation, Site, Volume
+from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, SiteId, UserId, VolumeId, WorkloadId
 from headframe.model.money import Entry, PriceList, Usage
 from headframe.model.people import Key, Project, User
 from headframe.model.states import WORKLOAD_ENDS, AllocationState, GpuState, WorkloadState
@@ -60,6 +60,9 @@ class World:
         self.racks: dict[RackId, Rack] = {}
         self.nodes: dict[NodeId, Node] = {}
         self.gpus: dict[GpuId, Gpu] = {}
+        self.reservations: dict[ReservationId, Reservation] = {}
+        self.volumes: dict[VolumeId, Volume] = {}
+        self.homes: dict[tuple[ProjectId, str], NodeId] = {}
         self.projects: dict[ProjectId, Project] = {}
         self.users: dict[UserId, User] = {}
         self.keys: dict[KeyId, Key] = {}
@@ -81,7 +84,7 @@ class World:
         self._watchers: list[set[NodeId]] = []
         self._tables: dict[type, dict[Any, Any]] = {
             Site: self.sites, Rack: self.racks, Node: self.nodes, Gpu: self.gpus, Project: self.projects,
-            User: self.users, Key: self.keys, PriceList: self.price_lists, Workload: self.workloads,
+            User: self.users, Key: self.keys, PriceList: self.price_lists, Reservation: self.reservations, Volume: self.volumes, Workload: self.workloads,
             Allocation: self.allocations,
         }  # fmt: skip
         self._undo: list[tuple[type, Any, Any]] = []
@@ -140,6 +143,10 @@ class World:
             self._index_node(old, new)
         elif kind is Gpu:
             self._index_gpu(old, new)
+        elif kind is Volume:
+            self._index_volume(old, new)
+        elif kind is Rack:
+            self._index_rack(key)
 
     def _index_allocation(self, old: Allocation | None, new: Allocation | None) -> None:
         held, holds = _holds(old), _holds(new)
@@ -217,7 +224,7 @@ class World:
     def _index_node(self, old: Node | None, new: Node | None) -> None:
         node = new or old
         assert node is not None
-        if old is None or new is None or old.state != new.state or _size(old) != _size(new):
+        if old is None or new is None or _placed(old) != _placed(new):
             self._touch(node.id)
         if new is None:
             self.free.pop(node.id, None)
@@ -230,6 +237,17 @@ class World:
         free.cpu_milli += size[0] - was[0]
         free.memory_mib += size[1] - was[1]
         free.disk_mib += size[2] - was[2]
+
+    def _index_volume(self, old: Volume | None, new: Volume | None) -> None:
+        if old is not None:
+            self.homes.pop((old.project_id, old.name), None)
+        if new is not None:
+            self.homes[new.project_id, new.name] = new.node_id
+
+    def _index_rack(self, rack_id: RackId) -> None:
+        for node in self.nodes.values():
+            if node.rack_id == rack_id:
+                self._touch(node.id)
 
     def _index_gpu(self, old: Gpu | None, new: Gpu | None) -> None:
         gpu = new or old
@@ -276,8 +294,17 @@ def _size(node: Node | None) -> tuple[int, int, int]:
     return (node.cpu_milli, node.memory_mib, node.disk_mib) if node else (0, 0, 0)
 
 
+def _placed(node: Node) -> tuple[object, ...]:
+    """What placement looks at."""
+    return (node.state, _size(node), node.rack_id, node.arch, node.taints, node.idle_w, node.faults)
+
+
 def over(row: Row) -> bool:
     """Whether the world may forget this row: its history is in the store, nothing remains to be decided about it."""
     if isinstance(row, Workload):
         return row.closed
+    if isinstance(row, Reservation):
+        return row.closed
+    if isinstance(row, Volume):
+        return row.removed
     return isinstance(row, Allocation) and row.settled

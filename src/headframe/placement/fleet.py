@@ -4,24 +4,27 @@ One `Fleet` belongs to one world and follows it: the world notes which nodes wer
 What a plan hands out is written into the rows at once and the nodes noted as touched, so the next look finds the truth again.
 """
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 import msgspec
 import numpy as np
 
 from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import GpuId, NodeId
+from headframe.model.ids import AllocationId, NodeId
+from headframe.model.people import faded
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI
-from headframe.model.work import Network, Part, Resources, Share, Spec
+from headframe.model.work import Part, Resources, Spec
 from headframe.model.world import World
+from headframe.placement.classes import UNUSABLE, Class, Classes, by_index, like, likely
 from headframe.placement.compiled import Code, plain
-from headframe.placement.fit import Room, cards_of, changed, matches, refuse, room_idle, room_now
-from headframe.placement.horizon import NEVER_MS, Horizon
+from headframe.placement.fit import Room, cards_of, changed, part_of, refuse, room_idle, room_now
+from headframe.placement.horizon import NEVER_MS, Horizon, lost_since
 from headframe.placement.index import Index, Placed
-from headframe.placement.kernels import CLASS, GPUS, HELD, NEVER, Ints
+from headframe.placement.kernels import CLASS, CPU, FX, GPUS, HELD, NEVER, Ints
 from headframe.placement.policies import Policy
+from headframe.placement.power import drawn_w
+from headframe.placement.racks import Racks, lemon
 from headframe.placement.score import Demand, Wanted, Weights
 
 LOOK_AHEAD_FROM = 64
@@ -29,21 +32,12 @@ LOOK_AHEAD_FROM = 64
 is ready, the other terms of the score decide alone."""
 LEARN_FIRST, LEARN_MAX = 500, 20_000
 """Requests after which the demand is looked at again: doubling from the first to the last."""
-UNLIMITED_W = 1 << 40
+AT_HAND = FX // 60
+"""What it saves to have the image or the volume on a node already: a minute of loading, of an hour's work."""
+IMAGES_MAX = 256
 KEPT = 1
 CLOSED = {state: 0 if state is NodeState.READY else KEPT + number for number, state in enumerate(NodeState, 1)}
 """The column HELD: 0 for a node that takes work, KEPT in this plan for someone, or the state that it is in."""
-
-
-class Class(msgspec.Struct, frozen=True):
-    """Machines that differ in nothing that placement asks about but what is free on them. `cards` by column,
-    `runs` where the columns of one kind begin and end.
-    """
-
-    number: int
-    node: Node
-    cards: tuple[Gpu, ...]
-    runs: tuple[tuple[int, int], ...]
 
 
 class Fleet:
@@ -55,20 +49,19 @@ class Fleet:
         self.code = code or plain()
         self.rooms: dict[NodeId, Room] = {}
         self.held_until: dict[int, int] = {}
-        self.classes: list[Class] = []
         self.ids: list[NodeId] = []
         self.rank: dict[NodeId, int] = {}
-        self._numbers: dict[tuple[object, ...], int] = {}
-        self._machines: dict[NodeId, tuple[Node, tuple[Gpu, ...], Class, tuple[Gpu, ...]]] = {}
         self._touched: set[NodeId] = world.watch()
         self._seen: dict[Resources, float] = {}
         self._since_learned = 0
         self._learn_after = LEARN_FIRST
         self._idle: list[tuple[Room, int]] | None = None
+        self._shapes: dict[Resources, int] = {}
+        self._images: dict[str, dict[NodeId, None]] = {}
+        self.classes: Classes
         self.index: Index
         self.horizon: Horizon
-        self.rack: Ints
-        self.racks = 0
+        self.racks: Racks
         self._rebuild()
 
     @classmethod
@@ -90,35 +83,60 @@ class Fleet:
         self.held_until.clear()
         touched = sorted(self._touched)
         self._touched.clear()
+        if touched and self.racks.stale():
+            self._rebuild()
+            return
+        for number in sorted({int(self.racks.of[self.rank[key]]) for key in touched if key in self.rank} & self.racks.limited.keys()):
+            self.racks.measure(number)
+            touched = sorted({*touched, *(self.ids[rank] for rank in self.racks.limited[number])})
         for node_id in touched:
-            rank = self.rank.get(node_id, -1)
-            row = self._row(self.world.nodes[node_id]) if rank >= 0 and node_id in self.world.nodes else None
-            if row is None:
+            if not self._look_again(node_id):
                 self._rebuild()
                 return
-            if not np.array_equal(row[[CLASS, HELD]], self.index.slots.row[self.index.members.slot[rank], [CLASS, HELD]]):
-                self._idle = None
-            self.index.set(rank, row)
-            self._look_ahead(rank)
         if self._since_learned >= self._learn_after:
             self._since_learned, self._learn_after = 0, min(2 * self._learn_after, LEARN_MAX)
             self.index.learn(self._demand(), self._weights())
+
+    def _look_again(self, node_id: NodeId) -> bool:
+        """Make one node's row anew; False where the index has no place for it."""
+        rank, node = self.rank.get(node_id, -1), self.world.nodes.get(node_id)
+        if node is None or rank < 0 or self.racks.names[self.racks.of[rank]] != node.rack_id:
+            return False
+        row = self._row(node)
+        if row is None:
+            return False
+        if not np.array_equal(row[[CLASS, HELD]], self.index.slots.row[self.index.members.slot[rank], [CLASS, HELD]]):
+            self._idle = None
+        self.index.set(rank, row)
+        self._look_ahead(rank)
+        return True
 
     def _look_ahead(self, rank: int) -> None:
         """When the cards of a node are expected to be free."""
         node_id, world = self.ids[rank], self.world
         holders = world.on_node.get(node_id, {}).values()
-        _, cards = self._machine(world.nodes[node_id])
+        _, cards = self.classes.machine(world.nodes[node_id])
         pairs = [(allocation, world.workloads.get(allocation.workload_id)) for allocation in holders]
         self.horizon.set(rank, cards, world.free[node_id].gpu_milli, pairs)
 
     def ready(self, spec: Spec, now_ms: int) -> Ints:
         """When one rank of `spec` is expected to fit on each node; NEVER where it never does, or something else waits."""
-        return self._possible(spec, self.horizon.ready(self._masks(spec), max(1, cards_of(spec.resources.gpu)[1]), now_ms))
+        return self._possible(spec, self.horizon.ready(self._masks(spec), self._count(spec), now_ms))
 
-    def losses(self, spec: Spec, now_ms: int) -> Ints:
-        """What freeing one rank's cards on each node would lose, see `Horizon.losses`; NEVER where that can't be."""
-        return self._possible(spec, self.horizon.losses(self._masks(spec), max(1, cards_of(spec.resources.gpu)[1]), now_ms))
+    def losses(self, spec: Spec, now_ms: int, borrowed: Iterable[AllocationId] = ()) -> Ints:
+        """What freeing one rank's cards on each node would lose, see `Horizon.losses`; NEVER where that can't be. What is
+        `borrowed` can be taken back.
+        """
+        instead, lent = dict[int, list[int]](), set(borrowed)
+        for node_id in sorted({part.node_id for key in lent for part in self.world.held[key].parts}):
+            _, cards = self.classes.machine(self.world.nodes[node_id])
+            holders = [(a, self.world.workloads.get(a.workload_id)) for a in self.world.on_node[node_id].values()]
+            instead[self.rank[node_id]] = lost_since(cards, self.world.free[node_id].gpu_milli, holders, lent)
+        return self._possible(spec, self.horizon.losses(self._masks(spec), self._count(spec), now_ms, instead))
+
+    def _count(self, spec: Spec) -> int:
+        """How many cards must be free at once."""
+        return max(1, cards_of(spec.resources.gpu)[1])
 
     def _possible(self, spec: Spec, at: Ints) -> Ints:
         closed = self.index.slots.row[self.index.members.slot, HELD] != 0
@@ -126,81 +144,97 @@ class Fleet:
         return at
 
     def _masks(self, spec: Spec) -> Ints:
-        return self.index.shapes.mask[self.shape(spec)][self.index.slots.row[self.index.members.slot, CLASS]]
+        return self.index.shapes.mask[self.shapes(spec)[0]][self.index.slots.row[self.index.members.slot, CLASS]]
 
     def _big_enough(self, spec: Spec) -> "np.typing.NDArray[np.bool_]":
         need = spec.resources
         enough = np.array([
             kind.node.cpu_milli >= need.cpu_milli and kind.node.memory_mib >= need.memory_mib and kind.node.disk_mib >= need.disk_mib
-            for kind in self.classes
+            for kind in self.classes.all
         ], dtype=np.bool_)  # fmt: skip
         return enough[self.index.slots.row[self.index.members.slot, CLASS]]
 
-    def seen(self, resources: Resources) -> None:
-        """Note a request, so that scores follow what is asked for."""
-        self._seen[resources] = self._seen.get(resources, 0.0) + 1.0
+    def ran(self, spec: Spec, parts: Iterable[Part]) -> None:
+        """Note what was placed: scores follow what is asked for, and an image is at hand where it has run."""
+        self._seen[spec.resources] = self._seen.get(spec.resources, 0.0) + 1.0
         self._since_learned += 1
+        if spec.image:
+            images = self._images
+            there = images[spec.image] = images.pop(spec.image, {})
+            there |= {part.node_id: None for part in parts}
+            while len(images) > IMAGES_MAX:
+                del images[next(iter(images))]
 
-    def shape(self, spec: Spec) -> int:
-        """The index's number for what one rank of `spec` needs."""
+    def at_hand(self, spec: Spec) -> list[int]:
+        """The nodes that have run the image lately."""
+        return [self.rank[key] for key in self._images.get(spec.image, ()) if key in self.rank] if spec.image else []
+
+    def shapes(self, spec: Spec) -> tuple[int, ...]:
+        """The index's numbers for what one rank of `spec` needs: one, or one for each group of cards that it could go to."""
         need = spec.resources
-        if need not in self.index:
-            masks = [self._mask(need, kind) for kind in self.classes]
-            self.index.shape(need, _need(need), masks, [0] * len(self.classes))
-        return self.index.shape(need, (), (), ())
+        groups = self._shapes.get(need, 1)
+        if not all((need, group) in self.index for group in range(groups)):
+            masks, watts = self.classes.masks(need), self.classes.watts(need.gpu)
+            groups = self._shapes[need] = len(masks)
+            for group, mask in enumerate(masks):
+                self.index.shape((need, group), _need(need), mask, watts)
+        return tuple(self.index.shape((need, group), (), (), ()) for group in range(groups))
 
     def room(self, node_id: NodeId) -> Room:
         """A node as it is after what this plan has handed out."""
-        return self.rooms.get(node_id) or room_now(self.world, self.world.nodes[node_id])
+        found = self.rooms.get(node_id) or room_now(self.world, self.world.nodes[node_id])
+        if not self.racks.limited:
+            return found
+        return msgspec.structs.replace(found, power_w=int(self.racks.left_w[self.racks.of[self.rank[node_id]]]))
 
-    def place(self, spec: Spec) -> tuple[Part, ...]:
-        """Hand out what `spec` needs where it costs least, on distinct nodes; () where it does not fit now."""
-        shape = self.shape(spec)
-        if spec.nodes == 1:
-            placed = self.index.place(shape)
-            return (self._part(spec, placed, 0),) if placed else ()
-        ranks = cheapest(self.near(spec, self.index.costs(shape)), spec.nodes)
-        return tuple(self._part(spec, self.index.put(shape, int(node)), rank) for rank, node in enumerate(ranks))
+    def place(self, spec: Spec, among: Sequence[int] = (), near: Iterable[int] = ()) -> tuple[Part, ...]:
+        """Hand out what `spec` needs where it costs least, on distinct nodes; () where it does not fit now. `among` are the only
+        nodes that will do, where any are given; what it needs is at hand already on the nodes `near`.
+        """
+        shapes = self.shapes(spec)
+        if spec.nodes == 1 and len(shapes) == 1 and not (spec.resources.exclusive or among or near):
+            placed = self.index.place(shapes[0])
+            return (self._part(spec, placed, shapes[0], 0),) if placed else ()
+        cost, which = self._costs(spec, shapes)
+        if among:
+            cost[np.delete(np.arange(len(cost)), among)] = NEVER
+        at_hand = [rank for rank in near if cost[rank] < NEVER]
+        cost[at_hand] -= AT_HAND * spec.resources.gpu.milli
+        ranks = cheapest(self.racks.near(spec, cost), spec.nodes)
+        return tuple(self._part(spec, self.index.put(int(which[node]), int(node)), int(which[node]), rank) for rank, node in enumerate(ranks))
+
+    def costs(self, spec: Spec) -> Ints:
+        """What one rank of `spec` would cost on each node, NEVER where it does not fit."""
+        return self._costs(spec, self.shapes(spec))[0]
+
+    def _costs(self, spec: Spec, shapes: Sequence[int]) -> tuple[Ints, Ints]:
+        each = np.stack([self.index.costs(shape) for shape in shapes])
+        cost, which = each.min(axis=0), np.array(shapes, dtype=np.int64)[each.argmin(axis=0)]
+        if spec.resources.exclusive:
+            rows = self.index.rows()
+            whole = np.array([kind.node.cpu_milli for kind in self.classes.all], dtype=np.int64)
+            cost[rows[:, CPU] != whole[rows[:, CLASS]]] = NEVER
+        if spec.nodes > 1 and self.racks.limited:
+            watts, of_class = self.index.shapes.watts[shapes[0]], self.index.rows()[:, CLASS]
+            cost = self.racks.within_power(cost, lambda rank: int(watts[of_class[rank]]))
+        return cost, which
 
     def take_back(self, parts: Iterable[Part]) -> None:
         """Undo a placement of this plan."""
         for part in parts:
-            room = self._change(part, 1)
-            row = self._row_of(room, self._class(room.node))
-            row[HELD] = row[HELD] or KEPT * (self.rank[part.node_id] in self.held_until)
-            self.index.set(self.rank[part.node_id], row)
+            self._change(part, 1)
+            self._refresh(self.rank[part.node_id])
 
-    def near(self, spec: Spec, cost: Ints) -> Ints:
-        """The costs of a gang's nodes with NEVER for those that are too far from the others: all in one rack where that can be, in the
-        rack that it fills best; else, unless that is required, in the racks with most room, as few as can be.
-        """
-        if spec.nodes == 1 or spec.network is Network.UNCONSTRAINED:
-            return cost
-        able = np.bincount(self.rack[cost < NEVER], minlength=self.racks)
-        enough = np.nonzero(able >= spec.nodes)[0]
-        if len(enough):
-            chosen = enough[np.argmin(able[enough])]
-            return np.where(self.rack == chosen, cost, NEVER)
-        if spec.network is Network.REQUIRED:
-            return np.full(len(cost), NEVER, dtype=np.int64)
-        order = np.argsort(-able, kind="stable")
-        needed = int(np.searchsorted(np.cumsum(able[order]), spec.nodes)) + 1
-        return np.where(np.isin(self.rack, order[:needed]), cost, NEVER)
-
-    def soonest(self, spec: Spec, ready: Ints) -> Ints:
-        """Times at which a gang's nodes are ready, with NEVER outside the rack that has enough of them first, where one rack is required."""
-        if spec.nodes == 1 or spec.network is not Network.REQUIRED:
-            return ready
-        best, chosen = NEVER, -1
-        for rack in range(self.racks):
-            times = np.sort(ready[self.rack == rack])
-            if len(times) >= spec.nodes and times[spec.nodes - 1] < best:
-                best, chosen = int(times[spec.nodes - 1]), rack
-        return np.where(self.rack == chosen, ready, NEVER)
+    def _refresh(self, rank: int) -> None:
+        """Write what this plan has left of a node into its row."""
+        room = self.room(self.ids[rank])
+        row = self._row_of(room, self.classes.of(room.node))
+        row[HELD] = row[HELD] or KEPT * (rank in self.held_until)
+        self.index.set(rank, row)
 
     def largest_rack(self, spec: Spec) -> int:
         """How many nodes of one rack one rank fits on now, at best."""
-        return int(np.bincount(self.rack[self.index.costs(self.shape(spec)) < NEVER], minlength=1).max())
+        return self.racks.most(self.costs(spec))
 
     def states(self) -> list[tuple[NodeId, int]]:
         """One node of each state that exists, and how many nodes are in it; by rank."""
@@ -229,8 +263,8 @@ class Fleet:
 
     def kinds(self) -> list[Gpu]:
         """One card of each kind on nodes that are not retired."""
-        found = {_like(gpu): gpu for room, _ in self.idle_rooms() for gpu in room.gpus.values() if gpu.id in room.gpu_milli}
-        return [found[like] for like in sorted(found)]
+        found = {like(gpu): gpu for room, _ in self.idle_rooms() for gpu in room.gpus.values() if gpu.id in room.gpu_milli}
+        return [found[key] for key in sorted(found)]
 
     def hold(self, rank: int, until_ms: int) -> None:
         """Keep a node for one workload for the rest of this plan; others may use it only if they end by `until_ms`."""
@@ -243,70 +277,73 @@ class Fleet:
         self._touched.add(self.ids[rank])
         self.index.set(rank, row)
 
-    def backfill(self, spec: Spec, ends_ms: int) -> tuple[Part, ...]:
-        """Hand out nodes that are kept for later to work that ends before; () where it does not fit."""
-        usable = [rank for rank, until in self.held_until.items() if until >= ends_ms and refuse(spec, self.room(self.ids[rank]), idle=False) is None]
+    def place_on(self, spec: Spec, ranks: Sequence[int]) -> tuple[Part, ...]:
+        """Hand out nodes that are kept, the first of these that it fits on; () where it does not fit."""
+        usable: list[int] = []
+        for rank in ranks:
+            if len(usable) < spec.nodes and refuse(spec, self.room(self.ids[rank])) is None:
+                usable.append(rank)
         if len(usable) < spec.nodes:
             return ()
-        parts: list[Part] = []
-        for number, rank in enumerate(sorted(usable, key=lambda rank: (-self.held_until[rank], rank))[: spec.nodes]):
+        for rank in usable:
             self._set_held(rank, 0)
-            parts.append(self._part(spec, self.index.put(self.shape(spec), rank), number))
+        parts = self.place(spec, among=usable)
+        for rank in usable:
             self._set_held(rank, KEPT)
-        return tuple(parts)
+        return parts
 
-    def _part(self, spec: Spec, placed: Placed, rank: int) -> Part:
+    def _part(self, spec: Spec, placed: Placed, shape: int, rank: int) -> Part:
         """Name the cards: those of the kind and fullness that the index chose, lowest number first."""
-        room = self.room(self.ids[placed.node])
-        need, kind = spec.resources, self._class(room.node)
+        room, need = self.room(self.ids[placed.node]), spec.resources
+        kind = self.classes.of(room.node)
         each, count = cards_of(need.gpu)
         if count == 0:
             chosen: list[Gpu] = []
         elif each < MILLI:
-            like = _like(kind.cards[placed.column - GPUS])
-            free = (gpu for gpu in room.gpus.values() if room.gpu_milli.get(gpu.id) == placed.milli and _like(gpu) == like)
-            chosen = [min(free, key=_by_index)]
+            wanted = like(kind.cards[placed.column - GPUS])
+            free = (gpu for gpu in room.gpus.values() if room.gpu_milli.get(gpu.id) == placed.milli and like(gpu) == wanted)
+            chosen = [min(free, key=by_index)]
         else:
-            whole = (gpu for gpu in room.gpus.values() if room.gpu_milli.get(gpu.id) == MILLI and matches(need.gpu, gpu))
-            order = {_like(gpu): column for column, gpu in enumerate(kind.cards)}
-            chosen = sorted(sorted(whole, key=lambda gpu: (-order[_like(gpu)], gpu.index, gpu.id))[:count], key=_by_index)
+            mask = int(self.index.shapes.mask[shape, kind.number])
+            order = {like(gpu): column for column, gpu in enumerate(kind.cards) if mask >> column & 1}
+            whole = (gpu for gpu in room.gpus.values() if room.gpu_milli.get(gpu.id) == MILLI and like(gpu) in order)
+            chosen = sorted(sorted(whole, key=lambda gpu: (-order[like(gpu)], gpu.index, gpu.id))[:count], key=by_index)
         assert len(chosen) == count, (spec, placed, room)
-        part = Part(
-            rank=rank, node_id=room.node.id, cpu_milli=need.cpu_milli, memory_mib=need.memory_mib, disk_mib=need.disk_mib,
-            shares=tuple(Share(gpu_id=gpu.id, index=gpu.index, model=gpu.model, milli=each) for gpu in chosen),
-        )  # fmt: skip
+        part = part_of(need, room, chosen, rank)
         self._change(part, -1)
+        if need.exclusive:
+            self._refresh(placed.node)
         return part
 
-    def _change(self, part: Part, sign: int) -> Room:
-        room = self.rooms[part.node_id] = changed(self.room(part.node_id), part, sign)
+    def _change(self, part: Part, sign: int) -> None:
+        self.rooms[part.node_id] = changed(self.room(part.node_id), part, sign)
         self._touched.add(part.node_id)
-        return room
+        number = int(self.racks.of[self.rank[part.node_id]])
+        if number in self.racks.limited:
+            self.racks.left_w[number] += sign * drawn_w(self.world, (part,), {part.node_id})
+            for rank in self.racks.limited[number]:
+                self._refresh(rank)
 
     def _rebuild(self) -> None:
-        """Everything from the world: at the start, for new machines, and when the demand has changed."""
+        """Everything from the world: at the start, for new machines, and when a rack has changed."""
         self._touched.clear()
+        self._shapes.clear()
         self._idle = None
         self.ids = sorted(self.world.nodes)
         self.rank = {node_id: rank for rank, node_id in enumerate(self.ids)}
-        self.classes, self._numbers, self._machines = [], {}, {}
+        self.classes = Classes(self.world)
         for node_id in self.ids:
-            self._class(self.world.nodes[node_id])
-        width = max((len(kind.cards) for kind in self.classes), default=0) or 1
-        kinds = np.full((len(self.classes), width), -1, dtype=np.int64)
-        for kind in self.classes:
-            alike = {_like(gpu): column for column, gpu in enumerate(kind.cards)}
-            kinds[kind.number, : len(kind.cards)] = [alike[_like(gpu)] for gpu in kind.cards]
-        self._width = width
+            self.classes.of(self.world.nodes[node_id])
+        width = self._width = self.classes.width
+        kinds = np.full((len(self.classes.all), width), -1, dtype=np.int64)
+        for kind in self.classes.all:
+            alike = {like(gpu): column for column, gpu in enumerate(kind.cards)}
+            kinds[kind.number, : len(kind.cards)] = [alike[like(gpu)] for gpu in kind.cards]
+        self.racks = Racks(self.world, self.ids)
         rows = np.zeros((len(self.ids), GPUS + width), dtype=np.int64)
         for rank, node_id in enumerate(self.ids):
-            node = self.world.nodes[node_id]
-            rows[rank] = self._row_of(room_now(self.world, node), self._class(node))
+            rows[rank] = self._row_of(self.room(node_id), self.classes.of(self.world.nodes[node_id]))
         self.index = Index(rows, kinds, self._demand(), self.policy, self._weights(), self.code)
-        names = sorted({node.rack_id for node in self.world.nodes.values()})
-        number = {rack_id: n for n, rack_id in enumerate(names)}
-        self.racks = len(names)
-        self.rack = np.array([number[self.world.nodes[node_id].rack_id] for node_id in self.ids], dtype=np.int64)
         self.horizon = Horizon(len(self.ids), width)
         for rank in range(len(self.ids)):
             self._look_ahead(rank)
@@ -322,50 +359,27 @@ class Fleet:
         wanted = {resources: often for resources, often in self._seen.items() if often >= 1 / 64}
         self._seen = {resources: often / 2 for resources, often in wanted.items()}
         total = sum(wanted.values())
-        for resources in _likely(self.classes) or [Resources()]:
+        for resources in likely(self.classes.all) or [Resources()]:
             wanted[resources] = wanted.get(resources, 0.0) + max(1.0, total / 1000)
         return Demand.of(
-            Wanted(
-                need=_need(resources), mask=tuple(self._mask(resources, kind) for kind in self.classes), often=often,
-                scope=f"{resources.gpu.model}/{resources.gpu.memory_min_mib}/{resources.gpu.memory_max_mib}",
-            )
+            Wanted(need=_need(resources), mask=mask, often=often, scope=str([bits not in {UNUSABLE, 0} for bits in mask]))
             for resources, often in wanted.items()
+            for mask in self.classes.masks(resources)[:1]
         )  # fmt: skip
-
-    def _mask(self, need: Resources, kind: Class) -> int:
-        """The columns of a class with cards that do, as bits."""
-        return sum(1 << column for column, gpu in enumerate(kind.cards) if matches(need.gpu, gpu))
-
-    def _class(self, node: Node) -> Class:
-        return self._machine(node)[0]
-
-    def _machine(self, node: Node) -> tuple[Class, tuple[Gpu, ...]]:
-        """A node's class and its cards by column, remembered while node and cards are the same."""
-        there = tuple(self.world.node_gpus[node.id].values())
-        known = self._machines.get(node.id)
-        if known is not None and known[0] is node and known[1] == there:
-            return known[2], known[3]
-        cards = tuple(sorted(there, key=_by_kind))
-        key = (node.engine, node.cpu_milli, node.memory_mib, node.disk_mib, *map(_like, cards))
-        number = self._numbers.get(key, -1)
-        if number < 0:
-            number = self._numbers[key] = len(self.classes)
-            self.classes.append(Class(number=number, node=node, cards=cards, runs=_runs(cards)))
-        self._machines[node.id] = (node, there, self.classes[number], cards)
-        return self.classes[number], cards
 
     def _row(self, node: Node) -> Ints | None:
         """A node's state as it is in the world; None where it is of a class that the index has no place for."""
-        known = len(self.classes)
-        kind = self._class(node)
-        if kind.number >= self.index.classes or len(kind.cards) > self._width or len(self.classes) > known:
+        kind = self.classes.of(node)
+        if kind.number >= self.index.classes or len(kind.cards) > self._width:
             return None
-        return self._row_of(room_now(self.world, node), kind)
+        return self._row_of(self.room(node.id), kind)
 
     def _row_of(self, room: Room, kind: Class) -> Ints:
+        node = room.node
         row = np.full(GPUS + self._width, -1, dtype=np.int64)
-        row[:GPUS] = (kind.number, CLOSED[room.node.state], room.cpu_milli, room.memory_mib, room.disk_mib, UNLIMITED_W, 0)
-        milli = [room.gpu_milli.get(gpu.id, -1) for gpu in self._machine(room.node)[1]]
+        surcharge = lemon(faded(node.faults, node.faults_ms, node.seen_ms)) + self.racks.heat(int(self.racks.of[self.rank[node.id]]))
+        row[:GPUS] = (kind.number, CLOSED[node.state], room.cpu_milli, room.memory_mib, room.disk_mib, room.power_w, 0, surcharge)
+        milli = [room.gpu_milli.get(gpu.id, -1) for gpu in self.classes.machine(node)[1]]
         for begin, end in kind.runs:
             milli[begin:end] = sorted(milli[begin:end])
         row[GPUS : GPUS + len(milli)] = milli
@@ -390,42 +404,3 @@ def _need(need: Resources) -> tuple[int, ...]:
     each, count = cards_of(need.gpu)
     tag = (0 if each < MILLI else min(count, 8).bit_length()) if count else 5
     return (need.cpu_milli, need.memory_mib, need.disk_mib, each if count else 0, count, tag)
-
-
-def _likely(classes: Sequence[Class]) -> list[Resources]:
-    """What to expect of any machine before anyone has asked: halves, single cards, pairs, and all of it, each with its part of
-    the host.
-    """
-    found: dict[Resources, None] = {}
-    for kind in classes:
-        cards = len(kind.cards)
-        for part in (0.5, 1, 2, 4, 8):
-            if part <= cards:
-                share = part / cards
-                host = kind.node
-                gpu = Resources().gpu
-                found[
-                    Resources(
-                        gpu=msgspec.structs.replace(gpu, milli=round(part * MILLI)), cpu_milli=int(host.cpu_milli * share),
-                        memory_mib=int(host.memory_mib * share), disk_mib=0,
-                    )
-                ] = None  # fmt: skip
-    return list(found)
-
-
-def _runs(cards: Sequence[Gpu]) -> tuple[tuple[int, int], ...]:
-    """Where the columns of one kind begin and end."""
-    starts = [column for column, gpu in enumerate(cards) if column == 0 or _like(cards[column - 1]) != _like(gpu)]
-    return tuple(itertools.pairwise([*starts, len(cards)]))
-
-
-def _like(gpu: Gpu) -> tuple[str, int, str]:
-    return (gpu.model, gpu.memory_mib, gpu.compute_capability)
-
-
-def _by_kind(gpu: Gpu) -> tuple[str, int, str, int, GpuId]:
-    return (*_like(gpu), gpu.index, gpu.id)
-
-
-def _by_index(gpu: Gpu) -> tuple[int, GpuId]:
-    return (gpu.index, gpu.id)

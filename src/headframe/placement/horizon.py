@@ -5,12 +5,13 @@
 holder would be lost from; 0 for a free card or one whose holder is stopping already.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
 from headframe.model.fleet import Gpu
-from headframe.model.ids import GpuId
+from headframe.model.ids import AllocationId, GpuId
 from headframe.model.states import AllocationState
 from headframe.model.work import Allocation, Tier, Workload
 from headframe.placement.kernels import Ints
@@ -30,19 +31,17 @@ class Horizon:
 
     def set(self, rank: int, cards: Sequence[Gpu], there: Iterable[GpuId], holders: Iterable[tuple[Allocation, Workload | None]]) -> None:
         """Look at one node again; cards that are not `there` are never free."""
-        usable = set(there)
+        usable, pairs = set(there), list(holders)
         until = {gpu.id: 0 if gpu.id in usable else NEVER_MS for gpu in cards}
-        since = dict(until)
-        for allocation, workload in holders:
-            end, loss = _end(allocation, workload), lost_since_ms(allocation, workload)
+        for allocation, workload in pairs:
+            end = _end(allocation, workload)
             for part in allocation.parts:
                 for share in part.shares:
                     if share.gpu_id in until:
                         until[share.gpu_id] = max(until[share.gpu_id], end)
-                        since[share.gpu_id] = max(since[share.gpu_id], loss) if loss else since[share.gpu_id]
         self.until[rank] = self.since[rank] = NEVER_MS
         self.until[rank, : len(cards)] = [until[gpu.id] for gpu in cards]
-        self.since[rank, : len(cards)] = [since[gpu.id] for gpu in cards]
+        self.since[rank, : len(cards)] = lost_since(cards, usable, pairs)
 
     def ready(self, mask: Ints, count: int, now_ms: int) -> Ints:
         """When `count` of the usable cards (bits, by node) of each node are expected to be free together; NEVER_MS for never."""
@@ -53,13 +52,17 @@ class Horizon:
         expected = np.where(bits(mask, self.until.shape[1]), expected, NEVER_MS)
         return np.partition(expected, count - 1, axis=1)[:, count - 1] if count else np.full(len(expected), now_ms)
 
-    def losses(self, mask: Ints, count: int, now_ms: int) -> Ints:
-        """What freeing `count` usable cards of each node would lose, in card-milliseconds of work; NEVER_MS where it can't be."""
-        cards = self.since.shape[1]
+    def losses(self, mask: Ints, count: int, now_ms: int, instead: Mapping[int, Sequence[int]] = MappingProxyType({})) -> Ints:
+        """What freeing `count` usable cards of each node would lose, in card-milliseconds of work; NEVER_MS where it can't be.
+        `instead` has other times for some nodes, by rank.
+        """
+        cards, since = self.since.shape[1], self.since.copy() if instead else self.since
+        for rank, times in instead.items():
+            since[rank, : len(times)] = times
         if count > cards:
-            return np.full(len(self.since), NEVER_MS, dtype=np.int64)
-        each = np.where(self.since == 0, 0, np.maximum(now_ms - self.since, 1))
-        each = np.where((self.since >= NEVER_MS) | ~bits(mask, cards), NEVER_MS, each)
+            return np.full(len(since), NEVER_MS, dtype=np.int64)
+        each = np.where(since == 0, 0, np.maximum(now_ms - since, 1))
+        each = np.where((since >= NEVER_MS) | ~bits(mask, cards), NEVER_MS, each)
         least = np.partition(each, count - 1, axis=1)[:, :count] if count else np.zeros((len(each), 1), dtype=np.int64)
         return np.minimum(least.sum(axis=1), NEVER_MS)
 
@@ -67,6 +70,21 @@ class Horizon:
 def bits(mask: Ints, cards: int) -> "np.typing.NDArray[np.bool_]":
     """[nodes, cards]: which cards a mask of bits names; none for a negative one."""
     return ((mask[:, None] >> np.arange(cards)) & 1).astype(bool) & (mask[:, None] >= 0)
+
+
+def lost_since(cards: Sequence[Gpu], usable: Container[GpuId], holders: Iterable[tuple[Allocation, Workload | None]],
+               borrowed: Container[AllocationId] = ()) -> list[int]:  # fmt: skip
+    """From when on work would be lost by taking each card from its holders; see `lost_since_ms`."""
+    since = {gpu.id: 0 if gpu.id in usable else NEVER_MS for gpu in cards}
+    for allocation, workload in holders:
+        loss = lost_since_ms(allocation, workload)
+        if loss == NEVER_MS and allocation.id in borrowed:
+            loss = allocation.started_ms or allocation.granted_ms
+        for part in allocation.parts:
+            for share in part.shares:
+                if share.gpu_id in since:
+                    since[share.gpu_id] = max(since[share.gpu_id], loss)
+    return [since[gpu.id] for gpu in cards]
 
 
 def lost_since_ms(allocation: Allocation, workload: Workload | None) -> int:

@@ -17,7 +17,8 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 # The columns of a state. GPU cards follow from column GPUS, free thousandths each, ascending within one kind; -1 is no card.
-CLASS, HELD, CPU, MEMORY, DISK, POWER, TAGS, GPUS = range(8)
+# SURCHARGE is what a card costs more on this node than elsewhere, in 1/1024 of its price.
+CLASS, HELD, CPU, MEMORY, DISK, POWER, TAGS, SURCHARGE, GPUS = range(9)
 # The columns of a shape.
 NEED_CPU, NEED_MEMORY, NEED_DISK, NEED_EACH, NEED_COUNT, NEED_TAG = range(6)
 SHAPE_WIDTH = 6

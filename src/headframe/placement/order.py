@@ -1,7 +1,8 @@
-"""Who comes first: tier, then those that waited too long, then priority, then fair shares between projects, then age.
+"""Who comes first: tier, then those that waited too long, then projects below their guarantee, then fair shares, then age.
 
 A project's share is what it used lately (halved every week), plus an hour of what it holds and of what this plan gives it.
-So a project that floods the queue does not push others back, and one that was idle catches up, but not for ever.
+So a project that floods the queue does not push others back, and one that was idle catches up, but not for ever. Priority
+orders the work of one project: nobody gets ahead of others by asking for it.
 """
 
 import heapq
@@ -25,11 +26,12 @@ class Order:
         self._world = world
         self._now_ms = now_ms
         self._share: dict[ProjectId, float] = {}
-        groups: dict[tuple[int, bool, int], list[Workload]] = {}
+        groups: dict[tuple[int, bool], list[Workload]] = {}
         for workload in world.queued.values():
             late = now_ms - workload.queued_ms >= WAIT_LIMIT_MS
-            groups.setdefault((TIER_ORDER[workload.spec.tier], not late, 0 if late else -workload.spec.priority), []).append(workload)
-        self._groups = [(not on_time, groups[tier, on_time, priority]) for tier, on_time, priority in sorted(groups)]
+            groups.setdefault((TIER_ORDER[workload.spec.tier], not late), []).append(workload)
+        self._held = dict[ProjectId, int]()
+        self._groups = [(not on_time, groups[tier, on_time]) for tier, on_time in sorted(groups)]
 
     def __iter__(self) -> Iterator[Workload]:
         for late, group in self._groups:
@@ -38,31 +40,35 @@ class Order:
     def granted(self, workload: Workload) -> None:
         """Count what was given."""
         milli = workload.spec.resources.gpu.milli * workload.spec.nodes
-        self._share[workload.project_id] = self._of(workload.project_id) + milli
+        project = workload.project_id
+        self._share[project] = self._of(project)[1] + milli
+        self._held[project] = self._held.get(project, 0) + milli
 
     def _fairly(self, group: list[Workload]) -> Iterator[Workload]:
-        queues: dict[ProjectId, list[tuple[int, WorkloadId, Workload]]] = {}
+        queues: dict[ProjectId, list[tuple[int, int, WorkloadId, Workload]]] = {}
         for workload in group:
-            queues.setdefault(workload.project_id, []).append((workload.queued_ms, workload.id, workload))
+            queues.setdefault(workload.project_id, []).append((-workload.spec.priority, workload.queued_ms, workload.id, workload))
         for queue in queues.values():
-            queue.sort(key=lambda item: item[:2], reverse=True)
+            queue.sort(key=lambda item: item[:3], reverse=True)
         if len(queues) == 1:
-            yield from (workload for queue in queues.values() for _, _, workload in reversed(queue))
+            yield from (item[3] for queue in queues.values() for item in reversed(queue))
             return
-        heap = [(self._of(project), *queue[-1][:2], project) for project, queue in queues.items()]
+        heap = [(self._of(project), *queue[-1][1:3], project) for project, queue in queues.items()]
         heapq.heapify(heap)
         while heap:
             share, _, _, project = heapq.heappop(heap)
             queue = queues[project]
             if share != self._of(project):  # it was given something since: look again
-                heapq.heappush(heap, (self._of(project), *queue[-1][:2], project))
+                heapq.heappush(heap, (self._of(project), *queue[-1][1:3], project))
                 continue
-            yield queue.pop()[2]
+            yield queue.pop()[3]
             if queue:
-                heapq.heappush(heap, (self._of(project), *queue[-1][:2], project))
+                heapq.heappush(heap, (self._of(project), *queue[-1][1:3], project))
 
-    def _of(self, project_id: ProjectId) -> float:
+    def _of(self, project_id: ProjectId) -> tuple[bool, float]:
+        """Whether a project has its guarantee already, and its share."""
+        project = self._world.projects[project_id]
         if project_id not in self._share:
-            project = self._world.projects[project_id]
             self._share[project_id] = recent_use_milli_h(project, self._now_ms) + self._world.gpu_use_milli.get(project_id, 0)
-        return self._share[project_id]
+        held = self._world.gpu_use_milli.get(project_id, 0) + self._held.get(project_id, 0)
+        return held >= project.guaranteed_gpus_milli, self._share[project_id]

@@ -13,18 +13,18 @@ from headframe.model.fleet import Gpu
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, duration, gpus
-from headframe.model.work import Network, Part, Refusal, Resources, Spec, Workload
+from headframe.model.work import Network, Part, Refusal, Resources, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.fit import No, Room, refuse, take
 from headframe.placement.fleet import Fleet, cheapest
 from headframe.placement.order import Order
-from headframe.placement.preempt import Eviction, gain, make_room
+from headframe.placement.preempt import Eviction, Lending, gain, make_room
+from headframe.placement.windows import SLACK_MS, SPOT_FROM_MS, Windows
 
-RESERVATIONS_MAX = 4
+KEPT_FOR_MAX = 4
 """How many waiting workloads at the head of the queue have room kept for them."""
-SLACK_MS = 60_000
-"""Work that is to be over by a time is asked to be over so much earlier."""
 RETIRED = frozenset({NodeState.RETIRED})
+FOREVER_MS = 1 << 50
 _NO_NODES = Refusal(rule="fleet", need="a node", have="0 nodes", nodes=0, change="enrol a machine: `headframe up`")
 
 
@@ -35,7 +35,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
     parts: tuple[Part, ...]
 
 
-class Reservation(msgspec.Struct, frozen=True, kw_only=True):
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes kept for a workload at the head of the queue, which is expected to start at `start_ms`."""
 
     workload_id: WorkloadId
@@ -49,7 +49,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     grants: tuple[Grant, ...] = ()
     refusals: dict[WorkloadId, tuple[Refusal, ...]] = {}
     evictions: tuple[Eviction, ...] = ()
-    reservations: tuple[Reservation, ...] = ()
+    kept: tuple[Kept, ...] = ()
 
 
 Admit = Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]
@@ -67,8 +67,8 @@ def plan(world: World, now_ms: int, admit: Admit | None = None, *, reasons: bool
             break
         made.consider(workload)
     for grant in made.grants:
-        made.fleet.seen(world.workloads[grant.workload_id].spec.resources)
-    return Plan(grants=tuple(made.grants), refusals=made.refusals, evictions=tuple(made.evictions), reservations=tuple(made.reservations))
+        made.fleet.ran(world.workloads[grant.workload_id].spec, grant.parts)
+    return Plan(grants=tuple(made.grants), refusals=made.refusals, evictions=tuple(made.evictions), kept=tuple(made.kept))
 
 
 def explain(world: World, workload: Workload, now_ms: int, admit: Admit | None = None) -> tuple[Refusal, ...]:
@@ -85,10 +85,10 @@ def feasible(world: World, spec: Spec) -> tuple[Part, ...] | tuple[Refusal, ...]
     rooms = fleet.idle_rooms()
     if not rooms:
         return (_NO_NODES,)
-    answer = _asked(spec, rooms, idle=True)
+    answer = _asked(spec, rooms)
     if answer:
         return answer
-    fits = [room for room, _ in rooms if refuse(spec, room, idle=True) is None]
+    fits = [room for room, _ in rooms if refuse(spec, room) is None]
     return (take(spec, min(fits, key=_tightness), 0),)
 
 
@@ -117,13 +117,17 @@ class _Made:
         self.fleet.sync()
         self.grants: list[Grant] = []
         self.evictions: list[Eviction] = []
-        self.reservations: list[Reservation] = []
+        self.kept: list[Kept] = []
         self.refusals: dict[WorkloadId, tuple[Refusal, ...]] = {}
         self.gpu_milli: dict[ProjectId, int] = {}
         self.rates: dict[ProjectId, int] = {}
         self._full: dict[_Shape, tuple[Refusal, ...]] = {}
         self._too_long: dict[_Shape, int] = {}
         self._hopeless: dict[_Shape, float] = {}
+        self.lending = Lending(world, now_ms)
+        self.windows = Windows(world, self.fleet, now_ms)
+        for rank, until_ms in self.windows.until.items():
+            self.fleet.hold(rank, until_ms)
 
     def consider(self, workload: Workload) -> None:
         """Grant it, or refuse it and see to it that it is not passed over for ever."""
@@ -144,12 +148,41 @@ class _Made:
         over = self._over_quota(workload)
         if over is not None:
             return (over,)
+        if workload.spec.volumes:
+            return self._where_its_volumes_are(workload)
         shape = _shape(workload.spec)
         # Capacity only shrinks within a plan: what did not fit before does not fit now.
-        parts = () if shape in self._full else self.fleet.place(workload.spec)
+        parts = self._set_aside(workload)
+        parts = parts or (() if shape in self._full else self.fleet.place(workload.spec, near=self.fleet.at_hand(workload.spec)))
         parts = parts or self._backfilled(workload, shape)
-        if not parts:
-            return self._refused(workload, shape)
+        return self._admitted(workload, parts) if parts else self._refused(workload, shape)
+
+    def _set_aside(self, workload: Workload) -> tuple[Part, ...]:
+        """A place on nodes that its project has reserved."""
+        if workload.spec.tier is not Tier.RESERVED or not self.windows.until:
+            return ()
+        ends_ms = self.now_ms + (workload.spec.max_duration_s * 1000 + SLACK_MS if workload.spec.max_duration_s else FOREVER_MS)
+        return self.fleet.place_on(workload.spec, self.windows.mine(workload.project_id, ends_ms))
+
+    def _where_its_volumes_are(self, workload: Workload) -> Grant | tuple[Refusal, ...]:
+        """Work with volumes goes where they lie; where none does yet, anywhere."""
+        homes = {self.world.homes[workload.project_id, mount.volume] for mount in workload.spec.volumes
+                 if (workload.project_id, mount.volume) in self.world.homes}  # fmt: skip
+        names = ", ".join(self.world.nodes[home].name for home in sorted(homes))
+        if len(homes) > 1:
+            return (Refusal(rule="volume", need="volumes that lie on one node", have=f"volumes on {names}", nodes=0,
+                            change="mount those of one node, or remove one: `headframe volume rm`"),)  # fmt: skip
+        among = [self.fleet.rank[home] for home in homes]
+        parts = self.fleet.place(workload.spec, among=among)
+        if parts:
+            return self._admitted(workload, parts)
+        if not homes:
+            return self._refused(workload, _shape(workload.spec))
+        no = refuse(workload.spec, self.fleet.room(next(iter(homes))))
+        have, change = (f"{no.rule}: {no.have}", no.change) if no else ("a node that is kept for others", "waits for its turn")
+        return (Refusal(rule="volume", need=f"{names}, where its volumes lie", have=have, nodes=1, change=change),)
+
+    def _admitted(self, workload: Workload, parts: tuple[Part, ...]) -> Grant | tuple[Refusal, ...]:
         refusal = self.admit(workload, parts, self.rates) if self.admit else None
         if refusal is not None:
             self.fleet.take_back(parts)
@@ -159,17 +192,31 @@ class _Made:
     def _backfilled(self, workload: Workload, shape: _Shape) -> tuple[Part, ...]:
         """A place on nodes that are kept for others, for work that is over before they need them."""
         span_s = workload.spec.max_duration_s
-        if not span_s or not self.fleet.held_until or span_s >= self._too_long.get(shape, span_s + 1):
+        if not self.fleet.held_until:
             return ()
-        parts = self.fleet.backfill(workload.spec, self.now_ms + span_s * 1000 + SLACK_MS)
+        if not span_s:
+            return self._until_the_date(workload)
+        if span_s >= self._too_long.get(shape, span_s + 1):
+            return ()
+        parts = self.fleet.place_on(workload.spec, self._free_until(self.fleet.held_until, self.now_ms + span_s * 1000 + SLACK_MS))
         if not parts:
             self._too_long[shape] = span_s
         return parts
 
+    def _until_the_date(self, workload: Workload) -> tuple[Part, ...]:
+        """Spot work may use nodes that are set aside until it must go."""
+        if workload.spec.tier is not Tier.SPOT or not self.windows.until:
+            return ()
+        return self.fleet.place_on(workload.spec, self._free_until(self.windows.until, self.now_ms + SPOT_FROM_MS))
+
+    def _free_until(self, until: dict[int, int], ends_ms: int) -> list[int]:
+        """Nodes that are kept from `ends_ms` on at the earliest, the last first."""
+        return sorted((rank for rank, at_ms in until.items() if at_ms >= ends_ms), key=lambda rank: (-until[rank], rank))
+
     def _refused(self, workload: Workload, shape: _Shape) -> tuple[Refusal, ...]:
         if shape not in self._full:
-            self._full[shape] = _why_not(workload.spec, self.fleet, self.now_ms) if self.reasons else ()
-        if len(self.reservations) < RESERVATIONS_MAX and workload.id in self.world.queued:
+            self._full[shape] = _why_not(workload.spec, self.fleet, self.windows, self.now_ms) if self.reasons else ()
+        if len(self.kept) < KEPT_FOR_MAX and workload.id in self.world.queued:
             self._see_to(workload)
         return self._full[shape]
 
@@ -180,7 +227,7 @@ class _Made:
         shape, worth = _shape(workload.spec), gain(workload.spec)
         if worth <= self._hopeless.get(shape, -1):
             return
-        soon = make_room(self.fleet, workload, self.now_ms)
+        soon = make_room(self.fleet, workload, self.now_ms, self.lending)
         if soon is not None:
             self.evictions.extend(soon.evictions)
             self._keep(workload, soon.ranks, self.now_ms)
@@ -192,7 +239,7 @@ class _Made:
         if workload.spec.nodes == 1 and workload.spec.resources.gpu.milli <= MILLI:
             return False  # it takes the first card that comes free: nothing smaller can pass it for long
         ready = self.fleet.ready(workload.spec, self.now_ms)
-        ranks = cheapest(self.fleet.soonest(workload.spec, ready), workload.spec.nodes)
+        ranks = cheapest(self.fleet.racks.soonest(workload.spec, ready), workload.spec.nodes)
         if ranks:
             self._keep(workload, ranks, int(ready[list(ranks)].max()))
         return bool(ranks)
@@ -202,7 +249,7 @@ class _Made:
             self.fleet.hold(rank, start_ms)
         self._too_long.clear()
         nodes = tuple(self.fleet.ids[rank] for rank in ranks)
-        self.reservations.append(Reservation(workload_id=workload.id, nodes=nodes, start_ms=start_ms))
+        self.kept.append(Kept(workload_id=workload.id, nodes=nodes, start_ms=start_ms))
 
     def _over_quota(self, workload: Workload) -> Refusal | None:
         project = self.world.projects[workload.project_id]
@@ -214,17 +261,17 @@ class _Made:
         return Refusal(rule="quota", need=f"{gpus(need)} GPU", have=have, nodes=0, change="waits for the project's own work")
 
 
-def _why_not(spec: Spec, fleet: Fleet, now_ms: int) -> tuple[Refusal, ...]:
+def _why_not(spec: Spec, fleet: Fleet, windows: Windows, now_ms: int) -> tuple[Refusal, ...]:
     """Every node's no, asked once of each state that nodes are in."""
     rooms: list[tuple[Room, int]] = []
     kept: list[tuple[No, int]] = []
     for node_id, count in fleet.states():
         room, until_ms = fleet.room(node_id), fleet.held_until.get(fleet.rank[node_id], -1)
-        if until_ms >= 0 and refuse(spec, room, idle=False) is None:
-            kept.append((_kept(spec, until_ms, now_ms), count))
+        if until_ms >= 0 and refuse(spec, room) is None:
+            kept.append((_kept(spec, until_ms, windows.names.get(fleet.rank[node_id], ""), now_ms), count))
         elif room.node.state not in RETIRED:
             rooms.append((room, count))
-    return _asked(spec, rooms, idle=False, kept=kept) or _too_far(spec, fleet) or (_NO_NODES,)
+    return _asked(spec, rooms, kept) or _too_far(spec, fleet) or (_NO_NODES,)
 
 
 def _too_far(spec: Spec, fleet: Fleet) -> tuple[Refusal, ...]:
@@ -235,19 +282,20 @@ def _too_far(spec: Spec, fleet: Fleet) -> tuple[Refusal, ...]:
                     change=f"ask for nodes ≤ {most}, or `network: preferred`"),)  # fmt: skip
 
 
-def _kept(spec: Spec, until_ms: int, now_ms: int) -> No:
+def _kept(spec: Spec, until_ms: int, reserved: str, now_ms: int) -> No:
     left_s = max(0, (until_ms - now_ms - SLACK_MS) // 1000)
-    need = f"an end within {duration(left_s * 1000)}: the node is kept for a workload ahead"
+    whom = f"set aside as {reserved!r}" if reserved else "kept for a workload ahead"
+    need = f"an end within {duration(left_s * 1000)}: the node is {whom}"
     have = f"max_duration {duration(spec.max_duration_s * 1000)}" if spec.max_duration_s else "no max_duration"
     return No("kept", need, have, left_s, f"set max_duration ≤ {duration(left_s * 1000)}, or wait" if left_s else "waits for its turn")
 
 
-def _asked(spec: Spec, rooms: Sequence[tuple[Room, int]], *, idle: bool, kept: Sequence[tuple[No, int]] = ()) -> tuple[Refusal, ...]:
+def _asked(spec: Spec, rooms: Sequence[tuple[Room, int]], kept: Sequence[tuple[No, int]] = ()) -> tuple[Refusal, ...]:
     """The refusals of all rooms, each with how many nodes it stands for; () where enough of them do not refuse."""
     noes = list(kept)
     fitting = 0
     for room, count in rooms:
-        no = refuse(spec, room, idle=idle)
+        no = refuse(spec, room)
         if no is None:
             fitting += count
         else:

@@ -1,12 +1,13 @@
 """Whose work gives way: the least work lost, and only where clearly more is gained.
 
-Only spot work gives way, to reserved and on-demand work, whole gangs at a time. It has run for MIN_RUN_MS before, and work
+Spot work gives way to reserved and on-demand work, whole gangs at a time; and what a project has borrowed beyond its own
+guarantee, to one that is below its. It has run for MIN_RUN_MS before, and work
 that gave way within the last CALM_MS does not do so again. What is lost is the time since the start (at most CHECKPOINT_MS
 where there is a checkpoint) and a restart, on all the cards of the victim; what is gained is the time that the other would
-else wait, on all of its cards, at most HORIZON_MS.
+else wait, on all of its cards, at most HORIZON_MS. What was borrowed is given back whatever is gained, but the least loss first.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -14,6 +15,7 @@ from headframe.model.ids import AllocationId, NodeId, WorkloadId
 from headframe.model.states import AllocationState, Reason
 from headframe.model.units import MS_PER_HOUR
 from headframe.model.work import Allocation, Spec, Tier, Workload
+from headframe.model.world import World
 from headframe.placement.fit import Room, changed, refuse
 from headframe.placement.fleet import Fleet, cheapest
 from headframe.placement.kernels import NEVER
@@ -46,33 +48,62 @@ class Soon(msgspec.Struct, frozen=True, kw_only=True):
     evictions: tuple[Eviction, ...]
 
 
-def make_room(fleet: Fleet, workload: Workload, now_ms: int) -> Soon | None:
+class Lending:
+    """What projects with a guarantee hold beyond it: lent, and to be given back to those that are below theirs."""
+
+    def __init__(self, world: World, now_ms: int) -> None:
+        self._world, self._now_ms = world, now_ms
+        self._lent: frozenset[AllocationId] | None = None
+
+    def back_for(self, workload: Workload) -> frozenset[AllocationId]:
+        """What may be taken back for this workload: nothing, unless it stays within its project's guarantee."""
+        project = self._world.projects[workload.project_id]
+        need = workload.spec.resources.gpu.milli * workload.spec.nodes
+        if self._world.gpu_use_milli.get(project.id, 0) + need > project.guaranteed_gpus_milli:
+            return frozenset()
+        if self._lent is None:
+            self._lent = frozenset(self._beyond())
+        return self._lent
+
+    def _beyond(self) -> Iterator[AllocationId]:
+        """The newest of a project's firm work, as far as it goes beyond the guarantee."""
+        lenders = {key: project.guaranteed_gpus_milli for key, project in self._world.projects.items() if project.guaranteed_gpus_milli}
+        for allocation in sorted(self._world.held.values(), key=lambda a: (a.granted_ms, a.id)):
+            if allocation.project_id in lenders and allocation.tier is not Tier.SPOT:
+                lenders[allocation.project_id] -= sum(share.milli for part in allocation.parts for share in part.shares)
+                if lenders[allocation.project_id] < 0:
+                    yield allocation.id
+
+
+def make_room(fleet: Fleet, workload: Workload, now_ms: int, lending: Lending) -> Soon | None:
     """Room for a workload that fits nowhere now; None where freeing it would cost more than it gains."""
     spec = workload.spec
     if spec.tier is Tier.SPOT or not spec.resources.gpu.milli:
         return None
-    losses = fleet.losses(spec, now_ms)
+    lent = lending.back_for(workload)
+    losses = fleet.losses(spec, now_ms, lent)
     if spec.nodes > 1:
-        return _whole(fleet, workload, cheapest(fleet.soonest(spec, losses), spec.nodes), now_ms)
+        return _whole(fleet, workload, cheapest(fleet.racks.soonest(spec, losses), spec.nodes), now_ms, lent)
     for rank in cheapest(losses, min(TRIES, int((losses < NEVER).sum()))):
-        found = _whole(fleet, workload, [rank], now_ms)
+        found = _whole(fleet, workload, [rank], now_ms, lent)
         if found is not None:
             return found
     return None
 
 
-def _whole(fleet: Fleet, workload: Workload, ranks: Sequence[int], now_ms: int) -> Soon | None:
+def _whole(fleet: Fleet, workload: Workload, ranks: Sequence[int], now_ms: int, lent: Container[AllocationId]) -> Soon | None:
     if not ranks:
         return None
     victims: dict[AllocationId, Allocation] = {}
     for rank in ranks:
-        there = _victims(fleet, workload.spec, fleet.ids[rank], victims, now_ms)
+        there = _victims(fleet, workload.spec, fleet.ids[rank], victims, lent, now_ms)
         if there is None:
             return None
         victims |= {allocation.id: allocation for allocation in there}
     going = [allocation for allocation in victims.values() if allocation.state is not AllocationState.STOPPING]
     lost = {allocation.id: lost_milli_ms(allocation, fleet.world.workloads[allocation.workload_id], now_ms) for allocation in going}
-    if going and gain(workload.spec) < GAIN_OVER_LOSS * WORTH[Tier.SPOT] * sum(lost.values()):
+    given = sum(WORTH[allocation.tier] * lost[allocation.id] for allocation in going if allocation.id not in lent)
+    if gain(workload.spec) < GAIN_OVER_LOSS * given:
         return None
     evictions = (Eviction(allocation_id=key, for_id=workload.id, lost_milli_h=lost[key] / MS_PER_HOUR) for key in sorted(lost))
     return Soon(ranks=tuple(ranks), evictions=tuple(evictions))
@@ -91,32 +122,34 @@ def lost_milli_ms(allocation: Allocation, workload: Workload, now_ms: int) -> in
     return (lost_ms + RESTART_MS) * sum(share.milli for part in allocation.parts for share in part.shares)
 
 
-def _victims(fleet: Fleet, spec: Spec, node_id: NodeId, known: Iterable[AllocationId], now_ms: int) -> list[Allocation] | None:
+def _victims(fleet: Fleet, spec: Spec, node_id: NodeId, known: Iterable[AllocationId], lent: Container[AllocationId],
+             now_ms: int) -> list[Allocation] | None:  # fmt: skip
     """Who must go from one node, cheapest first, nobody that is not needed; None where that is not enough."""
     room, chosen = fleet.room(node_id), list[Allocation]()
     already = set(known)
-    there = [a for a in fleet.world.on_node.get(node_id, {}).values() if a.id in already or may_go(fleet, a, now_ms)]
+    there = [a for a in fleet.world.on_node.get(node_id, {}).values() if a.id in already or may_go(fleet, a, now_ms, lent)]
     there.sort(key=lambda a: (a.id not in already, a.state is not AllocationState.STOPPING, _price(fleet, a), _loss(fleet, a, now_ms), a.id))
     for allocation in there:
-        if refuse(spec, room, idle=False) is None:
+        if refuse(spec, room) is None:
             break
         chosen.append(allocation)
         room = without(room, allocation)
-    if refuse(spec, room, idle=False) is not None:
+    if refuse(spec, room) is not None:
         return None
     for allocation in reversed(chosen[:-1]):  # whoever turned out not to be needed stays
         fewer = [other for other in chosen if other is not allocation]
-        if refuse(spec, _without_all(fleet.room(node_id), fewer), idle=False) is None:
+        if refuse(spec, _without_all(fleet.room(node_id), fewer)) is None:
             chosen = fewer
     return chosen
 
 
-def may_go(fleet: Fleet, allocation: Allocation, now_ms: int) -> bool:
+def may_go(fleet: Fleet, allocation: Allocation, now_ms: int, lent: Container[AllocationId] = ()) -> bool:
     """Whether this work may give way now."""
     if allocation.state is AllocationState.STOPPING:
         return True
     workload = fleet.world.workloads.get(allocation.workload_id)
-    if allocation.tier is not Tier.SPOT or allocation.state is not AllocationState.RUNNING or workload is None:
+    firm = allocation.tier is not Tier.SPOT and allocation.id not in lent
+    if firm or allocation.state is not AllocationState.RUNNING or workload is None:
         return False
     calm_ms = CALM_MS if workload.reason is Reason.PREEMPTED else MIN_RUN_MS
     return now_ms - allocation.started_ms >= calm_ms

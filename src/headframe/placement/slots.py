@@ -20,6 +20,7 @@ from headframe.placement.kernels import (
     OURS,
     PAGE,
     PLACED,
+    SURCHARGE,
     USED_PAGES,
     Ints,
     Members,
@@ -241,6 +242,8 @@ def look_again(shape: int, slot: int, s: Slots, h: Shapes, p: Scores) -> None:
             return
         taken(row, p.kind[c], need, mask, watts, pick, after)
         cost = cost_of(row, after, need, p, pick)
+        if p.policy[0] == OURS:
+            cost += row[SURCHARGE] * need[NEED_COUNT] * each
         if cost < h.cost[shape, slot]:
             h.cost[shape, slot] = cost
             h.pick[shape, slot] = pick

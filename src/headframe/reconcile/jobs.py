@@ -109,11 +109,13 @@ def _after(workload: Workload, ended: Allocation, now_ms: int) -> Workload:
     reason = ended.reason
     assert reason is not None
     retry = workload.spec.retry
-    if reason in retry.on and ended.attempt < retry.attempts and ended.stop_because is not Reason.CANCELLED:
+    preempted = workload.preempted + (reason is Reason.PREEMPTED)
+    tried = ended.attempt - preempted
+    if reason in retry.on and (tried < retry.attempts or reason is Reason.PREEMPTED) and ended.stop_because is not Reason.CANCELLED:
         own_fault = reason in {Reason.FAILED, Reason.SETUP_FAILED, Reason.START_FAILED}
-        pause_ms = min(BACKOFF_FIRST_MS * 2 ** (ended.attempt - 1), BACKOFF_MAX_MS) if own_fault else 0
+        pause_ms = min(BACKOFF_FIRST_MS * 2 ** (tried - 1), BACKOFF_MAX_MS) if own_fault else 0
         return msgspec.structs.replace(
-            workload, state=WorkloadState.QUEUED, reason=reason, exit_code=ended.exit_code, detail=ended.detail,
+            workload, state=WorkloadState.QUEUED, preempted=preempted, reason=reason, exit_code=ended.exit_code, detail=ended.detail,
             not_before_ms=now_ms + pause_ms if pause_ms else 0,
         )  # fmt: skip
     state = WorkloadState.FAILED

@@ -1,0 +1,25 @@
+"""What a placement draws from its rack: at most its cards' power limits, by their shares. Never less than can happen."""
+
+from collections.abc import Container, Iterable
+
+from headframe.model.fleet import UNKNOWN_GPU_W, Gpu
+from headframe.model.ids import NodeId
+from headframe.model.units import MILLI
+from headframe.model.work import GpuRequest, Part
+from headframe.model.world import World
+
+
+def watts_of(request: GpuRequest, cards: Iterable[Gpu]) -> int:
+    """What a request may draw on a machine with these cards: its thousandths of the thirstiest of them."""
+    return request.milli * max(map(max_w, cards), default=0) // MILLI
+
+
+def drawn_w(world: World, parts: Iterable[Part], nodes: Container[NodeId]) -> int:
+    """What parts of allocations may draw at most on some nodes."""
+    shares = [share for part in parts if part.node_id in nodes for share in part.shares]
+    return sum(share.milli * max_w(world.gpus.get(share.gpu_id)) // MILLI for share in shares)
+
+
+def max_w(gpu: Gpu | None) -> int:
+    """A card's power limit, or what is assumed of one whose limit is not known."""
+    return (gpu.max_w if gpu else 0) or UNKNOWN_GPU_W
