@@ -11,15 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from headframe.model.command import Enrol
-from headframe.model.fleet import Gpu, Node
+from headframe.model.fleet import Gpu, Node, Sharing
 from headframe.model.ids import GpuId, NodeId, RackId, SiteId
 from headframe.model.states import GpuState, NodeState
 from headframe.model.units import MILLI
 
 MIB = 1024 * 1024
+SHARING = {0: Sharing.TIME_SLICE, 2: Sharing.EXCLUSIVE, 3: Sharing.EXCLUSIVE}
+"""By NVML's compute mode; in 2 (prohibited) and 3 (one process) a card takes one holder at most."""
 RESERVED_MEMORY_MIB = 512
 """Kept for the operating system and for Headframe itself."""
 
@@ -31,7 +34,7 @@ def probe(site: SiteId, rack: RackId, data: Path, now_ms: int) -> Enrol:
         id=node_id, name=platform.node() or node_id, site_id=site, rack_id=rack, state=NodeState.NEW, engine="local",
         cpu_milli=len(os.sched_getaffinity(0)) * MILLI, memory_mib=max(256, _memory_mib() - RESERVED_MEMORY_MIB),
         disk_mib=shutil.disk_usage(data).total // MIB, cpu_model=_cpu_model(), os=_os_name(), boot_id=boot_id(),
-        joined_ms=now_ms, seen_ms=now_ms,
+        joined_ms=now_ms, seen_ms=now_ms, arch=platform.machine(),
     )  # fmt: skip
     return Enrol(node=node, gpus=tuple(nvidia_gpus(node_id, now_ms)))
 
@@ -51,7 +54,8 @@ def nvidia_gpus(node: NodeId, now_ms: int) -> list[Gpu]:
     except pynvml.NVMLError:
         return []
     try:
-        return [_gpu(pynvml, index, node, now_ms) for index in range(pynvml.nvmlDeviceGetCount())]
+        cards = [_gpu(pynvml, index, node, now_ms) for index in range(pynvml.nvmlDeviceGetCount())]
+        return _linked(pynvml, cards)
     finally:
         pynvml.nvmlShutdown()
 
@@ -65,6 +69,10 @@ def _gpu(nvml: Any, index: int, node: NodeId, now_ms: int) -> Gpu:
         "compute_capability": lambda: ".".join(map(str, nvml.nvmlDeviceGetCudaComputeCapability(handle))),
         "pci_bus": lambda: _text(nvml.nvmlDeviceGetPciInfo(handle).busId),
         "driver": lambda: _text(nvml.nvmlSystemGetDriverVersion()),
+        "pcie_gen": lambda: nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle),
+        "pcie_width": lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
+        "max_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) // 1000,
+        "sharing": lambda: SHARING.get(nvml.nvmlDeviceGetComputeMode(handle), Sharing.TIME_SLICE),
     }
     known: dict[str, Any] = {"id": GpuId(f"{node}-gpu-{index}"), "model": "unknown", "memory_mib": 0}
     for name, call in read.items():
@@ -73,6 +81,25 @@ def _gpu(nvml: Any, index: int, node: NodeId, now_ms: int) -> Gpu:
         except nvml.NVMLError:
             continue  # the datum stays unknown
     return Gpu(node_id=node, index=index, state=GpuState.NEW, joined_ms=now_ms, **known)
+
+
+def _linked(nvml: Any, cards: list[Gpu]) -> list[Gpu]:
+    """The cards with their peer-to-peer domains: those that reach each other's memory, directly or through others that do."""
+    domain = list(range(len(cards)))
+    for a in range(len(cards)):
+        for b in range(a):
+            if domain[a] != domain[b] and _reach(nvml, a, b):
+                domain = [domain[b] if each == domain[a] else each for each in domain]
+    alone = {number for number in domain if domain.count(number) == 1}
+    return [msgspec.structs.replace(gpu, p2p="" if number in alone else str(number)) for gpu, number in zip(cards, domain, strict=True)]
+
+
+def _reach(nvml: Any, a: int, b: int) -> bool:
+    try:
+        first, second = nvml.nvmlDeviceGetHandleByIndex(a), nvml.nvmlDeviceGetHandleByIndex(b)
+        return nvml.nvmlDeviceGetP2PStatus(first, second, nvml.NVML_P2P_CAPS_INDEX_READ) == nvml.NVML_P2P_STATUS_OK
+    except nvml.NVMLError:
+        return False
 
 
 def _text(value: bytes | str) -> str:

@@ -115,6 +115,17 @@ def project_budget(
     show(made, json, lambda: _show_projects([made]))
 
 
+@project_app.command("quota")
+def project_quota(
+    name: str, *, most: Annotated[float, typer.Option(min=0, help="GPUs that it may hold; 0 is no limit.")] = 0,
+    guaranteed: Annotated[float, typer.Option(min=0, help="GPUs that it gets back from whoever borrowed them.")] = 0, json: Json = False,
+) -> None:  # fmt: skip
+    """How many GPUs a project may hold, and how many it is guaranteed."""
+    with client() as cloud:
+        made = cloud.set_quota(name, round(most * MILLI), round(guaranteed * MILLI))
+    show(made, json, lambda: _show_projects([made]))
+
+
 @key_app.command("create")
 def key_create(
     name: str, *, scope: Annotated[Scope, typer.Option(help="What it may do.")] = Scope.MEMBER, project: ProjectOption = "",

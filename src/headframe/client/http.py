@@ -17,12 +17,14 @@ from headframe.model.api import (
     EntryPage,
     EventPage,
     EventView,
+    GpuBody,
     Health,
     KeyBody,
     KeyList,
     KeyMade,
     KeyView,
     LogPage,
+    NodeBody,
     NodePage,
     NodeView,
     Offers,
@@ -30,14 +32,23 @@ from headframe.model.api import (
     Problem,
     ProjectBody,
     ProjectList,
+    QuotaBody,
     QuoteView,
+    RackBody,
+    RackList,
+    RackView,
+    ReservationBody,
+    ReservationList,
     SubmitBody,
     UsagePage,
+    VolumeList,
+    VolumeView,
     Whoami,
     WorkdirMade,
     WorkloadPage,
     WorkloadView,
 )
+from headframe.model.fleet import Gpu, Reservation
 from headframe.model.money import GpuPrice, Invoice, PriceList
 from headframe.model.people import Project, Scope
 from headframe.model.work import LogLine
@@ -199,6 +210,47 @@ class Client:
         """Limit a project."""
         body = BudgetBody(hour_nano=hour_nano, month_nano=month_nano)
         return self._send("PUT", f"/v1/projects/{_segment(project)}/budget", Project, body)
+
+    def set_quota(self, project: str, quota_gpus_milli: int, guaranteed_gpus_milli: int) -> Project:
+        """How much a project may hold, and is guaranteed."""
+        body = QuotaBody(quota_gpus_milli=quota_gpus_milli, guaranteed_gpus_milli=guaranteed_gpus_milli)
+        return self._send("PUT", f"/v1/projects/{_segment(project)}/quota", Project, body)
+
+    def set_node(self, node: str, body: NodeBody) -> NodeView:
+        """Say what a node is for."""
+        return self._send("PUT", f"/v1/nodes/{_segment(node)}", NodeView, body)
+
+    def racks(self) -> RackList:
+        """All racks."""
+        return self._get("/v1/racks", RackList)
+
+    def set_rack(self, rack: str, body: RackBody) -> RackView:
+        """Say what a rack can carry."""
+        return self._send("PUT", f"/v1/racks/{_segment(rack)}", RackView, body)
+
+    def set_gpu(self, gpu: str, body: GpuBody) -> Gpu:
+        """Say what a card is good for, and how it is shared."""
+        return self._send("PUT", f"/v1/gpus/{_segment(gpu)}", Gpu, body)
+
+    def reservations(self) -> ReservationList:
+        """The reservations that this key may see."""
+        return self._get("/v1/reservations", ReservationList)
+
+    def reserve(self, body: ReservationBody) -> Reservation:
+        """Set nodes aside."""
+        return self._send("POST", "/v1/reservations", Reservation, body)
+
+    def cancel_reservation(self, name: str) -> Reservation:
+        """Give the nodes back now."""
+        return self._send("DELETE", f"/v1/reservations/{_segment(name)}", Reservation)
+
+    def volumes(self, project: str = "") -> VolumeList:
+        """The volumes that this key may see."""
+        return self._get("/v1/volumes", VolumeList, project=project)
+
+    def remove_volume(self, name: str, project: str = "") -> VolumeView:
+        """Delete a volume and what is in it."""
+        return self._call("DELETE", f"/v1/volumes/{_segment(name)}", VolumeView, params={"project": project} if project else {})
 
     def keys(self) -> KeyList:
         """The keys that this key may see."""

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from headframe.model.ids import AllocationId, NodeId
+from headframe.model.ids import AllocationId, NodeId, VolumeId
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -43,6 +43,10 @@ class Engine(Protocol):
 
     async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
         """Lines from the cursor `after` on; a cursor that has been rotated away goes on at the oldest line kept."""
+        ...
+
+    async def erase(self, volume: VolumeId) -> None:
+        """Delete a volume that nothing mounts any more."""
         ...
 
     async def discard(self, allocation: AllocationId) -> None:

@@ -27,7 +27,7 @@ from headframe.engines import supervisor
 from headframe.engines.base import GRACE_S, Sight
 from headframe.engines.cgroup import make_cgroups, remove_cgroups
 from headframe.engines.runtime import SETUP_EXIT, Launch, launch_for
-from headframe.model.ids import AllocationId, NodeId
+from headframe.model.ids import AllocationId, NodeId, VolumeId, volume_id
 from headframe.model.states import AllocationState, Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -58,6 +58,7 @@ class LocalEngine:
         self._node_id = node_id
         self._active, self._ended = root / "active", root / "ended"
         self._checkpoints = root / "checkpoints"
+        self._volumes = root / "volumes"
         self._workdirs = workdirs
         self._clock_ms = clock_ms
         self._boot_id = boot_id
@@ -66,7 +67,7 @@ class LocalEngine:
         self._spawned: list[subprocess.Popen[bytes]] = []
         self._spare: subprocess.Popen[bytes] | None = None
         self._handed_ms: dict[str, int] = {}
-        for path in (self._active, self._ended, self._checkpoints):
+        for path in (self._active, self._ended, self._checkpoints, self._volumes):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def listen(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
@@ -133,6 +134,9 @@ class LocalEngine:
                     return lines
         return []
 
+    async def erase(self, volume: VolumeId) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._volumes / volume, ignore_errors=True)
+
     async def discard(self, allocation: AllocationId) -> None:
         for files in (self._ended / allocation / "log", self._checkpoints / allocation.rpartition(".")[0]):
             await asyncio.to_thread(shutil.rmtree, files, ignore_errors=True)
@@ -181,7 +185,10 @@ class LocalEngine:
         checkpoint = self._checkpoints / workload.id
         if workload.spec.checkpoint:
             checkpoint.mkdir(exist_ok=True, mode=0o700)
-        launch = launch_for(allocation, workload, work, checkpoint)
+        mounts = {mount: self._volumes / volume_id(workload.project_id, mount.volume) for mount in workload.spec.volumes}
+        for volume in mounts.values():
+            volume.mkdir(exist_ok=True, mode=0o700)
+        launch = launch_for(allocation, workload, work, checkpoint, mounts)
         _write_durably(directory / "spec.json", json.dumps(self._spec(allocation, workload, work, launch)).encode())
 
     def _spec(self, allocation: Allocation, workload: Workload, work: Path, launch: Launch) -> dict[str, Any]:

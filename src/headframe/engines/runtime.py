@@ -3,12 +3,14 @@
 import os
 import resource
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from headframe.model.fleet import Sharing
 from headframe.model.units import MILLI
-from headframe.model.work import Allocation, Workload
+from headframe.model.work import Allocation, Mount, Part, Workload
 
 PODMAN_STOP_S = 10
 SETUP_EXIT = 113
@@ -26,11 +28,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     on_stop: list[list[str]] = []
 
 
-def launch_for(allocation: Allocation, workload: Workload, work: Path, checkpoint: Path) -> Launch:
+def launch_for(allocation: Allocation, workload: Workload, work: Path, checkpoint: Path, mounts: Mapping[Mount, Path]) -> Launch:
     """A container where an image is named, else a process; ValueError says what is missing."""
     env = _headframe_env(allocation, workload)
     if workload.spec.image:
-        return _podman(allocation, workload, work, checkpoint, env)
+        return _podman(allocation, workload, _volumes(work, checkpoint, workload, mounts), {**env, **_seen(mounts, inside=True)})
+    env |= _seen(mounts, inside=False)
     if workload.spec.checkpoint:
         env["HEADFRAME_CHECKPOINT"] = str(checkpoint)
     path = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
@@ -69,22 +72,44 @@ def _headframe_env(allocation: Allocation, workload: Workload) -> dict[str, str]
         "HEADFRAME_CPUS": f"{part.cpu_milli / MILLI:g}", "HEADFRAME_MEMORY_MIB": str(part.memory_mib),
         "HEADFRAME_MASTER_ADDR": "127.0.0.1", "HEADFRAME_MASTER_PORT": "29500",
         "CUDA_VISIBLE_DEVICES": ",".join(share.gpu_id for share in part.shares),
+        **_sharing(part),
         "OMP_NUM_THREADS": str(max(1, part.cpu_milli // MILLI)),
     }  # fmt: skip
 
 
-def _podman(allocation: Allocation, workload: Workload, work: Path, checkpoint: Path, env: dict[str, str]) -> Launch:
+def _sharing(part: Part) -> dict[str, str]:
+    """How a fraction of a card is kept apart, and under MPS the share of the processors that it may use."""
+    shared = next((share for share in part.shares if share.sharing is not Sharing.EXCLUSIVE), None)
+    if shared is None:
+        return {}
+    told = {"HEADFRAME_GPU_SHARING": shared.sharing.value}
+    return {**told, "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": f"{shared.milli / 10:g}"} if shared.sharing is Sharing.MPS else told
+
+
+def _volumes(work: Path, checkpoint: Path, workload: Workload, mounts: Mapping[Mount, Path]) -> list[str]:
+    """Directories of the machine and where the container sees them."""
+    seen = {WORK_IN_CONTAINER: work, **{mount.path: path for mount, path in mounts.items()}}
+    if workload.spec.checkpoint:
+        seen[workload.spec.checkpoint] = checkpoint
+    return [f"--volume={path}:{inside}:rw" for inside, path in seen.items()]
+
+
+def _seen(mounts: Mapping[Mount, Path], *, inside: bool) -> dict[str, str]:
+    """Where the work finds its volumes: without an image they are not where the file says, since nothing is mounted."""
+    return {"HEADFRAME_VOLUME_" + mount.volume.upper().replace("-", "_"): mount.path if inside else str(path) for mount, path in mounts.items()}
+
+
+def _podman(allocation: Allocation, workload: Workload, volumes: list[str], env: dict[str, str]) -> Launch:
     podman = podman_path()
     if podman is None:
         raise ValueError("an image is named, but podman is not installed on this machine")
     part, name = allocation.parts[0], f"headframe-{allocation.id}"
     argv = [
         podman, *_oci_runtime(), "run", "--rm", "--replace", f"--name={name}", "--security-opt=no-new-privileges", "--cap-drop=all", *_ulimits(),
-        f"--cpus={part.cpu_milli / MILLI:g}", f"--memory={part.memory_mib}m", f"--volume={work}:{WORK_IN_CONTAINER}:rw",
+        f"--cpus={part.cpu_milli / MILLI:g}", f"--memory={part.memory_mib}m", *volumes,
         f"--workdir={WORK_IN_CONTAINER}", f"--stop-timeout={PODMAN_STOP_S}", "--log-driver=none",
     ]  # fmt: skip
     if workload.spec.checkpoint:
-        argv.append(f"--volume={checkpoint}:{workload.spec.checkpoint}:rw")
         env["HEADFRAME_CHECKPOINT"] = workload.spec.checkpoint
     argv += [f"--device=nvidia.com/gpu={share.gpu_id}" for share in part.shares]
     argv += [f"--env={key}={value}" for key, value in {**env, **workload.spec.env}.items()]

@@ -7,7 +7,7 @@ machine that has lost its link kills its own work after `FENCE_MS`; the engine v
 from collections.abc import Callable, Sequence
 
 from headframe.engines.base import Sight
-from headframe.model.ids import AllocationId, NodeId
+from headframe.model.ids import AllocationId, NodeId, VolumeId
 from headframe.model.states import AllocationState, Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -164,6 +164,9 @@ class SimulatedEngine:
         run = self._machines.runs.get(allocation)
         text = "simulated work: nothing is really computed"
         return [LogLine(at_ms=run.start_ms, rank=0, stream="out", text=text, next=1)] if run and after == 0 else []
+
+    async def erase(self, volume: VolumeId) -> None:
+        """There is nothing to delete."""
 
     async def discard(self, allocation: AllocationId) -> None:
         """There is nothing to delete."""

@@ -3,7 +3,7 @@
 import msgspec
 
 from headframe.model.errors import Mistake
-from headframe.model.fleet import Gpu, Node
+from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Sharing, Volume
 from headframe.model.ids import KeyId, ProjectId
 from headframe.model.money import Entry, GpuPrice, Invoice, Quote, Usage
 from headframe.model.people import Project, Scope
@@ -154,6 +154,83 @@ class ProjectList(msgspec.Struct, frozen=True, kw_only=True):
     """The projects that a key may see."""
 
     items: tuple[Project, ...]
+
+
+class QuotaBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The most that a project may hold (0: no limit), and what it is guaranteed, in thousandths of a GPU."""
+
+    quota_gpus_milli: int = 0
+    guaranteed_gpus_milli: int = 0
+
+
+class NodeBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node's operator says of it; what is left out stays. A rack that is not known is made."""
+
+    rack: str = ""
+    taints: tuple[str, ...] | None = None
+    idle_w: int | None = None
+
+
+class RackBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rack can carry and cool, in watts; 0 is no limit, what is left out stays."""
+
+    power_limit_w: int | None = None
+    cooling_limit_w: int | None = None
+
+
+class RackView(msgspec.Struct, frozen=True, kw_only=True):
+    """A rack, its nodes, and what they may draw at most now."""
+
+    rack: Rack
+    nodes: int
+    drawn_w: int
+
+
+class RackList(msgspec.Struct, frozen=True, kw_only=True):
+    """All racks by name."""
+
+    items: tuple[RackView, ...]
+
+
+class GpuBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A person's word on a card; what is left out stays."""
+
+    grade: Grade | None = None
+    sharing: Sharing | None = None
+
+
+class ReservationBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Nodes to set aside: these, or for a project `nodes` machines that have `gpu` (written as in a workload file). Without a project
+    it is for maintenance.
+    """
+
+    name: str
+    start_ms: int
+    end_ms: int
+    project: str = ""
+    nodes: int = 1
+    gpu: str = ""
+    on: tuple[str, ...] = ()
+    evict: bool = True
+
+
+class ReservationList(msgspec.Struct, frozen=True, kw_only=True):
+    """The reservations that a key may see, next first."""
+
+    items: tuple[Reservation, ...]
+
+
+class VolumeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume and the name of the node that it lies on."""
+
+    volume: Volume
+    node: str
+
+
+class VolumeList(msgspec.Struct, frozen=True, kw_only=True):
+    """The volumes that a key may see, by name."""
+
+    items: tuple[VolumeView, ...]
 
 
 class CreditBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import KeyId, ProjectId, WorkloadId
+from headframe.model.fleet import Gpu, Grade, Node, Reservation, Sharing
+from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, VolumeId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.people import Key
 from headframe.model.work import Spec
@@ -85,4 +85,76 @@ class StopWorkload(msgspec.Struct, frozen=True, kw_only=True):
     id: WorkloadId
 
 
-Command = Found | Enrol | CreateProject | SetBudget | GrantCredit | CreateKey | RevokeKey | SetPrices | Submit | StopWorkload
+class SetNode(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node's operator says of it; None keeps what is known. A rack that is not known is made as `rack_id`."""
+
+    node_id: NodeId
+    rack_id: RackId
+    rack: str = ""
+    taints: tuple[str, ...] | None = None
+    idle_w: int | None = None
+
+
+class SetRack(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rack can carry and cool, in watts; 0 is no limit, None keeps it. A rack that is not known is made as `id`."""
+
+    id: RackId
+    name: str
+    power_limit_w: int | None = None
+    cooling_limit_w: int | None = None
+
+
+class SetGpu(msgspec.Struct, frozen=True, kw_only=True):
+    """A person's word on a card; None keeps what is known."""
+
+    gpu_id: GpuId
+    grade: Grade | None = None
+    sharing: Sharing | None = None
+
+
+class SetQuota(msgspec.Struct, frozen=True, kw_only=True):
+    """The most that a project may hold (0: no limit) and what it is guaranteed, in thousandths of a GPU."""
+
+    project_id: ProjectId
+    quota_gpus_milli: int
+    guaranteed_gpus_milli: int
+
+
+class Reserve(msgspec.Struct, frozen=True, kw_only=True):
+    """Set nodes aside: those that the row names, or as many as `spec` asks for."""
+
+    row: Reservation
+    spec: Spec
+
+
+class CancelReservation(msgspec.Struct, frozen=True, kw_only=True):
+    """Give the nodes back now."""
+
+    id: ReservationId
+
+
+class RemoveVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """Delete a volume and what is in it."""
+
+    id: VolumeId
+
+
+Command = (
+    Found
+    | Enrol
+    | CreateProject
+    | SetBudget
+    | GrantCredit
+    | CreateKey
+    | RevokeKey
+    | SetPrices
+    | Submit
+    | StopWorkload
+    | SetNode
+    | SetRack
+    | SetGpu
+    | SetQuota
+    | Reserve
+    | CancelReservation
+    | RemoveVolume
+)

@@ -88,6 +88,10 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
     seen_ms: int
 
 
+SLACK_MS = 60_000
+"""Work that is to be over by a time is asked to be over so much earlier: it is told to stop, and given a grace."""
+
+
 class Reservation(msgspec.Struct, frozen=True, kw_only=True, tag="reservation"):
     """Nodes set aside from a time to a time: for a project's reserved work, or with no project for maintenance, when nothing may
     run there. With `evict`, what is still there at the start is stopped. `closed` once it is over or cancelled.

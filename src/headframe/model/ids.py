@@ -42,6 +42,11 @@ def allocation_id(workload: WorkloadId, attempt: int) -> AllocationId:
     return AllocationId(f"{workload}.{attempt}")
 
 
+def volume_id(project: ProjectId, name: str) -> VolumeId:
+    """A volume is named by its project and its name, so that it is made once."""
+    return VolumeId(f"{project}.{name}")
+
+
 def usage_id(allocation: AllocationId, start_ms: int) -> UsageId:
     """An interval of an allocation is named by its start, so that metering it twice is metering it once."""
     return UsageId(f"{allocation}/{start_ms}")

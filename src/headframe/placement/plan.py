@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from typing_extensions import TypeIs
 
-from headframe.model.fleet import Gpu
+from headframe.model.fleet import SLACK_MS, Gpu
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, duration, gpus
@@ -19,7 +19,7 @@ from headframe.placement.fit import No, Room, refuse, take
 from headframe.placement.fleet import Fleet, cheapest
 from headframe.placement.order import Order
 from headframe.placement.preempt import Eviction, Lending, gain, make_room
-from headframe.placement.windows import SLACK_MS, SPOT_FROM_MS, Windows
+from headframe.placement.windows import SPOT_FROM_MS, Windows
 
 KEPT_FOR_MAX = 4
 """How many waiting workloads at the head of the queue have room kept for them."""

@@ -5,22 +5,20 @@ before or that gives way. From then on nothing is placed there that would not be
 never late.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from headframe.model.fleet import Node, Reservation
-from headframe.model.ids import AllocationId, NodeId, ProjectId
+from headframe.model.fleet import SLACK_MS, Node, Reservation
+from headframe.model.ids import NodeId, ProjectId
 from headframe.model.states import AllocationState, NodeState
-from headframe.model.units import MS_PER_HOUR, duration
+from headframe.model.units import MS_PER_HOUR
 from headframe.model.work import Allocation, Refusal, Spec, Tier
 from headframe.model.world import World
 from headframe.placement.fit import refuse, room_idle
 from headframe.placement.fleet import Fleet, cheapest
 from headframe.placement.kernels import NEVER
 
-SLACK_MS = 60_000
-"""Work that is to be over by a time is asked to be over so much earlier."""
 SPOT_FROM_MS = MS_PER_HOUR // 4
 """Spot work may use nodes that are set aside if it has so long before it must go."""
 
@@ -48,22 +46,6 @@ class Windows:
     def _for(self, project: ProjectId, rows: Sequence[Reservation], ends_ms: int) -> bool:
         others = [row.start_ms for row in rows if row.project_id != project]
         return rows[0].project_id == project and rows[0].start_ms <= self._now_ms and min(others, default=ends_ms) >= ends_ms
-
-
-def overstayers(world: World, now_ms: int) -> Iterator[tuple[AllocationId, Reservation]]:
-    """What must go now, because a reservation is about to begin, or has begun, where it runs."""
-    for key in sorted(world.reservations):
-        row = world.reservations[key]
-        if not row.evict or now_ms < row.start_ms - SLACK_MS or now_ms >= row.end_ms:
-            continue
-        there = {a.id: a for node_id in row.node_ids for a in world.on_node.get(node_id, {}).values()}
-        for allocation_id in sorted(there):
-            if there[allocation_id].state is not AllocationState.STOPPING and not _belongs(there[allocation_id], row):
-                yield allocation_id, row
-
-
-def _belongs(allocation: Allocation, row: Reservation) -> bool:
-    return bool(row.project_id) and allocation.project_id == row.project_id and allocation.tier is Tier.RESERVED
 
 
 def choose(world: World, spec: Spec, row: Reservation) -> tuple[NodeId, ...] | Refusal:
@@ -112,10 +94,3 @@ def _over_by(world: World, allocation: Allocation, at_ms: int) -> bool:
     limit_s = workload.spec.max_duration_s if workload else 0
     start_ms = allocation.started_ms or allocation.granted_ms
     return bool(limit_s) and start_ms + limit_s * 1000 + SLACK_MS <= at_ms
-
-
-def described(row: Reservation, now_ms: int) -> str:
-    """Where a reservation stands, for people."""
-    if now_ms < row.start_ms:
-        return f"begins in {duration(row.start_ms - now_ms)}"
-    return f"on, for another {duration(row.end_ms - now_ms)}" if now_ms < row.end_ms else "over"

@@ -9,7 +9,9 @@ from typing import assert_never
 import msgspec
 
 from headframe.model.event import Draft, Kind
-from headframe.model.states import ALLOCATION_MOVES, AllocationState, Reason, WorkloadState
+from headframe.model.fleet import Node
+from headframe.model.people import faded
+from headframe.model.states import ALLOCATION_MOVES, NODE_FAULTS, AllocationState, Reason, WorkloadState
 from headframe.model.units import duration
 from headframe.model.work import Allocation, Facts, Observation, Workload
 from headframe.model.world import World
@@ -54,7 +56,17 @@ def end(world: World, allocation: Allocation, seen: Observation, now_ms: int) ->
     took = f" after {duration(ended_ms - started_ms)}" if started_ms else ""
     text = f"{workload.name}: attempt {allocation.attempt} ended, {reason}{took}{detail}{again}"
     kind = Kind.WORKLOAD_QUEUED if again else Kind.WORKLOAD_ENDED
-    return Draft(kind=kind, subject=workload.id, project_id=workload.project_id, text=text, rows=(ended, after))
+    rows = (ended, after, *(_faulty(world, ended, now_ms) if reason in NODE_FAULTS else ()))
+    return Draft(kind=kind, subject=workload.id, project_id=workload.project_id, text=text, rows=rows)
+
+
+def _faulty(world: World, ended: Allocation, now_ms: int) -> list[Node]:
+    """The nodes under work that a node broke, with that on their record: which one it was is not known of a gang."""
+    there = [world.nodes[part.node_id] for part in ended.parts if part.node_id in world.nodes]
+    return [
+        msgspec.structs.replace(node, faults=faded(node.faults, node.faults_ms, now_ms) + 1 / len(ended.parts), faults_ms=now_ms)
+        for node in there
+    ]  # fmt: skip
 
 
 def _advance(world: World, allocation: Allocation, seen: Observation, now_ms: int) -> Iterator[Draft]:

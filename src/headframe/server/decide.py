@@ -11,21 +11,28 @@ import msgspec
 from headframe.billing.ledger import Memo, grant_credit, hold, month_spent_nano
 from headframe.billing.price import price_at, quote, rate_nano
 from headframe.model.command import (
+    CancelReservation,
     Command,
     CreateKey,
     CreateProject,
     Enrol,
     Found,
     GrantCredit,
+    RemoveVolume,
+    Reserve,
     RevokeKey,
     SetBudget,
+    SetGpu,
+    SetNode,
     SetPrices,
+    SetQuota,
+    SetRack,
     StopWorkload,
     Submit,
 )
 from headframe.model.errors import Infeasible, NameTaken, NoCredit, NotFound, OverBudget, TooExpensive
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import Gpu, Rack, Site
+from headframe.model.fleet import Gpu, Rack, Sharing, Site
 from headframe.model.ids import KeyId, ProjectId, RackId, SiteId, WorkloadId
 from headframe.model.money import ANY_MODEL, EntryKind, GpuPrice, PriceList, Quote
 from headframe.model.people import Project
@@ -36,6 +43,7 @@ from headframe.model.world import World
 from headframe.placement import are_parts, explain, feasible, kinds
 from headframe.placement.fit import matches
 from headframe.reconcile.jobs import stop
+from headframe.server.operate import operate
 
 SITE = SiteId("site-1")
 RACK = RackId("rack-1")
@@ -64,6 +72,8 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield _submit(world, command, now_ms)
         case StopWorkload():
             yield from _stop(world, command, now_ms)
+        case SetNode() | SetRack() | SetGpu() | SetQuota() | Reserve() | CancelReservation() | RemoveVolume():
+            yield from operate(world, command, now_ms)
         case _:
             assert_never(command)
 
@@ -129,7 +139,10 @@ def _enrol(world: World, command: Enrol) -> Iterator[Draft]:
             text = f"{node.name}: {state}" + (f" with {len(cards)} GPU" if state is NodeState.READY else "")
             yield Draft(kind=Kind.NODE_JOINED, subject=node.id, text=text, rows=(row, *cards))
         return
-    same = msgspec.structs.replace(node, state=known.state, joined_ms=known.joined_ms, seen_ms=known.seen_ms)
+    same = msgspec.structs.replace(
+        node, state=known.state, joined_ms=known.joined_ms, seen_ms=known.seen_ms, rack_id=known.rack_id, taints=known.taints,
+        idle_w=known.idle_w, faults=known.faults, faults_ms=known.faults_ms,
+    )  # fmt: skip
     cards = [gpu for gpu in command.gpus if _differs(world.gpus.get(gpu.id), gpu)]
     if same != known or cards:
         rows = (same, *(_merged(world.gpus.get(gpu.id), gpu) for gpu in cards))
@@ -143,8 +156,11 @@ def _carded(gpu: Gpu, node_state: NodeState) -> Gpu:
 
 
 def _merged(known: Gpu | None, gpu: Gpu) -> Gpu:
-    state = known.state if known else GpuState.READY
-    return msgspec.structs.replace(gpu, state=state, joined_ms=known.joined_ms if known else gpu.joined_ms)
+    """What is found now, with what is known from before: its state, and a person's word."""
+    if known is None:
+        return msgspec.structs.replace(gpu, state=GpuState.READY)
+    sharing = gpu.sharing if gpu.sharing is Sharing.EXCLUSIVE else known.sharing
+    return msgspec.structs.replace(gpu, state=known.state, joined_ms=known.joined_ms, grade=known.grade, sharing=sharing)
 
 
 def _differs(known: Gpu | None, gpu: Gpu) -> bool:

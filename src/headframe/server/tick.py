@@ -12,7 +12,8 @@ from headframe.billing.meter import can_hold, extend_hold, meter
 from headframe.billing.price import price_at, rate_nano
 from headframe.engines.base import GRACE_S, Engine, Sight
 from headframe.model.event import Draft, Kind
-from headframe.model.ids import AllocationId, NodeId, ProjectId, allocation_id
+from headframe.model.fleet import Volume
+from headframe.model.ids import AllocationId, NodeId, ProjectId, allocation_id, volume_id
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import money
 from headframe.model.work import Allocation, Facts, Part, Refusal, Workload
@@ -20,6 +21,7 @@ from headframe.model.world import World
 from headframe.placement import Grant, plan
 from headframe.reconcile.jobs import jobs, stop
 from headframe.reconcile.nodes import nodes
+from headframe.reconcile.reservations import reservations
 from headframe.server.decide import live_rate_nano
 from headframe.server.desk import Desk
 
@@ -78,6 +80,7 @@ def decisions(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
     seen_ms = {seen.allocation_id: seen.seen_ms for seen in facts.observations}
     yield from nodes(world, facts, now_ms)
     yield from jobs(world, facts, now_ms)
+    yield from reservations(world, now_ms)
     yield from meter(world, seen_ms, now_ms)
     yield from grants(world, now_ms)
 
@@ -147,4 +150,13 @@ def _granted(world: World, grant: Grant, now_ms: int) -> Iterator[Draft]:
     after = msgspec.structs.replace(workload, state=WorkloadState.STARTING, attempt=attempt, not_before_ms=0)
     where = ", ".join(world.nodes[part.node_id].name for part in grant.parts)
     yield Draft(kind=Kind.WORKLOAD_STARTING, subject=workload.id, project_id=workload.project_id,
-                text=f"{workload.name}: granted on {where} at {money(rate)}/h (attempt {attempt})", rows=(allocation, after))  # fmt: skip
+                text=f"{workload.name}: granted on {where} at {money(rate)}/h (attempt {attempt})", rows=(allocation, after, *_volumes(world, allocation, after, now_ms)))  # fmt: skip
+
+
+def _volumes(world: World, allocation: Allocation, workload: Workload, now_ms: int) -> list[Volume]:
+    """The volumes that this attempt is the first to mount: from now on they lie where it runs."""
+    names = dict.fromkeys(mount.volume for mount in workload.spec.volumes)
+    return [
+        Volume(id=volume_id(workload.project_id, name), project_id=workload.project_id, name=name, node_id=allocation.parts[0].node_id, created_ms=now_ms)
+        for name in names if (workload.project_id, name) not in world.homes
+    ]  # fmt: skip

@@ -13,9 +13,10 @@ import msgspec
 import yaml
 
 from headframe.model.errors import BadFile, Mistake, NotOffered
+from headframe.model.fleet import Grade, Sharing
 from headframe.model.states import Reason
 from headframe.model.units import MILLI, parse_duration_s, parse_mib, parse_usd
-from headframe.model.work import GpuRequest, Network, Resources, Retry, Spec, Tier
+from headframe.model.work import GpuRequest, Mount, Network, Resources, Retry, Spec, Tier
 
 FILE_BYTES_MAX = 256 * 1024
 DEPTH_MAX = 20
@@ -29,6 +30,8 @@ RESOURCE_SYNONYMS = {"accelerators": "gpu", "gpus": "gpu", "cpus": "cpu", "mem":
 RETRY_ON = {"preempted": Reason.PREEMPTED, "node-lost": Reason.NODE_LOST, "node-fault": Reason.NODE_FAULT, "failed": Reason.FAILED,
             "setup-failed": Reason.SETUP_FAILED, "start-failed": Reason.START_FAILED, "error": Reason.FAILED, "interruption": Reason.PREEMPTED,
             "no-capacity": Reason.NODE_LOST}  # fmt: skip
+ARCHES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+VOLUMES_MAX = 16
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
 _MEMORY_RANGE = re.compile(r"^(\d+(?:\.\d+)?[KMGT]i?B?)?\.\.(\d+(?:\.\d+)?[KMGT]i?B?)?$|^(\d+(?:\.\d+)?[KMGT]i?B?)$", re.IGNORECASE)
@@ -108,7 +111,7 @@ class _Reader:
         if isinstance(node, yaml.ScalarNode):
             try:
                 return parse_text(str(node.value).strip())
-            except (ValueError, OverflowError):
+            except (ValueError, KeyError, OverflowError):
                 pass
         self.wrong(node, key, f"{expected}, not {_shown(node)}")
         return default
@@ -154,21 +157,28 @@ def _kind(root: yaml.MappingNode, reader: _Reader) -> str:
 _KEYS = ("type", "name", "workdir", "image", "setup", "run", "env", "nodes", "resources", "tier", "priority", "max_price",
          "max_duration", "retry", "checkpoint", "volumes", "topology", "port", "model", "replicas", "scaling", "probe",
          "idle_timeout", "pricing")  # fmt: skip
-_LATER = ("volumes",)
 
 
 def _spec(root: yaml.MappingNode, reader: _Reader) -> Spec | None:
     found = reader.fields(root, "", _KEYS, SYNONYMS)
-    for key in _LATER:
-        if key in found:
-            reader.wrong(found[key], key, "to be left out: understood, but not yet offered here")
     texts = {key: reader.text(found[key], key) for key in ("workdir", "image", "setup", "run", "checkpoint") if key in found}
     if not texts.get("run", "").strip() and _kind(root, _Reader()) == "job":
         reader.wrong(found.get("run", root), "run", "the command to run, such as `run: python train.py`")
     _texts_good(texts, found, reader)
     options = {_FIELD.get(key, key): _OPTIONS[key](found[key], reader) for key in _OPTIONS if key in found}
+    if "topology" in found:
+        _topology(found["topology"], reader, options)
     values: dict[str, Any] = {"run": "", **texts, **options}
+    _volumes_good(values, found, reader)
     return None if reader.mistakes else Spec(**values)
+
+
+def _volumes_good(values: dict[str, Any], found: dict[str, yaml.Node], reader: _Reader) -> None:
+    if values.get("volumes") and values.get("nodes", 1) > 1:
+        reader.wrong(found["volumes"], "volumes", "one node: a volume lies on one machine")
+    paths = [mount.path for mount in values.get("volumes", ())] + [values["checkpoint"]] * ("checkpoint" in values)
+    if len(set(paths)) < len(paths):
+        reader.wrong(found["volumes"], "volumes", "a path of its own for each")
 
 
 def _texts_good(texts: dict[str, str], found: dict[str, yaml.Node], reader: _Reader) -> None:
@@ -225,16 +235,92 @@ def _tier(node: yaml.Node, reader: _Reader) -> Tier:
 
 
 def _resources(node: yaml.Node, reader: _Reader) -> Resources:
-    found = reader.fields(node, "resources", ("gpu", "cpu", "memory", "disk"), RESOURCE_SYNONYMS)
+    found = reader.fields(node, "resources", ("gpu", "cpu", "memory", "disk", "exclusive", "arch", "tolerations"), RESOURCE_SYNONYMS)
     read: dict[str, Any] = {}
     if "gpu" in found:
-        read["gpu"] = reader.read(found["gpu"], "resources.gpu", "MODEL:N, 24GB..:2, 0.25 or 0", parse_gpu, GpuRequest())
+        read["gpu"] = _gpu(found["gpu"], reader)
+    if "exclusive" in found:
+        read["exclusive"] = reader.read(found["exclusive"], "resources.exclusive", "node", _exclusive, default=False)
+    if "arch" in found:
+        read["arch"] = reader.read(found["arch"], "resources.arch", " or ".join(dict.fromkeys(ARCHES.values())), ARCHES.__getitem__, "")
+    if "tolerations" in found:
+        read["tolerations"] = tuple(sorted(set(_list(found["tolerations"], "resources.tolerations", reader))))
     if "cpu" in found:
         read["cpu_milli"] = reader.read(found["cpu"], "resources.cpu", "cores, such as 8 or 0.5", _cores, MILLI)
     for key in ("memory", "disk"):
         if key in found:
             read[f"{key}_mib"] = reader.read(found[key], f"resources.{key}", "a size such as 32GB", _size, 1024)
     return Resources(**read)
+
+
+def _gpu(node: yaml.Node, reader: _Reader) -> GpuRequest:
+    """``MODEL:N`` and the like, or a mapping with every demand by its name."""
+    if not isinstance(node, yaml.MappingNode):
+        return reader.read(node, "resources.gpu", "MODEL:N, 24GB..:2, 0.25 or 0", parse_gpu, GpuRequest())
+    found = reader.fields(node, "resources.gpu", (*_GPU_TEXTS, "count"), {"name": "model", "vram": "memory"})
+    read = {
+        key: reader.read(found[key], f"resources.gpu.{key}", expected, parsed, "") for key, (expected, parsed) in _GPU_TEXTS.items() if key in found
+    }
+    kind = read.pop("memory", "") or read.get("model", "")
+    count = reader.read(found["count"], "resources.gpu.count", "a number of GPUs, such as 2 or 0.5", str, "1") if "count" in found else "1"
+    try:
+        request = parse_gpu(f"{kind}:{count}" if kind else count)
+    except ValueError:
+        reader.wrong(node, "resources.gpu", "a count, a model or a memory range that can be had")
+        return GpuRequest()
+    return msgspec.structs.replace(request, **read)
+
+
+def _list(node: yaml.Node, key: str, reader: _Reader) -> list[str]:
+    """A list of short names, or one."""
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    names = [str(item.value) if isinstance(item, yaml.ScalarNode) else "" for item in items]
+    if len(names) > 20 or not all(_NAME.match(name) for name in names):
+        reader.wrong(node, key, "a list of at most 20 names of lower-case letters, digits and dashes")
+        return []
+    return names
+
+
+def _exclusive(text: str) -> bool:
+    if text != "node":
+        raise ValueError(text)
+    return True
+
+
+def _matching(pattern: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(text)
+        return text
+
+    return read
+
+
+_GPU_TEXTS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "model": ("a model such as RTX3090", _matching(r"[A-Za-z][A-Za-z0-9 ._-]{0,63}")),
+    "memory": ("a size or a range such as 24GB.. ", _matching("(?i)" + _MEMORY_RANGE.pattern)),
+    "compute_capability": ("a version such as 8.0", lambda text: _matching(r"\d{1,2}\.\d")(text.removeprefix(">=").strip())),
+    "grade": (f"one of {', '.join(list(Grade)[:5])}", Grade),
+    "sharing": ("time-slice or mps", lambda text: {"time-slice": Sharing.TIME_SLICE, "mps": Sharing.MPS}[text]),
+    "mig": ("a profile such as 1g.10gb", _matching(r"\dg\.\d{1,3}gb(\+me)?")),
+}
+
+
+def _volumes(node: yaml.Node, reader: _Reader) -> tuple[Mount, ...]:
+    """``name:/path`` each, or a mapping of names to paths."""
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(str(key.value), str(value.value)) for key, value in node.value]
+    else:
+        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        written = [str(item.value) if isinstance(item, yaml.ScalarNode) else "" for item in items]
+        pairs = [(name, path) for name, _, path in (text.partition(":") for text in written)]
+    good = [
+        _NAME.match(name) and path.startswith("/") and path != "/" and ".." not in path.split("/") and ":" not in path for name, path in pairs
+    ]  # fmt: skip
+    if not all(good) or len(pairs) > VOLUMES_MAX:
+        reader.wrong(node, "volumes", f"at most {VOLUMES_MAX} of NAME:/PATH, such as data:/data")
+        return ()
+    return tuple(Mount(volume=name, path=path) for name, path in pairs)
 
 
 def parse_gpu(text: str) -> GpuRequest:
@@ -296,17 +382,32 @@ def _retry(node: yaml.Node, reader: _Reader) -> Retry:
     return Retry(on=tuple(dict.fromkeys(reasons)) if listed is not None else Retry().on, attempts=attempts)
 
 
-def _topology(node: yaml.Node, reader: _Reader) -> Network:
+def _topology(node: yaml.Node, reader: _Reader, options: dict[str, Any]) -> None:
+    """How near nodes and cards are to be: the network is the workload's, the rest its GPUs'."""
     found = reader.fields(node, "topology", ("network", "pcie", "p2p"), {})
-    for key in ("pcie", "p2p"):
-        if key in found:
-            reader.wrong(found[key], f"topology.{key}", "to be left out: understood, but not yet offered here")
-    written = reader.text(found["network"], "topology.network") if "network" in found else Network.PREFERRED
-    if written in set(Network):
-        return Network(written)
-    close = difflib.get_close_matches(written, list(Network), n=1, cutoff=0.3)
-    reader.wrong(found["network"], "topology.network", "unconstrained, preferred or required", close[0] if close else "")
-    return Network.PREFERRED
+    resources: Resources = options.get("resources", Resources())
+    gpu = resources.gpu
+    if "pcie" in found:
+        width = reader.read(found["pcie"], "topology.pcie", 'lanes, such as ">=8"', _lanes, 0)
+        gpu = msgspec.structs.replace(gpu, pcie_width=width)
+    if "p2p" in found:
+        required = reader.read(found["p2p"], "topology.p2p", "required or unconstrained", {"required": True, "unconstrained": False}.__getitem__, "")
+        gpu = msgspec.structs.replace(gpu, p2p=bool(required))
+    options["resources"] = msgspec.structs.replace(resources, gpu=gpu)
+    if "network" in found:
+        written = reader.text(found["network"], "topology.network")
+        if written in set(Network):
+            options["network"] = Network(written)
+            return
+        close = difflib.get_close_matches(written, list(Network), n=1, cutoff=0.3)
+        reader.wrong(found["network"], "topology.network", "unconstrained, preferred or required", close[0] if close else "")
+
+
+def _lanes(text: str) -> int:
+    text = text.removeprefix(">=").strip().removeprefix("x")
+    if text not in {"1", "2", "4", "8", "16"}:
+        raise ValueError(text)
+    return int(text)
 
 
 def _max_duration(text: str) -> int:
@@ -322,13 +423,13 @@ _OPTIONS: dict[str, Callable[[yaml.Node, _Reader], Any]] = {
     "tier": _tier,
     "resources": _resources,
     "retry": _retry,
-    "topology": _topology,
+    "volumes": _volumes,
     "nodes": lambda node, reader: reader.read(node, "nodes", f"1 to {NODES_MAX}", _integer(1, NODES_MAX), 1),
     "priority": lambda node, reader: reader.read(node, "priority", "-1000 to 1000", _integer(-1000, 1000), 0),
     "max_price": lambda node, reader: reader.read(node, "max_price", "US$ per hour, such as 1.50", parse_usd, 0),
     "max_duration": lambda node, reader: reader.read(node, "max_duration", "a duration such as 12h", _max_duration, 0),
 }
-_FIELD = {"topology": "network", "max_price": "max_price_nano", "max_duration": "max_duration_s"}
+_FIELD = {"max_price": "max_price_nano", "max_duration": "max_duration_s"}
 
 
 def _shown(node: yaml.Node) -> str:

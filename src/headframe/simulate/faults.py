@@ -9,7 +9,7 @@ import msgspec
 from headframe.engines.base import Engine, Sight
 from headframe.model.errors import DiskFull, Unavailable
 from headframe.model.event import Event
-from headframe.model.ids import AllocationId
+from headframe.model.ids import AllocationId, VolumeId
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 from headframe.store.base import Lease, Reply
@@ -148,6 +148,9 @@ class FaultyEngine:
 
     async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
         return await self._engine.logs(allocation, after, limit)
+
+    async def erase(self, volume: VolumeId) -> None:
+        await self._engine.erase(volume)
 
     async def discard(self, allocation: AllocationId) -> None:
         await self._engine.discard(allocation)

@@ -14,7 +14,7 @@ from headframe.model.command import CreateProject, Enrol, Found, GrantCredit, Su
 from headframe.model.errors import HeadframeError
 from headframe.model.event import Draft, Event
 from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, UserId, WorkloadId
+from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, UserId, VolumeId, WorkloadId
 from headframe.model.money import Usage
 from headframe.model.people import Key, Scope
 from headframe.model.report import Sample
@@ -145,6 +145,9 @@ class Fast:
     async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
         del allocation, after, limit
         return []
+
+    async def erase(self, volume: VolumeId) -> None:
+        """There is nothing to delete."""
 
     async def discard(self, allocation: AllocationId) -> None:
         """There is nothing to delete."""

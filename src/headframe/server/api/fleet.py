@@ -37,8 +37,7 @@ async def list_nodes(
 async def show_node(context: Context, node: str) -> NodeView:
     """One node by id or name, with what runs on it."""
     world = context.world
-    named = next((row for row in world.nodes.values() if row.name == node), None)
-    return node_view(world, found(world.nodes.get(NodeId(node)) or named, f"node {node[:80]!r}"), with_work=True)
+    return node_view(world, node_named(world, node), with_work=True)
 
 
 @get("/v1/offers", opt={"scope": Scope.READ}, responses=answers())
@@ -71,6 +70,12 @@ async def set_prices(context: Context, request: Request[Principal, Any, Any], da
     return await context.write(request, command, answer)
 
 
+def node_named(world: World, name: str) -> Node:
+    """The node of that id or name, or NotFound."""
+    named = next((row for row in world.nodes.values() if row.name == name), None)
+    return found(world.nodes.get(NodeId(name)) or named, f"node {name[:80]!r}")
+
+
 def node_view(world: World, node: Node, *, with_work: bool = False) -> NodeView:
     """A node with its cards, what is free, and on request what holds the rest."""
     free = world.free[node.id]
@@ -101,4 +106,4 @@ def offers(world: World) -> Offers:
                   disk_gib_hour_nano=prices.disk_gib_hour_nano, price_version=prices.version)  # fmt: skip
 
 
-ROUTER = Router("/", route_handlers=[list_nodes, show_node, list_offers, show_prices, set_prices])
+ROUTER = Router("/", route_handlers=[list_nodes, list_offers, show_prices, set_prices])

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 from litestar import Request, Router, delete, get, post, put
 
-from headframe.model.api import BudgetBody, CreditBody, KeyBody, KeyList, KeyMade, KeyView, ProjectBody, ProjectList, Whoami
-from headframe.model.command import CreateKey, CreateProject, GrantCredit, RevokeKey, SetBudget
+from headframe.model.api import BudgetBody, CreditBody, KeyBody, KeyList, KeyMade, KeyView, ProjectBody, ProjectList, QuotaBody, Whoami
+from headframe.model.command import CreateKey, CreateProject, GrantCredit, RevokeKey, SetBudget, SetQuota
 from headframe.model.errors import BadRequest, Forbidden, NotFound
 from headframe.model.ids import ENTROPY_BYTES, KeyId, ProjectId, base32
 from headframe.model.people import ALLOWS, Key, Project, Scope
@@ -19,6 +19,7 @@ from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context
 
 AMOUNT_MAX_NANO = 1_000_000 * NANO_PER_USD
+QUOTA_MAX = 10**9
 EXPIRY_MAX_S = 10 * 366 * 86_400
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$")
 
@@ -42,7 +43,7 @@ async def list_projects(context: Context, request: Request[Principal, Any, Any])
 async def create_project(context: Context, request: Request[Principal, Any, Any], data: ProjectBody) -> Project:
     """A new tenant, without credit."""
     _named(data.name)
-    if not 0 <= data.quota_gpus_milli <= 10**9:
+    if not 0 <= data.quota_gpus_milli <= QUOTA_MAX:
         raise BadRequest("a quota is between 0 (none) and a million GPUs, in thousandths")
     key = ProjectId("pr-" + base32(secrets.token_bytes(ENTROPY_BYTES)))
 
@@ -85,6 +86,20 @@ async def set_budget(context: Context, request: Request[Principal, Any, Any], pr
         return world.projects[row.id]
 
     return await context.write(request, SetBudget(project_id=row.id, hour_nano=data.hour_nano, month_nano=data.month_nano), answer)
+
+
+@put("/v1/projects/{project:str}/quota", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def set_quota(context: Context, request: Request[Principal, Any, Any], project: str, data: QuotaBody) -> Project:
+    """The most that a project may hold (0 lifts it), and what it is guaranteed."""
+    if not 0 <= data.quota_gpus_milli <= QUOTA_MAX or not 0 <= data.guaranteed_gpus_milli <= QUOTA_MAX:
+        raise BadRequest("a quota is between 0 (none) and a million GPUs, in thousandths")
+    row = project_for(context.world, request.user, project)
+
+    def answer(world: World) -> Project:
+        return world.projects[row.id]
+
+    command = SetQuota(project_id=row.id, quota_gpus_milli=data.quota_gpus_milli, guaranteed_gpus_milli=data.guaranteed_gpus_milli)
+    return await context.write(request, command, answer)
 
 
 @get("/v1/keys", opt={"scope": Scope.ADMIN}, responses=answers())
@@ -138,5 +153,5 @@ def _named(name: str) -> None:
 
 
 ROUTER = Router(
-    "/", route_handlers=[whoami, list_projects, create_project, show_project, grant_credit, set_budget, list_keys, create_key, revoke_key]
+    "/", route_handlers=[whoami, list_projects, create_project, show_project, grant_credit, set_budget, set_quota, list_keys, create_key, revoke_key]
 )

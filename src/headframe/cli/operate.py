@@ -1,0 +1,177 @@
+"""rack, node, gpu, reservation, volume: what the operator says of the fleet, and what is set aside."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from headframe.cli.jobs import Json, ProjectOption
+from headframe.cli.session import client, fail, out, show, table
+from headframe.model.api import GpuBody, NodeBody, RackBody, RackView, ReservationBody, VolumeView
+from headframe.model.fleet import Grade, Reservation, Sharing
+from headframe.model.units import duration, parse_duration_s
+
+rack_app = typer.Typer(no_args_is_help=True, help="Racks: what they can carry and cool.")
+node_app = typer.Typer(no_args_is_help=True, help="Machines: where they are and what keeps work away.")
+gpu_app = typer.Typer(no_args_is_help=True, help="Cards: what they are good for and how they are shared.")
+reservation_app = typer.Typer(no_args_is_help=True, help="Machines set aside by date, for a project or for maintenance.")
+volume_app = typer.Typer(no_args_is_help=True, help="Directories that outlive the work that mounts them.")
+
+
+def add(app: typer.Typer) -> None:
+    """Register this module's verbs."""
+    app.add_typer(rack_app, name="rack")
+    app.add_typer(node_app, name="node")
+    app.add_typer(gpu_app, name="gpu")
+    app.add_typer(reservation_app, name="reservation")
+    app.add_typer(volume_app, name="volume")
+
+
+@rack_app.command("ls")
+def rack_ls(*, json: Json = False) -> None:
+    """Racks, what they can carry, and what is drawn there at most now."""
+    with client() as cloud:
+        found = cloud.racks()
+    show(found, json, lambda: _show_racks(found.items))
+
+
+@rack_app.command("set")
+def rack_set(
+    name: str, *, breaker: Annotated[str, typer.Option(help="Watts that the breaker carries continuously, such as 5kW; 0 is no limit.")] = "",
+    cooling: Annotated[str, typer.Option(help="Watts of heat that can be taken away; 0 is no limit.")] = "", json: Json = False,
+) -> None:  # fmt: skip
+    """Say what a rack can carry; one that is not known is made."""
+    body = RackBody(power_limit_w=_watts(breaker), cooling_limit_w=_watts(cooling))
+    with client() as cloud:
+        made = cloud.set_rack(name, body)
+    show(made, json, lambda: _show_racks((made,)))
+
+
+@node_app.command("set")
+def node_set(
+    name: str, *, rack: Annotated[str, typer.Option(help="The rack it is in.")] = "",
+    taint: Annotated[list[str] | None, typer.Option(help="Keeps away work that does not tolerate it; give it again for more.")] = None,
+    no_taints: Annotated[bool, typer.Option("--no-taints", help="Take all taints away.")] = False,
+    idle: Annotated[str, typer.Option(help="Watts that it draws when idle.")] = "", json: Json = False,
+) -> None:  # fmt: skip
+    """Say where a machine is and what keeps work away from it."""
+    taints = () if no_taints else tuple(taint) if taint else None
+    with client() as cloud:
+        made = cloud.set_node(name, NodeBody(rack=rack, taints=taints, idle_w=_watts(idle)))
+    taints_now = f", taints {', '.join(made.node.taints)}" if made.node.taints else ""
+    show(made, json, lambda: out.print(f"{made.node.name}: in {made.node.rack_id}{taints_now}"))
+
+
+@gpu_app.command("set")
+def gpu_set(
+    uuid: str, *, grade: Annotated[Grade | None, typer.Option(help="What it is good for.")] = None,
+    sharing: Annotated[Sharing | None, typer.Option(help="How fractions of it are kept apart.")] = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Say what a card is good for and how it is shared."""
+    with client() as cloud:
+        made = cloud.set_gpu(uuid, GpuBody(grade=grade, sharing=sharing))
+    show(made, json, lambda: out.print(f"{made.id}: grade {made.grade}, sharing {made.sharing}"))
+
+
+@reservation_app.command("create")
+def reservation_create(
+    name: str, *, start: Annotated[str, typer.Option("--from", help="Such as 2026-12-01T08:00 (UTC), or `now`.")] = "now",
+    length: Annotated[str, typer.Option("--for", help="Such as 12h or 7d.")],
+    project: Annotated[str, typer.Option("--project", "-p", help="Whose reserved work may run there; nobody's without it: maintenance.")] = "",
+    nodes: Annotated[int, typer.Option(min=1, help="How many machines.")] = 1,
+    gpu: Annotated[str, typer.Option(help="What they have, written as in a workload file: H100:8.")] = "",
+    on: Annotated[list[str] | None, typer.Option("--on", help="These machines; give it again for more.")] = None,
+    evict: Annotated[bool, typer.Option(help="Stop what is still there at the start.")] = True, json: Json = False,
+) -> None:  # fmt: skip
+    """Set machines aside; only such as are sure to be free by then."""
+    start_ms, seconds = _time_ms(start), _seconds(length)
+    body = ReservationBody(name=name, project=project, nodes=nodes, gpu=gpu, on=tuple(on or ()), evict=evict,
+                           start_ms=start_ms, end_ms=start_ms + seconds * 1000)  # fmt: skip
+    with client() as cloud:
+        made = cloud.reserve(body)
+    show(made, json, lambda: _show_reservations((made,)))
+
+
+@reservation_app.command("ls")
+def reservation_ls(*, json: Json = False) -> None:
+    """What is set aside, next first."""
+    with client() as cloud:
+        found = cloud.reservations()
+    show(found, json, lambda: _show_reservations(found.items))
+
+
+@reservation_app.command("cancel")
+def reservation_cancel(name: str, *, json: Json = False) -> None:
+    """Give the machines back now."""
+    with client() as cloud:
+        gone = cloud.cancel_reservation(name)
+    show(gone, json, lambda: out.print(f"{gone.name} is cancelled"))
+
+
+@volume_app.command("ls")
+def volume_ls(*, project: ProjectOption = "", json: Json = False) -> None:
+    """Volumes and where they lie."""
+    with client() as cloud:
+        found = cloud.volumes(project)
+    show(found, json, lambda: _show_volumes(found.items))
+
+
+@volume_app.command("rm")
+def volume_rm(name: str, *, project: ProjectOption = "", json: Json = False) -> None:
+    """Delete a volume and what is in it."""
+    with client() as cloud:
+        gone = cloud.remove_volume(name, project)
+    show(gone, json, lambda: out.print(f"{gone.volume.name} is deleted"))
+
+
+def _watts(text: str) -> int | None:
+    if not text:
+        return None
+    number, factor = text.lower().removesuffix("w"), 1
+    if number.endswith("k"):
+        number, factor = number[:-1], 1000
+    try:
+        return round(float(number) * factor)
+    except (ValueError, OverflowError):
+        fail(f"{text!r} is no power", "write it like 350W or 5kW", 2)
+
+
+def _time_ms(text: str) -> int:
+    now = datetime.now(UTC)
+    if text == "now":
+        return int(now.timestamp() * 1000)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"{text!r} is no time", "write it like 2026-12-01T08:00, in UTC unless it says otherwise", 2)
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _seconds(text: str) -> int:
+    try:
+        return parse_duration_s(text)
+    except ValueError as error:
+        fail(str(error), "write it like 12h or 7d", 2)
+
+
+def _show_racks(rows: tuple[RackView, ...]) -> None:
+    shown = table("rack", ">nodes", ">drawn at most", ">breaker", ">cooling", "id")
+    for row in rows:
+        limits = [f"{watts} W" if watts else "–" for watts in (row.rack.power_limit_w, row.rack.cooling_limit_w)]
+        shown.add_row(row.rack.name, str(row.nodes), f"{row.drawn_w} W", *limits, row.rack.id)
+    out.print(shown)
+
+
+def _show_reservations(rows: tuple[Reservation, ...]) -> None:
+    shown = table("reservation", "for", ">machines", "from", ">length", "id")
+    for row in rows:
+        at = datetime.fromtimestamp(row.start_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+        shown.add_row(row.name, row.project_id or "maintenance", str(len(row.node_ids)), at, duration(row.end_ms - row.start_ms), row.id)
+    out.print(shown)
+
+
+def _show_volumes(rows: tuple[VolumeView, ...]) -> None:
+    shown = table("volume", "node", "project")
+    for row in rows:
+        shown.add_row(row.volume.name, row.node, row.volume.project_id)
+    out.print(shown)

@@ -1,0 +1,194 @@
+"""What operators say of racks, nodes and cards, what is set aside, and where volumes lie."""
+
+import re
+import secrets
+from typing import Any
+
+import msgspec
+from litestar import Request, Router, delete, get, post, put
+
+from headframe.model.api import (
+    GpuBody,
+    NodeBody,
+    NodeView,
+    RackBody,
+    RackList,
+    RackView,
+    ReservationBody,
+    ReservationList,
+    VolumeList,
+    VolumeView,
+)
+from headframe.model.command import CancelReservation, RemoveVolume, Reserve, SetGpu, SetNode, SetRack
+from headframe.model.errors import BadRequest
+from headframe.model.fleet import Gpu, Rack, Reservation, Volume
+from headframe.model.ids import ENTROPY_BYTES, GpuId, ProjectId, RackId, ReservationId, base32, volume_id
+from headframe.model.people import Scope
+from headframe.model.work import GpuRequest, Resources, Spec
+from headframe.model.world import World
+from headframe.placement.power import drawn_w
+from headframe.server.api.fleet import node_named, node_view, show_node
+from headframe.server.api.problems import answers
+from headframe.server.auth import Principal, may_see, project_for
+from headframe.server.context import Context, found
+from headframe.server.operate import rack_named
+from headframe.server.workload_file import NODES_MAX, parse_gpu
+
+WATTS_MAX = 10_000_000
+TAINTS_MAX = 20
+LENGTH_MAX_MS = 10 * 366 * 86_400_000
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$")
+_TAINT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+
+
+@put("/v1/nodes/{node:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def set_node(context: Context, request: Request[Principal, Any, Any], node: str, data: NodeBody) -> NodeView:
+    """Which rack a node is in, which taints it has, what it draws when idle."""
+    if data.rack:
+        _named(data.rack)
+    if len(data.taints or ()) > TAINTS_MAX or not all(_TAINT.match(taint) for taint in data.taints or ()):
+        raise BadRequest(f"a taint is lower-case letters, digits and dashes, and there are at most {TAINTS_MAX}")
+    _watts(data.idle_w)
+    row = node_named(context.world, node)
+
+    def answer(world: World) -> NodeView:
+        return node_view(world, world.nodes[row.id])
+
+    command = SetNode(node_id=row.id, rack_id=RackId(_drawn("rack")), rack=data.rack, taints=data.taints, idle_w=data.idle_w)
+    return await context.write(request, command, answer)
+
+
+@get("/v1/racks", opt={"scope": Scope.OPERATOR}, responses=answers())
+async def list_racks(context: Context) -> RackList:
+    """Racks with what they can carry and what is drawn at most."""
+    world = context.world
+    return RackList(items=tuple(_rack_view(world, rack) for rack in sorted(world.racks.values(), key=lambda rack: (rack.name, rack.id))))
+
+
+@put("/v1/racks/{rack:str}", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+async def set_rack(context: Context, request: Request[Principal, Any, Any], rack: str, data: RackBody) -> RackView:
+    """What a rack can carry and cool; one that is not known is made."""
+    _named(rack)
+    _watts(data.power_limit_w)
+    _watts(data.cooling_limit_w)
+
+    def answer(world: World) -> RackView:
+        return _rack_view(world, found(rack_named(world, rack), f"rack {rack!r}"))
+
+    command = SetRack(id=RackId(_drawn("rack")), name=rack, power_limit_w=data.power_limit_w, cooling_limit_w=data.cooling_limit_w)
+    return await context.write(request, command, answer)
+
+
+@put("/v1/gpus/{gpu:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def set_gpu(context: Context, request: Request[Principal, Any, Any], gpu: str, data: GpuBody) -> Gpu:
+    """A person's word on what a card is good for and how it is shared."""
+    row = found(context.world.gpus.get(GpuId(gpu)), f"GPU {gpu[:80]!r}")
+
+    def answer(world: World) -> Gpu:
+        return world.gpus[row.id]
+
+    return await context.write(request, SetGpu(gpu_id=row.id, grade=data.grade, sharing=data.sharing), answer)
+
+
+@get("/v1/reservations", opt={"scope": Scope.READ}, responses=answers())
+async def list_reservations(context: Context, request: Request[Principal, Any, Any]) -> ReservationList:
+    """What is set aside, next first: all for an operator, a project's own for its keys."""
+    seen = [row for row in context.world.reservations.values() if may_see(request.user, row.project_id)]
+    return ReservationList(items=tuple(sorted(seen, key=lambda row: (row.start_ms, row.id))))
+
+
+@post("/v1/reservations", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def reserve(context: Context, request: Request[Principal, Any, Any], data: ReservationBody) -> Reservation:
+    """Set nodes aside for a project's reserved work, or for maintenance."""
+    _named(data.name)
+    if not data.start_ms < data.end_ms <= context.clock_ms() + LENGTH_MAX_MS or data.end_ms <= context.clock_ms():
+        raise BadRequest("a reservation ends after it starts, in the future, and within ten years")
+    if not (data.on or data.project) or not 1 <= data.nodes <= NODES_MAX or len(data.on) > NODES_MAX:
+        raise BadRequest(f"say which nodes, or for which project and how many (1 to {NODES_MAX})")
+    world = context.world
+    project = project_for(world, request.user, data.project).id if data.project else ProjectId("")
+    nodes = tuple(dict.fromkeys(node_named(world, name).id for name in data.on))
+    row = Reservation(id=ReservationId(_drawn("rs")), name=data.name, project_id=project, node_ids=nodes, evict=data.evict,
+                      start_ms=max(0, data.start_ms), end_ms=data.end_ms, created_ms=context.clock_ms())  # fmt: skip
+    spec = Spec(run="", nodes=data.nodes, resources=Resources(gpu=_gpu(data.gpu), cpu_milli=1, memory_mib=1, disk_mib=1))
+
+    def answer(world: World) -> Reservation:
+        return world.reservations[row.id]
+
+    return await context.write(request, Reserve(row=row, spec=spec), answer)
+
+
+@delete("/v1/reservations/{reservation:str}", opt={"scope": Scope.OPERATOR}, status_code=200, responses=answers(404, 409, 422))
+async def cancel_reservation(context: Context, request: Request[Principal, Any, Any], reservation: str) -> Reservation:
+    """Give the nodes back now."""
+    row = found(next((r for r in context.world.reservations.values() if reservation in {r.id, r.name}), None), f"reservation {reservation[:80]!r}")
+
+    def answer(world: World) -> Reservation:
+        del world
+        return msgspec.structs.replace(row, closed=True)
+
+    return await context.write(request, CancelReservation(id=row.id), answer)
+
+
+@get("/v1/volumes", opt={"scope": Scope.READ}, responses=answers(404))
+async def list_volumes(context: Context, request: Request[Principal, Any, Any], project: str = "") -> VolumeList:
+    """Volumes and where they lie."""
+    world = context.world
+    wanted = project_for(world, request.user, project).id if project else None
+    seen = [row for row in world.volumes.values() if may_see(request.user, row.project_id) and wanted in {None, row.project_id}]
+    return VolumeList(items=tuple(_volume_view(world, row) for row in sorted(seen, key=lambda row: row.id)))
+
+
+@delete("/v1/volumes/{volume:str}", opt={"scope": Scope.MEMBER}, status_code=200, responses=answers(404, 409, 422))
+async def remove_volume(context: Context, request: Request[Principal, Any, Any], volume: str, project: str = "") -> VolumeView:
+    """Delete a volume that no live workload mounts, with what is in it."""
+    world = context.world
+    row = found(world.volumes.get(volume_id(project_for(world, request.user, project).id, volume)), f"volume {volume[:80]!r}")
+
+    def answer(world: World) -> VolumeView:
+        return _volume_view(world, msgspec.structs.replace(row, removed=True))
+
+    gone = await context.write(request, RemoveVolume(id=row.id), answer)
+    await context.engine.erase(row.id)
+    return gone
+
+
+def _volume_view(world: World, row: Volume) -> VolumeView:
+    node = world.nodes.get(row.node_id)
+    return VolumeView(volume=row, node=node.name if node else row.node_id)
+
+
+def _rack_view(world: World, rack: Rack) -> RackView:
+    nodes = {node.id: node.idle_w for node in world.nodes.values() if node.rack_id == rack.id}
+    there = {a.id: a for node_id in nodes for a in world.on_node.get(node_id, {}).values()}
+    return RackView(rack=rack, nodes=len(nodes), drawn_w=sum(nodes.values()) + sum(drawn_w(world, a.parts, nodes) for a in there.values()))
+
+
+def _gpu(text: str) -> GpuRequest:
+    try:
+        return parse_gpu(text) if text else GpuRequest()
+    except ValueError as error:
+        raise BadRequest("`gpu` is written like H100:8, 24GB..:2 or 4") from error
+
+
+def _named(name: str) -> None:
+    if not _NAME.match(name):
+        raise BadRequest("a name is 1 to 63 letters, digits, spaces, dots, dashes or underscores")
+
+
+def _watts(watts: int | None) -> None:
+    if watts is not None and not 0 <= watts <= WATTS_MAX:
+        raise BadRequest("power is between 0 and 10 MW, in watts")
+
+
+def _drawn(prefix: str) -> str:
+    return f"{prefix}-{base32(secrets.token_bytes(ENTROPY_BYTES))}"
+
+
+ROUTER = Router(
+    "/",
+    route_handlers=[
+        show_node, set_node, list_racks, set_rack, set_gpu, list_reservations, reserve, cancel_reservation, list_volumes, remove_volume,
+    ],
+)  # fmt: skip
+"""All of this module's routes."""

@@ -1,0 +1,132 @@
+"""The operator's commands to drafts: what a node, rack or card is for, what is set aside, what a project is guaranteed. Pure."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from headframe.model.command import CancelReservation, RemoveVolume, Reserve, SetGpu, SetNode, SetQuota, SetRack
+from headframe.model.errors import Conflicting, Infeasible, NotFound
+from headframe.model.event import Draft, Kind
+from headframe.model.fleet import Rack, Reservation
+from headframe.model.ids import NodeId
+from headframe.model.units import gpus
+from headframe.model.work import Refusal
+from headframe.model.world import World
+from headframe.placement.windows import choose, why_not
+from headframe.reconcile.reservations import overstayers
+
+Operate = SetNode | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume
+
+
+def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
+    """What `command` does to `world`."""
+    match command:
+        case SetNode():
+            yield from _set_node(world, command, now_ms)
+        case SetRack():
+            yield _set_rack(world, command, now_ms)
+        case SetGpu():
+            yield _set_gpu(world, command)
+        case SetQuota():
+            yield _set_quota(world, command)
+        case Reserve():
+            yield _reserve(world, command, now_ms)
+        case CancelReservation():
+            yield from _cancel(world, command)
+        case RemoveVolume():
+            yield from _remove_volume(world, command)
+
+
+def rack_named(world: World, name: str) -> Rack | None:
+    """The rack of that name or id."""
+    return next((rack for rack in world.racks.values() if name in {rack.name, rack.id}), None)
+
+
+def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
+    node = world.nodes.get(command.node_id)
+    if node is None:
+        raise NotFound(f"no node {command.node_id}", "list them: `headframe nodes`")
+    rack = rack_named(world, command.rack) if command.rack else world.racks[node.rack_id]
+    made = rack is None
+    rack = rack or Rack(id=command.rack_id, site_id=node.site_id, name=command.rack, created_ms=now_ms)
+    after = msgspec.structs.replace(
+        node, rack_id=rack.id, taints=node.taints if command.taints is None else tuple(sorted(set(command.taints))),
+        idle_w=node.idle_w if command.idle_w is None else command.idle_w,
+    )  # fmt: skip
+    if after != node:
+        taints = f", taints {', '.join(after.taints)}" if after.taints else ""
+        text = f"{node.name}: in {rack.name}{taints}" + (f", {after.idle_w} W idle" if after.idle_w else "")
+        yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=text, rows=(rack, after) if made else (after,))
+
+
+def _set_rack(world: World, command: SetRack, now_ms: int) -> Draft:
+    known = rack_named(world, command.name)
+    site = next(iter(world.sites.values()))
+    rack = known or Rack(id=command.id, site_id=site.id, name=command.name, created_ms=now_ms)
+    after = msgspec.structs.replace(
+        rack, power_limit_w=rack.power_limit_w if command.power_limit_w is None else command.power_limit_w,
+        cooling_limit_w=rack.cooling_limit_w if command.cooling_limit_w is None else command.cooling_limit_w,
+    )  # fmt: skip
+    text = f"{rack.name}: " + (f"at most {after.limit_w} W" if after.limit_w else "no limit")
+    return Draft(kind=Kind.RACK_CHANGED, subject=rack.id, text=text, rows=(after,))
+
+
+def _set_gpu(world: World, command: SetGpu) -> Draft:
+    gpu = world.gpus.get(command.gpu_id)
+    if gpu is None:
+        raise NotFound(f"no GPU {command.gpu_id}", "list them: `headframe nodes --json`")
+    after = msgspec.structs.replace(gpu, grade=command.grade or gpu.grade, sharing=command.sharing or gpu.sharing)
+    return Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{gpu.id}: grade {after.grade}, sharing {after.sharing}", rows=(after,))
+
+
+def _set_quota(world: World, command: SetQuota) -> Draft:
+    project = world.projects[command.project_id]
+    total = sum(other.guaranteed_gpus_milli for other in world.projects.values() if other.id != project.id) + command.guaranteed_gpus_milli
+    if command.quota_gpus_milli and command.guaranteed_gpus_milli > command.quota_gpus_milli:
+        raise Conflicting("a project can't be guaranteed more than its quota", "raise the quota, or lower the guarantee")
+    if command.guaranteed_gpus_milli and total > len(world.gpus) * 1000:
+        raise Conflicting(f"{gpus(total)} GPUs would be guaranteed of {len(world.gpus)}", "guarantee less, or add machines")
+    after = msgspec.structs.replace(project, quota_gpus_milli=command.quota_gpus_milli, guaranteed_gpus_milli=command.guaranteed_gpus_milli)
+    limit = f"at most {gpus(after.quota_gpus_milli)}" if after.quota_gpus_milli else "no limit"
+    return Draft(kind=Kind.PROJECT_CHANGED, subject=project.id, project_id=project.id, rows=(after,),
+                 text=f"{project.name}: {gpus(after.guaranteed_gpus_milli)} GPUs guaranteed, {limit}")  # fmt: skip
+
+
+def _reserve(world: World, command: Reserve, now_ms: int) -> Draft:
+    row = command.row
+    if any(other.name == row.name for other in world.reservations.values()):
+        raise Conflicting(f"there is a reservation named {row.name!r}", "choose another name")
+    nodes = _named_nodes(world, row) if row.node_ids else choose(world, command.spec, row)
+    if isinstance(nodes, Refusal):
+        raise Infeasible(str(nodes))
+    after = msgspec.structs.replace(row, node_ids=nodes, created_ms=now_ms)
+    names = ", ".join(world.nodes[node_id].name for node_id in nodes[:8]) + (f" and {len(nodes) - 8} more" if len(nodes) > 8 else "")
+    there = len(overstayers(world, after))
+    runs = f"; {there} allocations there will be stopped" if there and row.evict else f"; {there} allocations there go on" if there else ""
+    return Draft(kind=Kind.RESERVED, subject=row.id, project_id=row.project_id, text=f"{row.name}: {names} set aside{runs}", rows=(after,))
+
+
+def _named_nodes(world: World, row: Reservation) -> tuple[NodeId, ...]:
+    noes = [f"{world.nodes[node_id].name} is {no}" for node_id in row.node_ids if (no := why_not(world, world.nodes[node_id], row))]
+    if noes:
+        raise Infeasible("; ".join(noes), "choose other nodes, or another time")
+    return row.node_ids
+
+
+def _cancel(world: World, command: CancelReservation) -> Iterator[Draft]:
+    row = world.reservations.get(command.id)
+    if row is not None:
+        closed = msgspec.structs.replace(row, closed=True)
+        yield Draft(kind=Kind.RESERVATION_OVER, subject=row.id, project_id=row.project_id, text=f"{row.name}: cancelled", rows=(closed,))
+
+
+def _remove_volume(world: World, command: RemoveVolume) -> Iterator[Draft]:
+    row = world.volumes.get(command.id)
+    if row is None:
+        return
+    users = [w.name for w in world.workloads.values()
+             if w.project_id == row.project_id and not w.ended_ms and any(mount.volume == row.name for mount in w.spec.volumes)]  # fmt: skip
+    if users:
+        raise Conflicting(f"{row.name} is used by {', '.join(sorted(users)[:5])}", "stop them first: `headframe stop`")
+    gone = msgspec.structs.replace(row, removed=True)
+    yield Draft(kind=Kind.VOLUME_REMOVED, subject=row.id, project_id=row.project_id, text=f"volume {row.name} removed", rows=(gone,))
