@@ -84,9 +84,8 @@ def reservation_create(
     evict: Annotated[bool, typer.Option(help="Stop what is still there at the start.")] = True, json: Json = False,
 ) -> None:  # fmt: skip
     """Set machines aside; only such as are sure to be free by then."""
-    start_ms, seconds = _time_ms(start), _seconds(length)
     body = ReservationBody(name=name, project=project, nodes=nodes, gpu=gpu, on=tuple(on or ()), evict=evict,
-                           start_ms=start_ms, end_ms=start_ms + seconds * 1000)  # fmt: skip
+                           start_ms=_time_ms(start), length_s=_seconds(length))  # fmt: skip
     with client() as cloud:
         made = cloud.reserve(body)
     show(made, json, lambda: _show_reservations((made,)))
@@ -137,9 +136,8 @@ def _watts(text: str) -> int | None:
 
 
 def _time_ms(text: str) -> int:
-    now = datetime.now(UTC)
     if text == "now":
-        return int(now.timestamp() * 1000)
+        return 0
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

@@ -201,12 +201,12 @@ class GpuBody(msgspec.Struct, frozen=True, kw_only=True):
 
 class ReservationBody(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes to set aside: these, or for a project `nodes` machines that have `gpu` (written as in a workload file). Without a project
-    it is for maintenance.
+    it is for maintenance. Without a start it begins now.
     """
 
     name: str
-    start_ms: int
-    end_ms: int
+    length_s: int
+    start_ms: int = 0
     project: str = ""
     nodes: int = 1
     gpu: str = ""

@@ -36,7 +36,7 @@ from headframe.server.workload_file import NODES_MAX, parse_gpu
 
 WATTS_MAX = 10_000_000
 TAINTS_MAX = 20
-LENGTH_MAX_MS = 10 * 366 * 86_400_000
+LENGTH_MAX_S = 10 * 366 * 86_400
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$")
 _TAINT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 
@@ -101,15 +101,17 @@ async def list_reservations(context: Context, request: Request[Principal, Any, A
 async def reserve(context: Context, request: Request[Principal, Any, Any], data: ReservationBody) -> Reservation:
     """Set nodes aside for a project's reserved work, or for maintenance."""
     _named(data.name)
-    if not data.start_ms < data.end_ms <= context.clock_ms() + LENGTH_MAX_MS or data.end_ms <= context.clock_ms():
-        raise BadRequest("a reservation ends after it starts, in the future, and within ten years")
+    now_ms = context.clock_ms()
+    start_ms = max(data.start_ms, now_ms)
+    if not 60 <= data.length_s <= LENGTH_MAX_S or start_ms > now_ms + LENGTH_MAX_S * 1000:
+        raise BadRequest("a reservation lasts from a minute to ten years, and begins within ten years")
     if not (data.on or data.project) or not 1 <= data.nodes <= NODES_MAX or len(data.on) > NODES_MAX:
         raise BadRequest(f"say which nodes, or for which project and how many (1 to {NODES_MAX})")
     world = context.world
     project = project_for(world, request.user, data.project).id if data.project else ProjectId("")
     nodes = tuple(dict.fromkeys(node_named(world, name).id for name in data.on))
     row = Reservation(id=ReservationId(_drawn("rs")), name=data.name, project_id=project, node_ids=nodes, evict=data.evict,
-                      start_ms=max(0, data.start_ms), end_ms=data.end_ms, created_ms=context.clock_ms())  # fmt: skip
+                      start_ms=start_ms, end_ms=start_ms + data.length_s * 1000, created_ms=now_ms)  # fmt: skip
     spec = Spec(run="", nodes=data.nodes, resources=Resources(gpu=_gpu(data.gpu), cpu_milli=1, memory_mib=1, disk_mib=1))
 
     def answer(world: World) -> Reservation:
