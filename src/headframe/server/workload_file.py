@@ -176,7 +176,7 @@ def _spec(root: yaml.MappingNode, reader: _Reader) -> Spec | None:
 def _volumes_good(values: dict[str, Any], found: dict[str, yaml.Node], reader: _Reader) -> None:
     if values.get("volumes") and values.get("nodes", 1) > 1:
         reader.wrong(found["volumes"], "volumes", "one node: a volume lies on one machine")
-    paths = [mount.path for mount in values.get("volumes", ())] + [values["checkpoint"]] * ("checkpoint" in values)
+    paths = [mount.path for mount in values.get("volumes", ())] + [path for path in (values.get("checkpoint"),) if path]
     if len(set(paths)) < len(paths):
         reader.wrong(found["volumes"], "volumes", "a path of its own for each")
 
