@@ -10,23 +10,25 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from components import find
 from headframe import Client
 from headframe.model.command import CreateProject, Found, GrantCredit
 from headframe.model.event import Event
-from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, UserId, WorkloadId
+from headframe.model.fleet import Gpu, Node, Rack
+from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, RackId, SiteId, UserId, WorkloadId
 from headframe.model.people import Key, Project, Scope
-from headframe.model.states import GpuState, NodeState, WorkloadState
+from headframe.model.states import AllocationState, GpuState, NodeState, WorkloadState
 from headframe.model.units import NANO_PER_USD
-from headframe.model.work import GpuRequest, Resources, Spec, Tier, Workload
+from headframe.model.work import Allocation, GpuRequest, Part, Resources, Share, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.server.decide import RACK, SITE, decide
 
 PROJECT = ProjectId("pr-test")
 NOW_MS = 1_750_000_000_000
+HOUR = 3_600_000
 
 
 def node(n: int, **changes) -> Node:
@@ -46,8 +48,9 @@ def node(n: int, **changes) -> Node:
     return Node(**{**base, **changes})
 
 
-def gpu(n: int, k: int, model: str = "RTX 3090", memory_mib: int = 24_576) -> Gpu:
-    return Gpu(id=GpuId(f"GPU-{n}-{k}"), node_id=NodeId(f"node-{n}"), index=k, model=model, memory_mib=memory_mib, state=GpuState.READY, joined_ms=0)
+def gpu(n: int, k: int, model: str = "RTX 3090", memory_mib: int = 24_576, **changes) -> Gpu:
+    base = dict(id=GpuId(f"GPU-{n}-{k}"), node_id=NodeId(f"node-{n}"), index=k, state=GpuState.READY, joined_ms=0)
+    return Gpu(model=model, memory_mib=memory_mib, **{**base, **changes})
 
 
 def key(scope: Scope = Scope.OPERATOR) -> Key:
@@ -84,7 +87,10 @@ def commit(world: World, drafts) -> list[Event]:
 
 
 def spec(gpus: float = 0, nodes: int = 1, name: str = "job", model: str = "", cpu: float = 1, memory_mib: int = 1024, **more) -> Spec:
-    resources = Resources(gpu=GpuRequest(milli=round(gpus * 1000), model=model), cpu_milli=round(cpu * 1000), memory_mib=memory_mib)
+    asked = {key: more.pop(key) for key in list(more) if key in GpuRequest.__struct_fields__}
+    host = {key: more.pop(key) for key in list(more) if key in Resources.__struct_fields__}
+    request = GpuRequest(milli=round(gpus * 1000), model=model, **asked)
+    resources = Resources(gpu=request, cpu_milli=round(cpu * 1000), memory_mib=memory_mib, **host)
     return Spec(name=name, run="true", nodes=nodes, resources=resources, **more)
 
 
@@ -101,6 +107,52 @@ def job(n: int = 1, priority: int = 0, tier: Tier = Tier.ON_DEMAND, **more) -> W
         held_nano=100 * NANO_PER_USD,
         spec=spec(name=name, priority=priority, tier=tier, **more),
     )
+
+
+def running(n, nodes, gpus, started_ms=NOW_MS, tier=Tier.ON_DEMAND, **more):
+    """An allocation and its workload, on whole cards of the given nodes from card `first` on."""
+    first = more.pop("first", 0)
+    workload = msgspec.structs.replace(job(n, gpus=gpus, nodes=len(nodes), tier=tier, **more), state=WorkloadState.RUNNING, attempt=1)
+    parts = tuple(
+        Part(
+            rank=rank,
+            node_id=f"node-{k}",
+            cpu_milli=1000,
+            memory_mib=1024,
+            disk_mib=1024,
+            shares=tuple(Share(gpu_id=f"GPU-{k}-{i}", index=i, model="RTX 3090", milli=1000) for i in range(first, first + gpus)),
+        )
+        for rank, k in enumerate(nodes)
+    )
+    allocation = Allocation(
+        id=AllocationId(f"wl-{n}.1"),
+        workload_id=workload.id,
+        project_id=workload.project_id,
+        attempt=1,
+        tier=tier,
+        parts=parts,
+        state=AllocationState.RUNNING,
+        granted_ms=started_ms,
+        started_ms=started_ms,
+    )
+    return workload, allocation
+
+
+def put(world, *pairs):
+    for pair in pairs:
+        for row in pair:
+            world.put(row)
+    return world
+
+
+def racked(nodes, per_rack, queue):
+    """Nodes of one card each, `per_rack` to a rack."""
+    world = fleet(nodes=nodes, gpus_each=1, queue=queue)
+    for n in range(nodes):
+        rack = RackId(f"rack-{n // per_rack}")
+        world.put(Rack(id=rack, site_id=SiteId("site"), name=rack, created_ms=0))
+        world.put(node(n, rack_id=rack))
+    return world
 
 
 def project(world: World) -> Project:

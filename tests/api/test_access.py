@@ -48,6 +48,10 @@ def world(shared):
             "project": project.id,
             "key": operator.keys().items[-1].id,
             "node": next(operator.nodes()).node.id,
+            "rack": "rack 1",
+            "gpu": "GPU-0",
+            "reservation": "none",
+            "volume": "data",
             "month": "2026-11",
             "name": "style.css",
         }

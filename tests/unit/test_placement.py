@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from headframe.model.states import NodeState
 from headframe.model.work import Network, Tier
 from headframe.placement import are_parts, feasible, plan
-from support import NOW_MS, fleet, gpu, job, node, spec
+from support import HOUR, NOW_MS, fleet, gpu, job, node, put, racked, running, spec
 
 jobs = st.lists(
     st.builds(
@@ -144,51 +144,6 @@ def test_a_quota_holds_back_what_exceeds_it():
     assert "2 of 6 left" in str(made.refusals["wl-2"][0])
 
 
-def running(n, nodes, gpus, started_ms=NOW_MS, tier=Tier.ON_DEMAND, **more):
-    """An allocation and its workload, on whole cards of the given nodes from card `first` on."""
-    import msgspec
-
-    from headframe.model.ids import AllocationId
-    from headframe.model.states import AllocationState, WorkloadState
-    from headframe.model.work import Allocation, Part, Share
-
-    first = more.pop("first", 0)
-    workload = msgspec.structs.replace(job(n, gpus=gpus, nodes=len(nodes), tier=tier, **more), state=WorkloadState.RUNNING, attempt=1)
-    parts = tuple(
-        Part(
-            rank=rank,
-            node_id=f"node-{k}",
-            cpu_milli=1000,
-            memory_mib=1024,
-            disk_mib=1024,
-            shares=tuple(Share(gpu_id=f"GPU-{k}-{i}", index=i, model="RTX 3090", milli=1000) for i in range(first, first + gpus)),
-        )
-        for rank, k in enumerate(nodes)
-    )
-    allocation = Allocation(
-        id=AllocationId(f"wl-{n}.1"),
-        workload_id=workload.id,
-        project_id=workload.project_id,
-        attempt=1,
-        tier=tier,
-        parts=parts,
-        state=AllocationState.RUNNING,
-        granted_ms=started_ms,
-        started_ms=started_ms,
-    )
-    return workload, allocation
-
-
-HOUR = 3_600_000
-
-
-def put(world, *pairs):
-    for pair in pairs:
-        for row in pair:
-            world.put(row)
-    return world
-
-
 def test_a_big_gang_is_not_passed_over_and_short_work_fills_the_time_before_it():
     long, short = job(12, gpus=8, max_duration_s=5 * 3600), job(13, gpus=8, max_duration_s=1800)
     world = fleet(nodes=2, queue=[job(11, gpus=8, nodes=2), long, short])
@@ -254,19 +209,6 @@ def test_a_plan_stops_when_its_time_is_up():
     turns = iter([False, True])
     made = plan(fleet(nodes=2, queue=[job(1, gpus=1), job(2, gpus=1)]), NOW_MS + 100, until=lambda: next(turns))
     assert [grant.workload_id for grant in made.grants] == ["wl-1"]
-
-
-def racked(nodes, per_rack, queue):
-    """Nodes of one card each, `per_rack` to a rack."""
-    from headframe.model.fleet import Rack
-    from headframe.model.ids import RackId, SiteId
-
-    world = fleet(nodes=nodes, gpus_each=1, queue=queue)
-    for n in range(nodes):
-        rack = RackId(f"rack-{n // per_rack}")
-        world.put(Rack(id=rack, site_id=SiteId("site"), name=rack, created_ms=0))
-        world.put(node(n, rack_id=rack))
-    return world
 
 
 def racks_of(world, grant):

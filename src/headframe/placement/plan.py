@@ -123,7 +123,7 @@ class _Made:
         self.rates: dict[ProjectId, int] = {}
         self._full: dict[_Shape, tuple[Refusal, ...]] = {}
         self._too_long: dict[_Shape, int] = {}
-        self._hopeless: dict[_Shape, float] = {}
+        self._hopeless: dict[tuple[_Shape, bool], float] = {}
         self.lending = Lending(world, now_ms)
         self.windows = Windows(world, self.fleet, now_ms)
         for rank, until_ms in self.windows.until.items():
@@ -139,6 +139,7 @@ class _Made:
         milli = workload.spec.resources.gpu.milli * workload.spec.nodes
         self.gpu_milli[workload.project_id] = self.gpu_milli.get(workload.project_id, 0) + milli
         self.order.granted(workload)
+        self.lending.promise(workload)
 
     def _place(self, workload: Workload) -> Grant | tuple[Refusal, ...]:
         if workload.not_before_ms > self.now_ms:
@@ -224,12 +225,13 @@ class _Made:
         """Make room for it, or keep the nodes that come free first, so that nothing behind it delays it. What could not be done for
         a shape can't be done later in the same plan either, unless more would be gained by it.
         """
-        shape, worth = _shape(workload.spec), gain(workload.spec)
+        shape, worth = (_shape(workload.spec), bool(self.lending.back_for(workload))), gain(workload.spec)
         if worth <= self._hopeless.get(shape, -1):
             return
         soon = make_room(self.fleet, workload, self.now_ms, self.lending)
         if soon is not None:
             self.evictions.extend(soon.evictions)
+            self.lending.promise(workload)
             self._keep(workload, soon.ranks, self.now_ms)
         elif not self._wait_for(workload):
             self._hopeless[shape] = worth

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 
 import msgspec
 
-from headframe.model.ids import AllocationId, NodeId, WorkloadId
+from headframe.model.ids import AllocationId, NodeId, ProjectId, WorkloadId
 from headframe.model.states import AllocationState, Reason
 from headframe.model.units import MS_PER_HOUR
 from headframe.model.work import Allocation, Spec, Tier, Workload
@@ -54,12 +54,19 @@ class Lending:
     def __init__(self, world: World, now_ms: int) -> None:
         self._world, self._now_ms = world, now_ms
         self._lent: frozenset[AllocationId] | None = None
+        self._promised: dict[ProjectId, int] = {}
+
+    def promise(self, workload: Workload) -> None:
+        """Count what this plan gives a project, now or as soon as others have gone."""
+        milli = workload.spec.resources.gpu.milli * workload.spec.nodes
+        self._promised[workload.project_id] = self._promised.get(workload.project_id, 0) + milli
 
     def back_for(self, workload: Workload) -> frozenset[AllocationId]:
         """What may be taken back for this workload: nothing, unless it stays within its project's guarantee."""
         project = self._world.projects[workload.project_id]
         need = workload.spec.resources.gpu.milli * workload.spec.nodes
-        if self._world.gpu_use_milli.get(project.id, 0) + need > project.guaranteed_gpus_milli:
+        has = self._world.gpu_use_milli.get(project.id, 0) + self._promised.get(project.id, 0)
+        if has + need > project.guaranteed_gpus_milli:
             return frozenset()
         if self._lent is None:
             self._lent = frozenset(self._beyond())
