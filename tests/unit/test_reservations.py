@@ -94,6 +94,16 @@ def test_maintenance_lets_work_go_on_where_the_operator_says_so_but_starts_none(
     assert plan(world, NOW_MS + 100).grants[0].parts[0].node_id == "node-1"
 
 
+def test_short_work_with_a_volume_also_fills_the_time_before_a_reservation():
+    mounts = (Mount(volume="data", path="/data"),)
+    short, long = job(11, gpus=1, max_duration_s=3600, volumes=mounts), job(12, gpus=1, volumes=mounts)
+    world = fleet(nodes=1, gpus_each=2, queue=[short, long])
+    reserve(world, reservation())
+    made = plan(world, NOW_MS + 100)
+    assert [grant.workload_id for grant in made.grants] == ["wl-11"]
+    assert "set aside as 'big-run'" in str(made.refusals["wl-12"])
+
+
 works = st.lists(
     st.tuples(st.sampled_from([Tier.SPOT, Tier.ON_DEMAND]), st.sampled_from([0, 600, 3600, 7200, 20_000]), st.integers(1, 2), st.integers(0, 12)),
     max_size=14,

@@ -155,15 +155,19 @@ class _Made:
         # Capacity only shrinks within a plan: what did not fit before does not fit now.
         parts = self._set_aside(workload)
         parts = parts or (() if shape in self._full else self.fleet.place(workload.spec, near=self.fleet.at_hand(workload.spec)))
-        parts = parts or self._backfilled(workload, shape)
+        if not parts and workload.spec.max_duration_s < self._too_long.get(shape, FOREVER_MS):
+            parts = self._backfilled(workload)
+            if not parts and workload.spec.max_duration_s:
+                self._too_long[shape] = workload.spec.max_duration_s
         return self._admitted(workload, parts) if parts else self._refused(workload, shape)
 
-    def _set_aside(self, workload: Workload) -> tuple[Part, ...]:
+    def _set_aside(self, workload: Workload, among: Sequence[int] = ()) -> tuple[Part, ...]:
         """A place on nodes that its project has reserved."""
         if workload.spec.tier is not Tier.RESERVED or not self.windows.until:
             return ()
         ends_ms = self.now_ms + (workload.spec.max_duration_s * 1000 + SLACK_MS if workload.spec.max_duration_s else FOREVER_MS)
-        return self.fleet.place_on(workload.spec, self.windows.mine(workload.project_id, ends_ms))
+        mine = self.windows.mine(workload.project_id, ends_ms)
+        return self.fleet.place_on(workload.spec, [rank for rank in mine if not among or rank in among])
 
     def _where_its_volumes_are(self, workload: Workload) -> Grant | tuple[Refusal, ...]:
         """Work with volumes goes where they lie; where none does yet, anywhere."""
@@ -174,7 +178,7 @@ class _Made:
             return (Refusal(rule="volume", need="volumes that lie on one node", have=f"volumes on {names}", nodes=0,
                             change="mount those of one node, or remove one: `headframe volume rm`"),)  # fmt: skip
         among = [self.fleet.rank[home] for home in homes]
-        parts = self.fleet.place(workload.spec, among=among)
+        parts = self._set_aside(workload, among) or self.fleet.place(workload.spec, among=among) or self._backfilled(workload, among)
         if parts:
             return self._admitted(workload, parts)
         if not homes:
@@ -190,29 +194,21 @@ class _Made:
             return (refusal,)
         return Grant(workload_id=workload.id, parts=parts)
 
-    def _backfilled(self, workload: Workload, shape: _Shape) -> tuple[Part, ...]:
-        """A place on nodes that are kept for others, for work that is over before they need them."""
-        span_s = workload.spec.max_duration_s
-        if not self.fleet.held_until:
-            return ()
-        if not span_s:
-            return self._until_the_date(workload)
-        if span_s >= self._too_long.get(shape, span_s + 1):
-            return ()
-        parts = self.fleet.place_on(workload.spec, self._free_until(self.fleet.held_until, self.now_ms + span_s * 1000 + SLACK_MS))
-        if not parts:
-            self._too_long[shape] = span_s
-        return parts
+    def _backfilled(self, workload: Workload, among: Sequence[int] = ()) -> tuple[Part, ...]:
+        """A place on nodes that are kept for others, for work that is over before they need them; spot work may use nodes that are
+        set aside by date until it must go.
+        """
+        span_s, until = workload.spec.max_duration_s, self.fleet.held_until
+        if span_s and until:
+            return self.fleet.place_on(workload.spec, self._free_until(until, self.now_ms + span_s * 1000 + SLACK_MS, among))
+        if workload.spec.tier is Tier.SPOT and self.windows.until:
+            return self.fleet.place_on(workload.spec, self._free_until(self.windows.until, self.now_ms + SPOT_FROM_MS, among))
+        return ()
 
-    def _until_the_date(self, workload: Workload) -> tuple[Part, ...]:
-        """Spot work may use nodes that are set aside until it must go."""
-        if workload.spec.tier is not Tier.SPOT or not self.windows.until:
-            return ()
-        return self.fleet.place_on(workload.spec, self._free_until(self.windows.until, self.now_ms + SPOT_FROM_MS))
-
-    def _free_until(self, until: dict[int, int], ends_ms: int) -> list[int]:
-        """Nodes that are kept from `ends_ms` on at the earliest, the last first."""
-        return sorted((rank for rank, at_ms in until.items() if at_ms >= ends_ms), key=lambda rank: (-until[rank], rank))
+    def _free_until(self, until: dict[int, int], ends_ms: int, among: Sequence[int]) -> list[int]:
+        """Nodes that are kept from `ends_ms` on at the earliest, the last first; only of those given, if any are."""
+        free = (rank for rank, at_ms in until.items() if at_ms >= ends_ms and (not among or rank in among))
+        return sorted(free, key=lambda rank: (-until[rank], rank))
 
     def _refused(self, workload: Workload, shape: _Shape) -> tuple[Refusal, ...]:
         if shape not in self._full:
