@@ -208,8 +208,12 @@ class Fleet:
         return self._costs(spec, self.shapes(spec))[0]
 
     def _costs(self, spec: Spec, shapes: Sequence[int]) -> tuple[Ints, Ints]:
-        each = np.stack([self.index.costs(shape) for shape in shapes])
-        cost, which = each.min(axis=0), np.array(shapes, dtype=np.int64)[each.argmin(axis=0)]
+        if len(shapes) == 1:
+            cost = self.index.costs(shapes[0])
+            which: Ints = np.broadcast_to(np.int64(shapes[0]), cost.shape)
+        else:
+            each = np.stack([self.index.costs(shape) for shape in shapes])
+            cost, which = each.min(axis=0), np.array(shapes, dtype=np.int64)[each.argmin(axis=0)]
         if spec.resources.exclusive:
             rows = self.index.rows()
             whole = np.array([kind.node.cpu_milli for kind in self.classes.all], dtype=np.int64)
@@ -295,19 +299,17 @@ class Fleet:
     def _part(self, spec: Spec, placed: Placed, shape: int, rank: int) -> Part:
         """Name the cards: those of the kind and fullness that the index chose, lowest number first."""
         room, need = self.room(self.ids[placed.node]), spec.resources
-        kind = self.classes.of(room.node)
+        kind, cards = self.classes.machine(room.node)
         each, count = cards_of(need.gpu)
-        if count == 0:
-            chosen: list[Gpu] = []
-        elif each < MILLI:
-            wanted = like(kind.cards[placed.column - GPUS])
-            free = (gpu for gpu in room.gpus.values() if room.gpu_milli.get(gpu.id) == placed.milli and like(gpu) == wanted)
-            chosen = [min(free, key=by_index)]
-        else:
-            mask = int(self.index.shapes.mask[shape, kind.number])
-            order = {like(gpu): column for column, gpu in enumerate(kind.cards) if mask >> column & 1}
-            whole = (gpu for gpu in room.gpus.values() if room.gpu_milli.get(gpu.id) == MILLI and like(gpu) in order)
-            chosen = sorted(sorted(whole, key=lambda gpu: (-order[like(gpu)], gpu.index, gpu.id))[:count], key=by_index)
+        free, chosen = room.gpu_milli, list[Gpu]()
+        for begin, end in reversed(kind.runs) if count else ():  # of the kind in the last columns first, as the kernels do
+            if each < MILLI:
+                here = begin <= placed.column - GPUS < end
+                chosen += [gpu for gpu in cards[begin:end] if here and free.get(gpu.id) == placed.milli]
+            else:
+                mask = int(self.index.shapes.mask[shape, kind.number]) >> begin
+                chosen += [gpu for n, gpu in enumerate(cards[begin:end]) if mask >> n & 1 and free.get(gpu.id) == MILLI]
+        chosen = sorted(chosen[:count], key=by_index)
         assert len(chosen) == count, (spec, placed, room)
         part = part_of(need, room, chosen, rank)
         self._change(part, -1)
