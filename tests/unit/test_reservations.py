@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headframe.model.command import CancelReservation, RemoveVolume, Reserve, SetQuota
+from headframe.model.command import CancelReservation, Defragment, RemoveVolume, Reserve, SetQuota
 from headframe.model.errors import Conflicting, Infeasible
 from headframe.model.event import Kind
 from headframe.model.fleet import SLACK_MS, Reservation, Volume
@@ -14,6 +14,7 @@ from headframe.model.people import Project
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.work import Allocation, Facts, Mount, Observation, Tier
 from headframe.placement import plan
+from headframe.placement.defragment import defragment
 from headframe.reconcile.jobs import jobs
 from headframe.server.decide import decide
 from headframe.server.tick import decisions
@@ -241,3 +242,52 @@ def test_work_that_gave_way_is_not_failed_for_it():
         commit(world, jobs(world, Facts(observations=(seen,)), NOW_MS + 1))
     after = world.workloads["wl-1"]
     assert (after.state, after.preempted) == (WorkloadState.QUEUED, 8)
+
+
+def crowded(**more):
+    """Two nodes with half of their cards in use each: nothing of eight cards fits, though eight are free."""
+    world = fleet(nodes=2, gpus_each=8, queue=[job(99, gpus=8)])
+    put(world, running(1, [0], 4, NOW_MS - HOUR, **more), running(2, [1], 4, NOW_MS - 2 * HOUR, **more))
+    return world
+
+
+def test_moving_work_together_is_proposed_with_what_it_gains_and_loses():
+    proposal = defragment(crowded(checkpoint="/c"), NOW_MS)
+    assert proposal is not None
+    assert (proposal.for_id, len(proposal.moves)) == ("wl-99", 1)
+    move = proposal.moves[0]
+    assert move.to == (({"node-0", "node-1"} - {proposal.node_id}).pop(),)
+    assert proposal.lost_milli_h == pytest.approx(4000 * (0.5 + 120 / 3600))
+    assert proposal.gain_milli_h == pytest.approx(8000 * 4)
+
+
+def test_nothing_is_moved_that_keeps_no_checkpoint_or_has_no_other_place_or_where_nothing_waits():
+    assert defragment(crowded(), NOW_MS) is None
+    full = crowded(checkpoint="/c")
+    put(full, running(3, [0], 2, NOW_MS - HOUR, first=4), running(4, [1], 2, NOW_MS - HOUR, first=4))
+    assert defragment(full, NOW_MS) is None
+    idle = crowded(checkpoint="/c")
+    idle.put(msgspec.structs.replace(idle.workloads["wl-99"], closed=True))
+    assert defragment(idle, NOW_MS) is None
+
+
+def test_a_proposal_leaves_the_fleet_as_it_was():
+    world = crowded(checkpoint="/c")
+    before = plan(world, NOW_MS)
+    assert defragment(world, NOW_MS) == defragment(world, NOW_MS)
+    assert plan(world, NOW_MS) == before
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_moves_are_made_only_by_the_operators_policy_and_what_waited_starts_before_what_moved_comes_back(automatic):
+    world = crowded(checkpoint="/c")
+    for n in (1, 2):
+        world.put(msgspec.structs.replace(world.workloads[f"wl-{n}"], held_nano=0))
+        world.put(msgspec.structs.replace(world.allocations[f"wl-{n}.1"], metered_ms=NOW_MS))
+    world.put(msgspec.structs.replace(world.workloads["wl-99"], held_nano=0))
+    commit(world, decide(world, Defragment(apply=False, automatic=automatic), NOW_MS))
+    for at_ms in (NOW_MS, NOW_MS + 5_000, NOW_MS + 60_000):
+        seen = tuple(observed(allocation, world, at_ms) for allocation in world.live())
+        commit(world, decisions(world, Facts(nodes=dict.fromkeys(world.nodes, at_ms), observations=seen), at_ms))
+    assert ("wl-99.1" in world.held) == automatic
+    assert len(world.held) == (3 if automatic else 2)

@@ -7,7 +7,7 @@ import typer
 
 from headframe.cli.jobs import Json, ProjectOption
 from headframe.cli.session import client, fail, out, show, table
-from headframe.model.api import GpuBody, NodeBody, RackBody, RackView, ReservationBody, VolumeView
+from headframe.model.api import Defragmentation, GpuBody, NodeBody, RackBody, RackView, ReservationBody, VolumeView
 from headframe.model.fleet import Grade, Reservation, Sharing
 from headframe.model.units import duration, parse_duration_s
 
@@ -20,6 +20,7 @@ volume_app = typer.Typer(no_args_is_help=True, help="Directories that outlive th
 
 def add(app: typer.Typer) -> None:
     """Register this module's verbs."""
+    app.command()(defrag)
     app.add_typer(rack_app, name="rack")
     app.add_typer(node_app, name="node")
     app.add_typer(gpu_app, name="gpu")
@@ -105,6 +106,28 @@ def reservation_cancel(name: str, *, json: Json = False) -> None:
     with client() as cloud:
         gone = cloud.cancel_reservation(name)
     show(gone, json, lambda: out.print(f"{gone.name} is cancelled"))
+
+
+def defrag(
+    *, apply: Annotated[bool, typer.Option("--apply", help="Move the work now.")] = False,
+    automatic: Annotated[bool | None, typer.Option("--automatic/--by-hand", help="Whether it is done by itself from now on.")] = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """What moving work together would let start, and what it would cost; it is done only with --apply or --automatic."""
+    with client() as cloud:
+        found = cloud.defragment(apply=apply, automatic=automatic) if apply or automatic is not None else cloud.defragmentation()
+    show(found, json, lambda: _show_defragmentation(found, applied=apply))
+
+
+def _show_defragmentation(found: Defragmentation, *, applied: bool) -> None:
+    out.print("work is moved by itself" if found.automatic else "work is moved only when asked for", style="dim")
+    if not found.moves:
+        out.print("nothing that waits would start if others moved")
+        return
+    out.print(f"{found.workload} {'starts' if applied else 'could start'} on {found.node}: "
+              f"{found.gain_gpu_h:.2f} GPU-hours gained, {found.lost_gpu_h:.2f} lost by moving")  # fmt: skip
+    for move in found.moves:
+        out.print(f"  {move.workload} to {', '.join(move.to)}")
 
 
 @volume_app.command("ls")

@@ -14,6 +14,8 @@ from headframe.model.api import (
     Bill,
     BudgetBody,
     CreditBody,
+    Defragmentation,
+    DefragmentBody,
     EntryPage,
     EventPage,
     EventView,
@@ -243,6 +245,14 @@ class Client:
     def cancel_reservation(self, name: str) -> Reservation:
         """Give the nodes back now."""
         return self._send("DELETE", f"/v1/reservations/{_segment(name)}", Reservation)
+
+    def defragmentation(self) -> Defragmentation:
+        """What moving work together would gain and cost now."""
+        return self._get("/v1/defragmentation", Defragmentation)
+
+    def defragment(self, *, apply: bool, automatic: bool | None = None) -> Defragmentation:
+        """Move work together now, or have it done by itself from now on."""
+        return self._send("POST", "/v1/defragmentation", Defragmentation, DefragmentBody(apply=apply, automatic=automatic))
 
     def volumes(self, project: str = "") -> VolumeList:
         """The volumes that this key may see."""

@@ -199,6 +199,32 @@ class GpuBody(msgspec.Struct, frozen=True, kw_only=True):
     sharing: Sharing | None = None
 
 
+class DefragmentBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether to move work now, and by itself from now on (null leaves that as it is)."""
+
+    apply: bool = False
+    automatic: bool | None = None
+
+
+class MoveView(msgspec.Struct, frozen=True, kw_only=True):
+    """A workload that would stop and start again elsewhere, with the GPU-hours that it loses."""
+
+    workload: str
+    to: tuple[str, ...]
+    lost_gpu_h: float
+
+
+class Defragmentation(msgspec.Struct, frozen=True, kw_only=True):
+    """The moves that would let `workload` start on `node` (empty where none is worth it), GPU-hours gained and lost."""
+
+    automatic: bool
+    workload: str = ""
+    node: str = ""
+    moves: tuple[MoveView, ...] = ()
+    gain_gpu_h: float = 0.0
+    lost_gpu_h: float = 0.0
+
+
 class ReservationBody(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes to set aside: these, or for a project `nodes` machines that have `gpu` (written as in a workload file). Without a project
     it is for maintenance. Without a start it begins now.

@@ -139,6 +139,13 @@ class RemoveVolume(msgspec.Struct, frozen=True, kw_only=True):
     id: VolumeId
 
 
+class Defragment(msgspec.Struct, frozen=True, kw_only=True):
+    """Move work together now (`apply`), and from now on by itself or not (`automatic`; None keeps that)."""
+
+    apply: bool
+    automatic: bool | None = None
+
+
 Command = (
     Found
     | Enrol
@@ -157,4 +164,5 @@ Command = (
     | Reserve
     | CancelReservation
     | RemoveVolume
+    | Defragment
 )

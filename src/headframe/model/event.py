@@ -20,6 +20,7 @@ class Kind(StrEnum):
     """Every kind of event there is."""
 
     SITE_CREATED = "site.created"
+    SITE_CHANGED = "site.changed"
     NODE_JOINED = "node.joined"
     NODE_CHANGED = "node.changed"
     RACK_CHANGED = "rack.changed"

@@ -36,11 +36,14 @@ UNKNOWN_GPU_W = 300
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
-    """A building with a power contract."""
+    """A building with a power contract. With `defragment`, work that keeps checkpoints is moved together where that lets others
+    start; without it, moves are only proposed.
+    """
 
     id: SiteId
     name: str
     created_ms: int
+    defragment: bool = False
 
 
 class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):

@@ -275,6 +275,11 @@ class Fleet:
         self.held_until[rank] = until_ms
         self._set_held(rank, KEPT)
 
+    def release(self, rank: int) -> None:
+        """Keep a node no longer."""
+        del self.held_until[rank]
+        self._refresh(rank)
+
     def _set_held(self, rank: int, held: int) -> None:
         row = self.index.row(rank)
         row[HELD] = held

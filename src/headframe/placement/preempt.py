@@ -101,13 +101,13 @@ def make_room(fleet: Fleet, workload: Workload, now_ms: int, lending: Lending) -
 def _whole(fleet: Fleet, workload: Workload, ranks: Sequence[int], now_ms: int, lent: Container[AllocationId]) -> Soon | None:
     if not ranks:
         return None
-    victims: dict[AllocationId, Allocation] = {}
+    going_too: dict[AllocationId, Allocation] = {}
     for rank in ranks:
-        there = _victims(fleet, workload.spec, fleet.ids[rank], victims, lent, now_ms)
+        there = victims(fleet, workload.spec, fleet.ids[rank], going_too, lent, now_ms)
         if there is None:
             return None
-        victims |= {allocation.id: allocation for allocation in there}
-    going = [allocation for allocation in victims.values() if allocation.state is not AllocationState.STOPPING]
+        going_too |= {allocation.id: allocation for allocation in there}
+    going = [allocation for allocation in going_too.values() if allocation.state is not AllocationState.STOPPING]
     lost = {allocation.id: lost_milli_ms(allocation, fleet.world.workloads[allocation.workload_id], now_ms) for allocation in going}
     given = sum(WORTH[allocation.tier] * lost[allocation.id] for allocation in going if allocation.id not in lent)
     if gain(workload.spec) < GAIN_OVER_LOSS * given:
@@ -129,7 +129,7 @@ def lost_milli_ms(allocation: Allocation, workload: Workload, now_ms: int) -> in
     return (lost_ms + RESTART_MS) * sum(share.milli for part in allocation.parts for share in part.shares)
 
 
-def _victims(fleet: Fleet, spec: Spec, node_id: NodeId, known: Iterable[AllocationId], lent: Container[AllocationId],
+def victims(fleet: Fleet, spec: Spec, node_id: NodeId, known: Iterable[AllocationId], lent: Container[AllocationId],
              now_ms: int) -> list[Allocation] | None:  # fmt: skip
     """Who must go from one node, cheapest first, nobody that is not needed; None where that is not enough."""
     room, chosen = fleet.room(node_id), list[Allocation]()

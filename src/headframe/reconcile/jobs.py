@@ -18,6 +18,8 @@ from headframe.model.world import World
 
 MISSING_LIMIT_MS = 30_000
 """A reachable engine that has not known an allocation for this long has lost it."""
+PREEMPTED_PAUSE_MS = 30_000
+"""Whoever gave way does not come back before those that it made room for have had it."""
 BACKOFF_FIRST_MS, BACKOFF_MAX_MS = 10_000, 300_000
 
 _WORKLOAD_WHILE = {
@@ -125,7 +127,8 @@ def _after(workload: Workload, ended: Allocation, now_ms: int) -> Workload:
     tried = ended.attempt - preempted
     if reason in retry.on and (tried < retry.attempts or reason is Reason.PREEMPTED) and ended.stop_because is not Reason.CANCELLED:
         own_fault = reason in {Reason.FAILED, Reason.SETUP_FAILED, Reason.START_FAILED}
-        pause_ms = min(BACKOFF_FIRST_MS * 2 ** (tried - 1), BACKOFF_MAX_MS) if own_fault else 0
+        pause_ms = PREEMPTED_PAUSE_MS if reason is Reason.PREEMPTED else 0
+        pause_ms = min(BACKOFF_FIRST_MS * 2 ** (tried - 1), BACKOFF_MAX_MS) if own_fault else pause_ms
         return msgspec.structs.replace(
             workload, state=WorkloadState.QUEUED, preempted=preempted, reason=reason, exit_code=ended.exit_code, detail=ended.detail,
             not_before_ms=now_ms + pause_ms if pause_ms else 0,

@@ -15,6 +15,7 @@ from headframe.model.command import (
     Command,
     CreateKey,
     CreateProject,
+    Defragment,
     Enrol,
     Found,
     GrantCredit,
@@ -72,7 +73,7 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield _submit(world, command, now_ms)
         case StopWorkload():
             yield from _stop(world, command, now_ms)
-        case SetNode() | SetRack() | SetGpu() | SetQuota() | Reserve() | CancelReservation() | RemoveVolume():
+        case SetNode() | SetRack() | SetGpu() | SetQuota() | Reserve() | CancelReservation() | RemoveVolume() | Defragment():
             yield from operate(world, command, now_ms)
         case _:
             assert_never(command)

@@ -4,18 +4,21 @@ from collections.abc import Iterator
 
 import msgspec
 
-from headframe.model.command import CancelReservation, RemoveVolume, Reserve, SetGpu, SetNode, SetQuota, SetRack
+from headframe.model.command import CancelReservation, Defragment, RemoveVolume, Reserve, SetGpu, SetNode, SetQuota, SetRack
 from headframe.model.errors import Conflicting, Infeasible, NotFound
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Rack, Reservation
 from headframe.model.ids import NodeId
+from headframe.model.states import Reason
 from headframe.model.units import gpus
 from headframe.model.work import Refusal
 from headframe.model.world import World
+from headframe.placement.defragment import defragment
 from headframe.placement.windows import choose, why_not
+from headframe.reconcile.jobs import stop
 from headframe.reconcile.reservations import overstayers
 
-Operate = SetNode | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume
+Operate = SetNode | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume | Defragment
 
 
 def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
@@ -35,6 +38,8 @@ def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
             yield from _cancel(world, command)
         case RemoveVolume():
             yield from _remove_volume(world, command)
+        case Defragment():
+            yield from _defragment(world, command, now_ms)
 
 
 def rack_named(world: World, name: str) -> Rack | None:
@@ -130,3 +135,14 @@ def _remove_volume(world: World, command: RemoveVolume) -> Iterator[Draft]:
         raise Conflicting(f"{row.name} is used by {', '.join(sorted(users)[:5])}", "stop them first: `headframe stop`")
     gone = msgspec.structs.replace(row, removed=True)
     yield Draft(kind=Kind.VOLUME_REMOVED, subject=row.id, project_id=row.project_id, text=f"volume {row.name} removed", rows=(gone,))
+
+
+def _defragment(world: World, command: Defragment, now_ms: int) -> Iterator[Draft]:
+    site = next(iter(world.sites.values()))
+    if command.automatic is not None and command.automatic != site.defragment:
+        after = msgspec.structs.replace(site, defragment=command.automatic)
+        text = "work is moved together by itself" if command.automatic else "work is moved together only when asked for"
+        yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=text, rows=(after,))
+    proposal = defragment(world, now_ms) if command.apply else None
+    for move in proposal.moves if proposal else ():
+        yield stop(world, world.allocations[move.allocation_id], Reason.PREEMPTED, now_ms)

@@ -19,6 +19,7 @@ from headframe.model.units import money
 from headframe.model.work import Allocation, Facts, Part, Refusal, Workload
 from headframe.model.world import World
 from headframe.placement import Grant, plan
+from headframe.placement.defragment import defragment
 from headframe.reconcile.jobs import jobs, stop
 from headframe.reconcile.nodes import nodes
 from headframe.reconcile.reservations import reservations
@@ -94,6 +95,15 @@ def grants(world: World, now_ms: int) -> Iterator[Draft]:
         yield from _granted(world, grant, now_ms)
     for eviction in made.evictions:
         yield stop(world, world.allocations[eviction.allocation_id], Reason.PREEMPTED, now_ms)
+    if world.queued and not world.unsteady and any(site.defragment for site in world.sites.values()):
+        yield from moves(world, now_ms)
+
+
+def moves(world: World, now_ms: int) -> Iterator[Draft]:
+    """Stop what makes room elsewhere: it starts again where it was found a place."""
+    proposal = defragment(world, now_ms)
+    for move in proposal.moves if proposal else ():
+        yield stop(world, world.allocations[move.allocation_id], Reason.PREEMPTED, now_ms)
 
 
 def admitter(world: World, now_ms: int) -> Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]:

@@ -8,7 +8,10 @@ import msgspec
 from litestar import Request, Router, delete, get, post, put
 
 from headframe.model.api import (
+    Defragmentation,
+    DefragmentBody,
     GpuBody,
+    MoveView,
     NodeBody,
     NodeView,
     RackBody,
@@ -19,13 +22,15 @@ from headframe.model.api import (
     VolumeList,
     VolumeView,
 )
-from headframe.model.command import CancelReservation, RemoveVolume, Reserve, SetGpu, SetNode, SetRack
+from headframe.model.command import CancelReservation, Defragment, RemoveVolume, Reserve, SetGpu, SetNode, SetRack
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Rack, Reservation, Volume
 from headframe.model.ids import ENTROPY_BYTES, GpuId, ProjectId, RackId, ReservationId, base32, volume_id
 from headframe.model.people import Scope
+from headframe.model.units import MILLI
 from headframe.model.work import GpuRequest, Resources, Spec
 from headframe.model.world import World
+from headframe.placement.defragment import defragment
 from headframe.placement.power import drawn_w
 from headframe.server.api.fleet import node_named, node_view, show_node
 from headframe.server.api.problems import answers
@@ -132,6 +137,36 @@ async def cancel_reservation(context: Context, request: Request[Principal, Any, 
     return await context.write(request, CancelReservation(id=row.id), answer)
 
 
+@get("/v1/defragmentation", opt={"scope": Scope.OPERATOR}, responses=answers())
+async def show_defragmentation(context: Context) -> Defragmentation:
+    """What moving work together would gain and cost now."""
+    return _proposed(context.world, context.clock_ms())
+
+
+@post("/v1/defragmentation", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+async def run_defragmentation(context: Context, request: Request[Principal, Any, Any], data: DefragmentBody) -> Defragmentation:
+    """Move work together now, or have it done by itself from now on; answers with what was proposed."""
+    proposed = _proposed(context.world, context.clock_ms())
+
+    def answer(world: World) -> Defragmentation:
+        return msgspec.structs.replace(proposed, automatic=any(site.defragment for site in world.sites.values()))
+
+    return await context.write(request, Defragment(apply=data.apply, automatic=data.automatic), answer)
+
+
+def _proposed(world: World, now_ms: int) -> Defragmentation:
+    automatic, found = any(site.defragment for site in world.sites.values()), defragment(world, now_ms)
+    if found is None:
+        return Defragmentation(automatic=automatic)
+    moves = tuple(
+        MoveView(workload=world.allocations[move.allocation_id].workload_id, to=tuple(world.nodes[key].name for key in move.to),
+                 lost_gpu_h=move.lost_milli_h / MILLI)
+        for move in found.moves
+    )  # fmt: skip
+    return Defragmentation(automatic=automatic, workload=found.for_id, node=world.nodes[found.node_id].name, moves=moves,
+                           gain_gpu_h=found.gain_milli_h / MILLI, lost_gpu_h=found.lost_milli_h / MILLI)  # fmt: skip
+
+
 @get("/v1/volumes", opt={"scope": Scope.READ}, responses=answers(404))
 async def list_volumes(context: Context, request: Request[Principal, Any, Any], project: str = "") -> VolumeList:
     """Volumes and where they lie."""
@@ -190,7 +225,7 @@ def _drawn(prefix: str) -> str:
 ROUTER = Router(
     "/",
     route_handlers=[
-        show_node, set_node, list_racks, set_rack, set_gpu, list_reservations, reserve, cancel_reservation, list_volumes, remove_volume,
+        show_node, set_node, list_racks, set_rack, set_gpu, list_reservations, reserve, cancel_reservation, show_defragmentation, run_defragmentation, list_volumes, remove_volume,
     ],
 )  # fmt: skip
 """All of this module's routes."""
