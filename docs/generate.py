@@ -127,7 +127,18 @@ def workload_file() -> str:
     out += [f"- `{old}` is read as `{new}`" for old, new in {**module.SYNONYMS, **module.RESOURCE_SYNONYMS}.items()]
     out += [f"- `type: {old}` is read as `type: {new}`" for old, new in module.TYPES.items() if old != new]
     out.append(
-        "\nEndpoints and workspaces are parsed and refused as not yet offered here; so are `volumes`, `topology.pcie` and `topology.p2p`.\n`topology: {network: required}` keeps a gang in one rack, `preferred` (the default) in as few as can be, `unconstrained` anywhere."
+        "\nEndpoints and workspaces are parsed and refused as not yet offered here.\n\n"
+        "## GPUs, machines and volumes\n\n```yaml\nresources:\n"
+        "  gpu: {model: A100, count: 2, memory: 40GB.., compute_capability: '8.0', grade: train, sharing: mps, mig: 1g.10gb}   # all but one may be left out\n"
+        "  exclusive: node           # the whole machine; it has just the cards asked for\n"
+        "  arch: x86_64              # or aarch64\n  tolerations: [lab]        # taints of machines that it does not mind\n"
+        "topology: {network: preferred, pcie: '>=8', p2p: required}\nvolumes: [data:/data]\n```\n\n"
+        "- `network: required` keeps a gang in one rack, `preferred` (the default) in one unless it costs more, `unconstrained` anywhere.\n"
+        "- `p2p: required`: cards of one machine that reach each other's memory. `pcie`: the width of each card's link, in lanes.\n"
+        "- `sharing` is how a fraction is kept apart. `time-slice` isolates nothing; `mps` limits the share of the processors. Neither is a boundary\n"
+        "  between tenants who don't trust each other. A MIG instance is a card of its own.\n"
+        "- A volume is a directory of the project's that outlives its work. It lies on the machine where it was first mounted, and work that mounts it\n"
+        "  goes there. In a container it is at its path; without an image its path is in `$HEADFRAME_VOLUME_<NAME>`. It is not limited in size."
     )
     return "\n".join(out) + "\n"
 

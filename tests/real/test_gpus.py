@@ -6,6 +6,8 @@ import subprocess
 import pytest
 
 from headframe.client import ApiError
+from headframe.model.api import GpuBody
+from headframe.model.fleet import Grade
 from support import Server, wait_for
 
 LIBRARY = r"""
@@ -24,6 +26,10 @@ int nvmlDeviceGetName(void *h, char *s, unsigned n) { snprintf(s, n, "NVIDIA GeF
 int nvmlDeviceGetMemoryInfo(void *h, memory_t *m) { m->total = 24576ULL << 20; m->free = m->total; m->used = 0; return 0; }
 int nvmlDeviceGetCudaComputeCapability(void *h, int *a, int *b) { *a = 8; *b = 6; return 0; }
 int nvmlDeviceGetPciInfo_v3(void *h, pci_t *p) { memset(p, 0, sizeof *p); strcpy(p->busId, "00000000:01:00.0"); return 0; }
+int nvmlDeviceGetMaxPcieLinkGeneration(void *h, unsigned *n) { *n = 4; return 0; }
+int nvmlDeviceGetCurrPcieLinkWidth(void *h, unsigned *n) { *n = 16; return 0; }
+int nvmlDeviceGetEnforcedPowerLimit(void *h, unsigned *n) { *n = 350000; return 0; }
+int nvmlDeviceGetP2PStatus(void *a, void *b, int index, int *status) { *status = 0; return 0; }
 int nvmlSystemGetDriverVersion(char *s, unsigned n) { return 3; }
 """
 pytestmark = pytest.mark.slow
@@ -90,6 +96,20 @@ def test_a_card_is_shared_in_fractions_and_priced_by_them(tenant):
     for n in range(4):
         tenant.stop(f"quarter-{n}")
     assert output(tenant, "both")[0].endswith("of 2")
+
+
+def test_links_and_limits_are_read_and_can_be_asked_for(gpus, tenant):
+    with gpus.operator() as operator:
+        cards = next(operator.nodes()).gpus
+    assert [(card.pcie_gen, card.pcie_width, card.p2p, card.max_w) for card in cards] == [(4, 16, "0", 350)] * 2
+    tenant.submit(file("linked", 2, topology="{pcie: '>=16', p2p: required}"))
+    assert output(tenant, "linked")[0].endswith("of 2")
+    with pytest.raises(ApiError, match=r"grade: 1 node refused: needs train, best has unmeasured"):
+        tenant.submit(file("graded", "{count: 1, grade: train}"))
+    with gpus.operator() as operator:
+        operator.set_gpu(cards[0].id, GpuBody(grade=Grade.TRAIN))
+    tenant.submit(file("graded", "{count: 1, grade: train}"))
+    assert cards[0].id in output(tenant, "graded")[0]
 
 
 def test_offers_count_the_free_cards_and_spot_is_cheaper(tenant):

@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from headframe import Client
+from headframe.client import ApiError
 from headframe.store.open import open_store
+from headframe.model.api import NodeBody, RackBody, ReservationBody
 from support import Server, wait_for
 
 
@@ -102,6 +104,41 @@ def test_interrupting_a_follower_detaches_and_says_how_to_come_back(server, tmp_
         assert "Traceback" not in said
         assert tenant.workload("going-on").workload.state == "running"
         tenant.stop("going-on")
+
+
+def test_a_volume_outlives_the_work_that_mounts_it_and_is_its_projects_own(server):
+    text = "name: keeps\nrun: echo again >> $HEADFRAME_VOLUME_DATA/x; wc -l < $HEADFRAME_VOLUME_DATA/x\nvolumes: ['data:/data']\n"
+    text += "resources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}"
+    with server.tenant("keeper") as tenant, server.tenant("stranger") as stranger:
+        for count in ("1", "2"):
+            tenant.submit(text)
+            assert [line.text.strip() for line in tenant.follow("keeps") if hasattr(line, "text")] == [count]
+        assert [item.volume.name for item in tenant.volumes().items] == ["data"]
+        assert stranger.volumes().items == ()
+        with pytest.raises(ApiError, match="no volume"):
+            stranger.remove_volume("data")
+        tenant.remove_volume("data")
+        tenant.submit(text)
+        assert [line.text.strip() for line in tenant.follow("keeps") if hasattr(line, "text")] == ["1"]
+
+
+def test_an_operator_sets_up_racks_taints_and_maintenance_and_work_is_told_why_it_waits(server):
+    text = "name: waits\nrun: 'true'\nresources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}"
+    with server.operator() as operator, server.tenant() as tenant:
+        name = next(operator.nodes()).node.name
+        assert operator.set_rack("B2", RackBody(power_limit_w=5000, cooling_limit_w=4000)).rack.limit_w == 4000
+        operator.set_node(name, NodeBody(rack="B2", taints=("lab",), idle_w=120))
+        assert {(item.rack.name, item.nodes, item.drawn_w) for item in operator.racks().items if item.nodes} == {("B2", 1, 120)}
+        with pytest.raises(ApiError, match=r"taint: 1 node refused: .*add `tolerations: \[lab\]`"):
+            tenant.submit(text)
+        operator.set_node(name, NodeBody(taints=()))
+        operator.reserve(ReservationBody(name="upkeep", on=(name,), length_s=3600))
+        tenant.submit(text)
+        assert "set aside as 'upkeep'" in str(tenant.workload("waits").workload.detail or tenant.workload("waits").waits[0])
+        assert tenant.reservations().items == ()
+        operator.cancel_reservation("upkeep")
+        wait_for(lambda: tenant.workload("waits").workload.state == "succeeded")
+        assert operator.defragmentation().moves == ()
 
 
 def test_the_client_of_the_readme_is_the_client(server):

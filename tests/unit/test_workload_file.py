@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headframe.model.errors import BadFile, HeadframeError, NotOffered
+from headframe.model.fleet import Grade, Sharing
 from headframe.model.states import Reason
 from headframe.model.units import duration, money, parse_duration_s, parse_mib, parse_usd, usd
-from headframe.model.work import GpuRequest, Tier
+from headframe.model.work import GpuRequest, Mount, Network, Tier
 from headframe.server.workload_file import parse, parse_gpu
 
 WHOLE = """
@@ -27,6 +28,51 @@ retry: {on: [preempted, node-lost], attempts: 3}
 checkpoint: /checkpoints
 priority: 5
 """
+
+
+def test_every_demand_of_cards_and_machines_is_understood():
+    spec = parse("""
+run: x
+resources:
+  gpu: {model: A100, count: 2, compute_capability: ">=8.0", grade: train, mig: 1g.10gb}
+  exclusive: node
+  arch: arm64
+  tolerations: [lab, a]
+topology: {network: required, pcie: ">=8", p2p: required}
+volumes: [data:/data, other-1:/mnt/x]
+""").spec
+    assert spec.resources.gpu == GpuRequest(
+        milli=2000, model="A100", compute_capability="8.0", grade=Grade.TRAIN, mig="1g.10gb", pcie_width=8, p2p=True
+    )
+    assert (spec.resources.exclusive, spec.resources.arch, spec.resources.tolerations) == (True, "aarch64", ("a", "lab"))
+    assert (spec.network, spec.volumes) == (Network.REQUIRED, (Mount(volume="data", path="/data"), Mount(volume="other-1", path="/mnt/x")))
+    shared = parse("run: x\nresources: {gpu: {memory: 24gb.., count: 0.5, sharing: mps}}").spec.resources.gpu
+    assert shared == GpuRequest(milli=500, memory_min_mib=24 * 1024, sharing=Sharing.MPS)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("volumes: [data]", "volumes"),
+        ("volumes: ['data:relative']", "volumes"),
+        ("volumes: ['a:/x', 'b:/x']", "volumes"),
+        ("volumes: ['a:/x']\nnodes: 2", "volumes"),
+        ("volumes: ['a:/x']\ncheckpoint: /x", "volumes"),
+        ("topology: {pcie: 3}", "topology.pcie"),
+        ("topology: {p2p: maybe}", "topology.p2p"),
+        ("resources: {gpu: {grade: good}}", "resources.gpu.grade"),
+        ("resources: {gpu: {compute_capability: new}}", "resources.gpu.compute_capability"),
+        ("resources: {gpu: {modell: A100}}", "resources.gpu.modell"),
+        ("resources: {gpu: {count: -1}}", "resources.gpu"),
+        ("resources: {exclusive: rack}", "resources.exclusive"),
+        ("resources: {arch: mips}", "resources.arch"),
+        ("resources: {tolerations: ['A b']}", "resources.tolerations"),
+    ],
+)
+def test_a_demand_that_can_not_be_meant_is_named(text, key):
+    with pytest.raises(BadFile) as refused:
+        parse("run: x\n" + text)
+    assert key in {mistake.key for mistake in refused.value.mistakes}
 
 
 def test_the_whole_file_of_the_design_is_understood():

@@ -23,6 +23,8 @@ from headframe.model.units import MILLI
 MIB = 1024 * 1024
 SHARING = {0: Sharing.TIME_SLICE, 2: Sharing.EXCLUSIVE, 3: Sharing.EXCLUSIVE}
 """By NVML's compute mode; in 2 (prohibited) and 3 (one process) a card takes one holder at most."""
+P2P_READ, P2P_OK = 0, 0
+"""NVML_P2P_CAPS_INDEX_READ and NVML_P2P_STATUS_OK of nvml.h; nvidia-ml-py has the first as a tuple, which its own call refuses."""
 RESERVED_MEMORY_MIB = 512
 """Kept for the operating system and for Headframe itself."""
 
@@ -97,7 +99,7 @@ def _linked(nvml: Any, cards: list[Gpu]) -> list[Gpu]:
 def _reach(nvml: Any, a: int, b: int) -> bool:
     try:
         first, second = nvml.nvmlDeviceGetHandleByIndex(a), nvml.nvmlDeviceGetHandleByIndex(b)
-        return nvml.nvmlDeviceGetP2PStatus(first, second, nvml.NVML_P2P_CAPS_INDEX_READ) == nvml.NVML_P2P_STATUS_OK
+        return nvml.nvmlDeviceGetP2PStatus(first, second, P2P_READ) == P2P_OK
     except nvml.NVMLError:
         return False
 

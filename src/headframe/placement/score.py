@@ -9,6 +9,9 @@ One sum, lowest is best, counted in thousandths of a GPU (times the fleet's pric
 - **scarcity** (2): GPUs of a model that much of the demand insists on cost more, by the share of demand over what is left for it.
 - **block** (0.4): breaking up k wholly free cards on a node costs what demand for k at once is worth, over the blocks left.
 
+Beside it, per card and in the same unit: a node's record of faults and its rack's warmth (`racks.py`), an image or volume at hand
+(`fleet.py`), and for a gang the way between racks (`network.py`).
+
 The weights are those that a search on other traces of the same kind gave; within a factor of two they matter little.
 """
 
