@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headframe.model.fleet import Grade, Sharing, Volume
-from headframe.model.states import AllocationState
+from headframe.model.states import AllocationState, GpuState
 from headframe.model.work import Mount
-from headframe.placement import explain, plan
+from headframe.placement import are_parts, explain, feasible, plan
 from headframe.placement.fleet import Fleet
 from headframe.placement.network import all_reduce_s, crossing_share
 from headframe.placement.power import drawn_w
@@ -207,3 +207,10 @@ def test_another_rack_is_worth_it_only_where_it_saves_more_than_the_way_costs():
     put(world, running(9, [0], 1, max_duration_s=HOUR // 1000))
     racks = {world.nodes[part.node_id].rack_id for part in plan(world, NOW_MS + 100).grants[0].parts}
     assert racks == {"rack-0"}
+
+
+def test_what_can_be_had_at_all_follows_the_cards_that_are_left():
+    world = fleet(nodes=1, gpus_each=2)
+    assert are_parts(feasible(world, job(1, gpus=2).spec))
+    world.put(gpu(0, 1, state=GpuState.RETIRED))
+    assert not are_parts(feasible(world, job(1, gpus=2).spec))

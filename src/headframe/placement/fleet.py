@@ -14,7 +14,7 @@ from headframe.model.ids import AllocationId, NodeId
 from headframe.model.people import faded
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI
-from headframe.model.work import Part, Resources, Spec
+from headframe.model.work import Part, Refusal, Resources, Spec
 from headframe.model.world import World
 from headframe.placement.classes import UNUSABLE, Class, Classes, by_index, like, likely
 from headframe.placement.compiled import Code, plain
@@ -56,6 +56,7 @@ class Fleet:
         self._since_learned = 0
         self._learn_after = LEARN_FIRST
         self._idle: list[tuple[Room, int]] | None = None
+        self.idle_answers: dict[tuple[Resources, int], tuple[Part, ...] | tuple[Refusal, ...]] = {}
         self._shapes: dict[Resources, int] = {}
         self._images: dict[str, dict[NodeId, None]] = {}
         self.classes: Classes
@@ -105,7 +106,8 @@ class Fleet:
         row = self._row(node)
         if row is None:
             return False
-        if not np.array_equal(row[[CLASS, HELD]], self.index.slots.row[self.index.members.slot[rank], [CLASS, HELD]]):
+        was = self.index.slots.row[self.index.members.slot[rank]]
+        if not np.array_equal(row[[CLASS, HELD]], was[[CLASS, HELD]]) or ((row[GPUS:] < 0) != (was[GPUS:] < 0)).any():
             self._idle = None
         self.index.set(rank, row)
         self._look_ahead(rank)
@@ -257,6 +259,7 @@ class Fleet:
         """One idle room of each class with nodes that are not retired, and how many nodes are in it."""
         if self._idle is not None:
             return self._idle
+        self.idle_answers.clear()
         rows = self.index.rows()
         there = np.nonzero(rows[:, HELD] != CLOSED[NodeState.RETIRED])[0]
         _, first, count = np.unique(rows[there, CLASS], return_index=True, return_counts=True)

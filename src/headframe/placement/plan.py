@@ -25,6 +25,7 @@ KEPT_FOR_MAX = 4
 """How many waiting workloads at the head of the queue have room kept for them."""
 RETIRED = frozenset({NodeState.RETIRED})
 FOREVER_MS = 1 << 50
+ANSWERS_MAX = 10_000
 _NO_NODES = Refusal(rule="fleet", need="a node", have="0 nodes", nodes=0, change="enrol a machine: `headframe up`")
 
 
@@ -82,10 +83,16 @@ def feasible(world: World, spec: Spec) -> tuple[Part, ...] | tuple[Refusal, ...]
     """Where `spec` would go in the idle fleet (parts), or why never (refusals)."""
     fleet = Fleet.of(world)
     fleet.sync()
-    rooms = fleet.idle_rooms()
-    if not rooms:
-        return (_NO_NODES,)
-    answer = _asked(spec, rooms)
+    rooms, key = fleet.idle_rooms(), (spec.resources, spec.nodes)
+    if key not in fleet.idle_answers:
+        if len(fleet.idle_answers) >= ANSWERS_MAX:
+            fleet.idle_answers.clear()
+        fleet.idle_answers[key] = _feasible(spec, rooms)
+    return fleet.idle_answers[key]
+
+
+def _feasible(spec: Spec, rooms: Sequence[tuple[Room, int]]) -> tuple[Part, ...] | tuple[Refusal, ...]:
+    answer = _asked(spec, rooms) if rooms else (_NO_NODES,)
     if answer:
         return answer
     fits = [room for room, _ in rooms if refuse(spec, room) is None]
