@@ -5,14 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headframe.billing.price import price_at, rate_nano
 from headframe.model.fleet import Grade, Sharing, Volume
 from headframe.model.states import AllocationState, GpuState
-from headframe.model.work import Mount
+from headframe.model.work import Mount, Tier
 from headframe.placement import are_parts, explain, feasible, plan
 from headframe.placement.fleet import Fleet
 from headframe.placement.network import all_reduce_s, crossing_share
 from headframe.placement.power import drawn_w
 from headframe.placement.racks import lemon
+from headframe.server.decide import quote_for
 from support import HOUR, NOW_MS, PROJECT, fleet, gpu, job, node, put, racked, running
 
 
@@ -82,6 +84,14 @@ def test_a_machine_for_itself_is_idle_before_and_nobody_comes_after():
     made = {grant.workload_id: grant.parts[0] for grant in plan(world, NOW_MS + 100).grants}
     assert (made["wl-2"].node_id, made["wl-3"].node_id) == ("node-1", "node-0")
     assert (made["wl-2"].cpu_milli, made["wl-2"].memory_mib) == (32_000, 65_536)
+
+
+def test_a_machine_for_itself_is_quoted_as_it_will_be_billed():
+    world = fleet(nodes=1, gpus_each=2, queue=[job(1, gpus=2, exclusive=True)])
+    (grant,) = plan(world, NOW_MS + 100).grants
+    prices = price_at(world.prices(), NOW_MS)
+    quoted = quote_for(world, world.workloads["wl-1"].spec, world.projects[PROJECT], NOW_MS)
+    assert quoted.rate_max_nano == rate_nano(prices, grant.parts, Tier.ON_DEMAND)
 
 
 def test_cards_that_reach_each_other_are_taken_from_one_group():

@@ -99,6 +99,18 @@ def _feasible(spec: Spec, rooms: Sequence[tuple[Room, int]]) -> tuple[Part, ...]
     return (take(spec, min(fits, key=_tightness), 0),)
 
 
+def at_most(world: World, spec: Spec) -> Spec:
+    """The spec with what it may come to hold: a machine for itself is held, and paid for, whole; the largest that fits."""
+    if not spec.resources.exclusive:
+        return spec
+    rooms = [room for room, _ in Fleet.of(world).idle_rooms() if refuse(spec, room) is None]
+    need = msgspec.structs.replace(
+        spec.resources, cpu_milli=max(room.cpu_milli for room in rooms), memory_mib=max(room.memory_mib for room in rooms),
+        disk_mib=max(room.disk_mib for room in rooms),
+    )  # fmt: skip
+    return msgspec.structs.replace(spec, resources=need)
+
+
 def kinds(world: World) -> list[Gpu]:
     """One card of each kind that the fleet has."""
     fleet = Fleet.of(world)

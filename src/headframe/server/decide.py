@@ -41,7 +41,7 @@ from headframe.model.states import AllocationState, GpuState, NodeState, Reason,
 from headframe.model.units import money, parse_usd, usd
 from headframe.model.work import Spec, Workload
 from headframe.model.world import World
-from headframe.placement import are_parts, explain, feasible, kinds
+from headframe.placement import are_parts, at_most, explain, feasible, kinds
 from headframe.placement.fit import matches
 from headframe.reconcile.jobs import stop
 from headframe.server.operate import operate
@@ -91,7 +91,7 @@ def _priced(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
         raise Infeasible("; ".join(map(str, answer)))
     cards = [gpu for gpu in kinds(world) if matches(spec.resources.gpu, gpu)]
     needed = cards if spec.resources.gpu.milli else []
-    offered = quote(price_at(world.prices(), now_ms), spec, needed, project)
+    offered = quote(price_at(world.prices(), now_ms), at_most(world, spec), needed, project)
     if spec.max_price_nano and offered.rate_min_nano > spec.max_price_nano:
         raise TooExpensive(f"max_price is {money(spec.max_price_nano)}/h, the cheapest that fits is {money(offered.rate_min_nano)}/h")
     return offered
