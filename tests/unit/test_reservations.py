@@ -242,6 +242,7 @@ def test_work_that_gave_way_is_not_failed_for_it():
         commit(world, jobs(world, Facts(observations=(seen,)), NOW_MS + 1))
     after = world.workloads["wl-1"]
     assert (after.state, after.preempted) == (WorkloadState.QUEUED, 8)
+    assert "a pause after giving way" in str(plan(world, NOW_MS + 1000).refusals["wl-1"][0])
 
 
 def crowded(**more):

@@ -32,7 +32,7 @@ class Sharing(StrEnum):
 
 
 UNKNOWN_GPU_W = 300
-"""What a card whose limit is not known is taken to draw at most: the median of the consumer cards from 2016 to 2024."""
+"""What a card whose limit is not known is taken to draw at most: an assumption, above the 220 W of the median consumer card."""
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):

@@ -11,7 +11,7 @@ from typing_extensions import TypeIs
 
 from headframe.model.fleet import SLACK_MS, Gpu
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
-from headframe.model.states import NodeState
+from headframe.model.states import NodeState, Reason
 from headframe.model.units import MILLI, duration, gpus
 from headframe.model.work import Network, Part, Refusal, Resources, Spec, Tier, Workload
 from headframe.model.world import World
@@ -163,7 +163,8 @@ class _Made:
     def _place(self, workload: Workload) -> Grant | tuple[Refusal, ...]:
         if workload.not_before_ms > self.now_ms:
             wait_s = (workload.not_before_ms - self.now_ms + 999) // 1000
-            return (Refusal(rule="back-off", need="a pause after a failed attempt", have=f"{wait_s} s to go", nodes=0,
+            after = "giving way" if workload.reason is Reason.PREEMPTED else "a failed attempt"
+            return (Refusal(rule="back-off", need=f"a pause after {after}", have=f"{wait_s} s to go", nodes=0,
                             change="starts by itself then"),)  # fmt: skip
         over = self._over_quota(workload)
         if over is not None:

@@ -1,4 +1,6 @@
-"""What a placement draws from its rack: at most its cards' power limits, by their shares. Never less than can happen."""
+"""What a placement draws from its rack: at most its cards' power limits, by their shares; what cards whose limit is not known draw is
+an assumption.
+"""
 
 from collections.abc import Container, Iterable
 

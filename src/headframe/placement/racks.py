@@ -14,8 +14,8 @@ from headframe.placement.network import crossing_share
 from headframe.placement.power import drawn_w
 
 HOT_FROM, HOT_SHARE = 0.8, 0.05
-"""A rack warms its cards from four fifths of what it can carry, and at its limit costs them this share of their speed: consumer
-cards lose 4 to 6 % of their clock between 65 and 83 degrees."""
+"""An assumption, enough to prefer the cooler of equal racks: cards lose clock with heat long before they are throttled (Bekman, ML
+Engineering), from four fifths of what a rack can carry to this share of their speed at its limit."""
 HOT_STEPS = 4
 
 
