@@ -158,7 +158,7 @@ def main():
     used.sync()
     for gpus, count in ((1, 1), (8, 1), (8, 64)):
         ask = job(5, gpus=gpus, nodes=count)
-        median, worst, soon = timed(lambda ask=ask: make_room(used, ask, NOW_MS + 10**6, Lending(used.world, NOW_MS + 10**6)), 20)
+        median, worst, soon = timed(lambda ask=ask: make_room(used, ask, NOW_MS + 10**6, Lending(used.world)), 20)
         print(
             f"preemption search over {len(world.held):,} running jobs for {count} x {gpus} GPUs: {median:.2f} ms, worst {worst:.2f} ms, {len(soon.evictions)} give way (goal < 1 ms for one)"
         )

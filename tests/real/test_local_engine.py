@@ -225,6 +225,14 @@ def test_what_can_not_be_started_ends_with_the_reason(engine):
     assert "missing.tar" in seen.detail
 
 
+def test_a_clock_that_moves_while_it_is_read_delays_no_start(tmp_path):
+    (tmp_path / "workdirs").mkdir()
+    ticks = iter(range(1_000, 1_000_000))
+    engine = LocalEngine(tmp_path / "engine", "me", tmp_path / "workdirs", lambda: next(ticks), "boot-1")
+    do(engine.start(allocation(), work(run="true")))
+    assert ended(engine).reason is Reason.FINISHED
+
+
 @pytest.mark.skipif(limits_kind() == "none", reason="no cgroup may be made here")
 def test_memory_beyond_what_was_asked_for_is_refused_by_the_kernel(engine):
     do(engine.start(allocation(memory_mib=64), work(run=f"{sys.executable} -c 'x = bytearray(400_000_000); print(len(x))'")))

@@ -68,7 +68,7 @@ def _usage(allocation: Allocation, start_ms: int, end_ms: int, prices: PriceList
     return Usage(
         id=usage_id(allocation.id, start_ms), allocation_id=allocation.id, workload_id=allocation.workload_id,
         project_id=allocation.project_id, start_ms=start_ms, end_ms=end_ms,
-        gpu_milli=sum(share.milli for part in allocation.parts for share in part.shares),
+        gpu_milli=allocation.gpu_milli,
         cpu_milli=sum(part.cpu_milli for part in allocation.parts),
         memory_mib=sum(part.memory_mib for part in allocation.parts),
         disk_mib=sum(part.disk_mib for part in allocation.parts),

@@ -9,12 +9,12 @@ import msgspec
 import typer
 
 from headframe.cli.jobs import Json, ProjectOption
-from headframe.cli.session import client, err, fail, out, show, table
+from headframe.cli.session import client, err, fail, out, seconds, show, table
 from headframe.client import Client
 from headframe.model.api import Bill, KeyList, KeyMade
 from headframe.model.money import Entry, GpuPrice, Invoice, PriceList, Usage
 from headframe.model.people import Project, Scope
-from headframe.model.units import MILLI, duration, parse_duration_s, parse_usd, usd
+from headframe.model.units import MILLI, duration, parse_usd, usd
 
 project_app = typer.Typer(no_args_is_help=True, help="Tenants: their credit and budgets.")
 key_app = typer.Typer(no_args_is_help=True, help="API keys.")
@@ -132,9 +132,9 @@ def key_create(
     expires: Annotated[str, typer.Option(help="Such as 90d; never if left out.")] = "", json: Json = False,
 ) -> None:  # fmt: skip
     """A new key; its text is shown this once."""
-    seconds = _seconds(expires)
+    expires_in_s = seconds(expires) if expires else 0
     with client() as cloud:
-        made = cloud.create_key(name, scope, project, seconds)
+        made = cloud.create_key(name, scope, project, expires_in_s)
     show(made, json, lambda: _show_new_key(made))
 
 
@@ -161,13 +161,6 @@ def _amount(text: str) -> int | None:
         return parse_usd(text)
     except ValueError as error:
         fail(str(error), "write it like 0.35", 2)
-
-
-def _seconds(text: str) -> int:
-    try:
-        return parse_duration_s(text) if text else 0
-    except ValueError as error:
-        fail(str(error), "write it like 12h or 90d", 2)
 
 
 def _gpu_price(model: str, on_demand: str, spot: str, reserved: str) -> GpuPrice:

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from headframe.cli.jobs import Json, ProjectOption
-from headframe.cli.session import client, fail, out, show, table
+from headframe.cli.session import client, fail, out, seconds, show, table
 from headframe.model.api import Defragmentation, GpuBody, NodeBody, RackBody, RackView, ReservationBody, VolumeView
 from headframe.model.fleet import Grade, Reservation, Sharing
-from headframe.model.units import duration, parse_duration_s
+from headframe.model.units import duration
 
 rack_app = typer.Typer(no_args_is_help=True, help="Racks: what they can carry and cool.")
 node_app = typer.Typer(no_args_is_help=True, help="Machines: where they are and what keeps work away.")
@@ -86,7 +86,7 @@ def reservation_create(
 ) -> None:  # fmt: skip
     """Set machines aside; only such as are sure to be free by then."""
     body = ReservationBody(name=name, project=project, nodes=nodes, gpu=gpu, on=tuple(on or ()), evict=evict,
-                           start_ms=_time_ms(start), length_s=_seconds(length))  # fmt: skip
+                           start_ms=_time_ms(start), length_s=seconds(length))  # fmt: skip
     with client() as cloud:
         made = cloud.reserve(body)
     show(made, json, lambda: _show_reservations((made,)))
@@ -166,13 +166,6 @@ def _time_ms(text: str) -> int:
     except ValueError:
         fail(f"{text!r} is no time", "write it like 2026-12-01T08:00, in UTC unless it says otherwise", 2)
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
-
-
-def _seconds(text: str) -> int:
-    try:
-        return parse_duration_s(text)
-    except ValueError as error:
-        fail(str(error), "write it like 12h or 7d", 2)
 
 
 def _show_racks(rows: tuple[RackView, ...]) -> None:

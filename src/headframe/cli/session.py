@@ -17,6 +17,7 @@ from rich.table import Table
 from headframe.client import ApiError, Client, Unreachable
 from headframe.client.workdir import WorkdirTooLarge
 from headframe.model.errors import HeadframeError
+from headframe.model.units import parse_duration_s
 
 DEFAULT_URL = "http://127.0.0.1:7070"
 FAILED, REFUSED, NO_SERVER, NO_KEY, INTERRUPTED = 1, 3, 4, 5, 130
@@ -121,3 +122,11 @@ def table(*columns: str) -> Table:
     for name in columns:
         made.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold")
     return made
+
+
+def seconds(text: str) -> int:
+    """A duration as people write it; exit 2 where it is none."""
+    try:
+        return parse_duration_s(text)
+    except ValueError as error:
+        fail(str(error), "write it like 12h or 90d", 2)

@@ -211,8 +211,8 @@ class LocalEngine:
 
     def _given_up(self, directory: Path) -> bool:
         """Whether to wait for the keeper that was handed this; one that never shows itself ends the attempt, with what it said."""
-        since_ms = self._handed_ms.setdefault(directory.name, self._clock_ms())
-        waited_ms = self._clock_ms() - since_ms
+        now_ms = self._clock_ms()
+        waited_ms = now_ms - self._handed_ms.setdefault(directory.name, now_ms)
         if waited_ms >= KEEPER_LIMIT_MS:
             said = directory / "keeper.err"
             last = said.read_text(errors="replace").strip().splitlines()[-1:] if said.exists() else []

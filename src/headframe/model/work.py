@@ -97,6 +97,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     network: Network = Network.PREFERRED
     volumes: tuple[Mount, ...] = ()
 
+    @property
+    def gpu_milli(self) -> int:
+        """Thousandths of GPUs on all nodes together."""
+        return self.resources.gpu.milli * self.nodes
+
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
     """One submitted job, with what it has cost so far. `held_nano` is what its pending hold still covers; `closed` once
@@ -174,6 +179,11 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True, tag="allocation"):
     detail: str = ""
     cost_nano: int = 0
     settled: bool = False
+
+    @property
+    def gpu_milli(self) -> int:
+        """Thousandths of GPUs held on all nodes together."""
+        return sum(share.milli for part in self.parts for share in part.shares)
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

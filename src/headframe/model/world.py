@@ -157,8 +157,7 @@ class World:
             for part in allocation.parts:
                 if part.node_id in self.free:
                     self.free[part.node_id].add(part, sign)
-            milli = sum(share.milli for part in allocation.parts for share in part.shares)
-            used = self.gpu_use_milli.get(allocation.project_id, 0) - sign * milli
+            used = self.gpu_use_milli.get(allocation.project_id, 0) - sign * allocation.gpu_milli
             self.gpu_use_milli[allocation.project_id] = used
         self._index_holders(old if held else None, new if holds else None)
         self._index_progress(old, new if holds else None, (new or old).id)  # pyright: ignore[reportOptionalMemberAccess]

@@ -84,10 +84,11 @@ class Fleet:
         self.held_until.clear()
         touched = sorted(self._touched)
         self._touched.clear()
-        if touched and self.racks.stale():
+        racks = {int(self.racks.of[self.rank[key]]) for key in touched if key in self.rank}
+        if self.racks.stale(racks):
             self._rebuild()
             return
-        for number in sorted({int(self.racks.of[self.rank[key]]) for key in touched if key in self.rank} & self.racks.limited.keys()):
+        for number in sorted(racks & self.racks.limited.keys()):
             self.racks.measure(number)
             touched = sorted({*touched, *(self.ids[rank] for rank in self.racks.limited[number])})
         for node_id in touched:

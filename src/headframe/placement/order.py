@@ -30,7 +30,7 @@ class Order:
         for workload in world.queued.values():
             late = now_ms - workload.queued_ms >= WAIT_LIMIT_MS
             groups.setdefault((TIER_ORDER[workload.spec.tier], not late), []).append(workload)
-        self._held = dict[ProjectId, int]()
+        self._given = dict[ProjectId, int]()
         self._groups = [(not on_time, groups[tier, on_time]) for tier, on_time in sorted(groups)]
 
     def __iter__(self) -> Iterator[Workload]:
@@ -39,10 +39,13 @@ class Order:
 
     def granted(self, workload: Workload) -> None:
         """Count what was given."""
-        milli = workload.spec.resources.gpu.milli * workload.spec.nodes
-        project = workload.project_id
+        project, milli = workload.project_id, workload.spec.gpu_milli
         self._share[project] = self._of(project)[1] + milli
-        self._held[project] = self._held.get(project, 0) + milli
+        self._given[project] = self._given.get(project, 0) + milli
+
+    def held(self, project_id: ProjectId) -> int:
+        """Thousandths of GPUs that a project holds, with what it was given here."""
+        return self._world.gpu_use_milli.get(project_id, 0) + self._given.get(project_id, 0)
 
     def _fairly(self, group: list[Workload]) -> Iterator[Workload]:
         queues: dict[ProjectId, list[tuple[int, int, WorkloadId, Workload]]] = {}
@@ -70,5 +73,4 @@ class Order:
         project = self._world.projects[project_id]
         if project_id not in self._share:
             self._share[project_id] = recent_use_milli_h(project, self._now_ms) + self._world.gpu_use_milli.get(project_id, 0)
-        held = self._world.gpu_use_milli.get(project_id, 0) + self._held.get(project_id, 0)
-        return held >= project.guaranteed_gpus_milli, self._share[project_id]
+        return self.held(project_id) >= project.guaranteed_gpus_milli, self._share[project_id]

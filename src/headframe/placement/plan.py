@@ -138,12 +138,11 @@ class _Made:
         self.evictions: list[Eviction] = []
         self.kept: list[Kept] = []
         self.refusals: dict[WorkloadId, tuple[Refusal, ...]] = {}
-        self.gpu_milli: dict[ProjectId, int] = {}
         self.rates: dict[ProjectId, int] = {}
         self._full: dict[_Shape, tuple[Refusal, ...]] = {}
         self._too_long: dict[_Shape, int] = {}
         self._hopeless: dict[tuple[_Shape, bool], float] = {}
-        self.lending = Lending(world, now_ms)
+        self.lending = Lending(world)
         self.windows = Windows(world, self.fleet, now_ms)
         for rank, until_ms in self.windows.until.items():
             self.fleet.hold(rank, until_ms)
@@ -155,8 +154,6 @@ class _Made:
             self.refusals[workload.id] = answer
             return
         self.grants.append(answer)
-        milli = workload.spec.resources.gpu.milli * workload.spec.nodes
-        self.gpu_milli[workload.project_id] = self.gpu_milli.get(workload.project_id, 0) + milli
         self.order.granted(workload)
         self.lending.promise(workload)
 
@@ -271,8 +268,7 @@ class _Made:
 
     def _over_quota(self, workload: Workload) -> Refusal | None:
         project = self.world.projects[workload.project_id]
-        used = self.world.gpu_use_milli.get(project.id, 0) + self.gpu_milli.get(project.id, 0)
-        need = workload.spec.resources.gpu.milli * workload.spec.nodes
+        used, need = self.order.held(project.id), workload.spec.gpu_milli
         if not project.quota_gpus_milli or used + need <= project.quota_gpus_milli:
             return None
         have = f"{gpus(project.quota_gpus_milli - used)} of {gpus(project.quota_gpus_milli)} left"

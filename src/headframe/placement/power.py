@@ -2,9 +2,9 @@
 an assumption.
 """
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 
-from headframe.model.fleet import UNKNOWN_GPU_W, Gpu
+from headframe.model.fleet import UNKNOWN_GPU_W, Gpu, Node
 from headframe.model.ids import NodeId
 from headframe.model.units import MILLI
 from headframe.model.work import GpuRequest, Part
@@ -20,6 +20,12 @@ def drawn_w(world: World, parts: Iterable[Part], nodes: Container[NodeId]) -> in
     """What parts of allocations may draw at most on some nodes."""
     shares = [share for part in parts if part.node_id in nodes for share in part.shares]
     return sum(share.milli * max_w(world.gpus.get(share.gpu_id)) // MILLI for share in shares)
+
+
+def rack_w(world: World, nodes: Mapping[NodeId, Node]) -> int:
+    """What the machines of a rack draw idle, and their cards may draw at most under what runs there now."""
+    there = {allocation.id: allocation for node_id in nodes for allocation in world.on_node.get(node_id, {}).values()}
+    return sum(node.idle_w for node in nodes.values()) + sum(drawn_w(world, allocation.parts, nodes) for allocation in there.values())
 
 
 def max_w(gpu: Gpu | None) -> int:

@@ -1,10 +1,10 @@
 """Whose work gives way: the least work lost, and only where clearly more is gained.
 
 Spot work gives way to reserved and on-demand work, whole gangs at a time; and what a project has borrowed beyond its own
-guarantee, to one that is below its. It has run for MIN_RUN_MS before, and work
-that gave way within the last CALM_MS does not do so again. What is lost is the time since the start (at most CHECKPOINT_MS
-where there is a checkpoint) and a restart, on all the cards of the victim; what is gained is the time that the other would
-else wait, on all of its cards, at most HORIZON_MS. What was borrowed is given back whatever is gained, but the least loss first.
+guarantee, to one that is below its. It has run for MIN_RUN_MS before, and work that gave way within the last CALM_MS does not
+do so again. What is lost is the time since the start (at most CHECKPOINT_MS where there is a checkpoint) and a restart, on all
+the cards of the victim; what is gained is the time that the other would else wait, on all of its cards, at most HORIZON_MS.
+What was borrowed is given back whatever is gained, but the least loss first.
 """
 
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -51,22 +51,20 @@ class Soon(msgspec.Struct, frozen=True, kw_only=True):
 class Lending:
     """What projects with a guarantee hold beyond it: lent, and to be given back to those that are below theirs."""
 
-    def __init__(self, world: World, now_ms: int) -> None:
-        self._world, self._now_ms = world, now_ms
+    def __init__(self, world: World) -> None:
+        self._world = world
         self._lent: frozenset[AllocationId] | None = None
         self._promised: dict[ProjectId, int] = {}
 
     def promise(self, workload: Workload) -> None:
         """Count what this plan gives a project, now or as soon as others have gone."""
-        milli = workload.spec.resources.gpu.milli * workload.spec.nodes
-        self._promised[workload.project_id] = self._promised.get(workload.project_id, 0) + milli
+        self._promised[workload.project_id] = self._promised.get(workload.project_id, 0) + workload.spec.gpu_milli
 
     def back_for(self, workload: Workload) -> frozenset[AllocationId]:
         """What may be taken back for this workload: nothing, unless it stays within its project's guarantee."""
         project = self._world.projects[workload.project_id]
-        need = workload.spec.resources.gpu.milli * workload.spec.nodes
         has = self._world.gpu_use_milli.get(project.id, 0) + self._promised.get(project.id, 0)
-        if has + need > project.guaranteed_gpus_milli:
+        if has + workload.spec.gpu_milli > project.guaranteed_gpus_milli:
             return frozenset()
         if self._lent is None:
             self._lent = frozenset(self._beyond())
@@ -77,7 +75,7 @@ class Lending:
         lenders = {key: project.guaranteed_gpus_milli for key, project in self._world.projects.items() if project.guaranteed_gpus_milli}
         for allocation in sorted(self._world.held.values(), key=lambda a: (a.granted_ms, a.id)):
             if allocation.project_id in lenders and allocation.tier is not Tier.SPOT:
-                lenders[allocation.project_id] -= sum(share.milli for part in allocation.parts for share in part.shares)
+                lenders[allocation.project_id] -= allocation.gpu_milli
                 if lenders[allocation.project_id] < 0:
                     yield allocation.id
 
@@ -119,14 +117,14 @@ def _whole(fleet: Fleet, workload: Workload, ranks: Sequence[int], now_ms: int, 
 def gain(spec: Spec) -> float:
     """What placing it now is worth, in the measure of losses."""
     span_ms = min(spec.max_duration_s * 1000 or HORIZON_MS, HORIZON_MS)
-    return WORTH[spec.tier] * spec.resources.gpu.milli * spec.nodes * span_ms
+    return WORTH[spec.tier] * spec.gpu_milli * span_ms
 
 
 def lost_milli_ms(allocation: Allocation, workload: Workload, now_ms: int) -> int:
     """What stopping it now would lose, in thousandths of a GPU times milliseconds."""
     ran_ms = max(0, now_ms - (allocation.started_ms or now_ms))
     lost_ms = min(ran_ms, CHECKPOINT_MS) if workload.spec.checkpoint else ran_ms
-    return (lost_ms + RESTART_MS) * sum(share.milli for part in allocation.parts for share in part.shares)
+    return (lost_ms + RESTART_MS) * allocation.gpu_milli
 
 
 def victims(fleet: Fleet, spec: Spec, node_id: NodeId, known: Iterable[AllocationId], lent: Container[AllocationId],

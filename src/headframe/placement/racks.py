@@ -1,6 +1,6 @@
 """Racks as placement sees them: which nodes are near one another, and what power each rack can still carry."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from headframe.model.world import World
 from headframe.placement.fit import UNLIMITED_W, cards_of
 from headframe.placement.kernels import FX, NEVER, Ints
 from headframe.placement.network import crossing_share
-from headframe.placement.power import drawn_w
+from headframe.placement.power import rack_w
 
 HOT_FROM, HOT_SHARE = 0.8, 0.05
 """An assumption, enough to prefer the cooler of equal racks: cards lose clock with heat long before they are throttled (Bekman, ML
@@ -40,18 +40,16 @@ class Racks:
         for n in self.limited:
             self.measure(n)
 
-    def stale(self) -> bool:
-        """Whether a rack has changed since."""
-        return any(rack is not None and self.world.racks.get(rack.id) is not rack for rack in self._rows)
+    def stale(self, numbers: Iterable[int]) -> bool:
+        """Whether one of these racks has changed since."""
+        return any(self.world.racks.get(self.names[number]) is not self._rows[number] for number in numbers)
 
     def measure(self, number: int) -> None:
         """Look again at what a limited rack carries."""
         rack = self._rows[number]
         assert rack is not None
-        nodes = [self._ids[rank] for rank in self.limited[number]]
-        there = {allocation.id: allocation for node_id in nodes for allocation in self.world.on_node.get(node_id, {}).values()}
-        mine, idle_w = set(nodes), sum(self.world.nodes[node_id].idle_w for node_id in nodes)
-        self.left_w[number] = rack.limit_w - idle_w - sum(drawn_w(self.world, allocation.parts, mine) for allocation in there.values())
+        nodes = {self._ids[rank]: self.world.nodes[self._ids[rank]] for rank in self.limited[number]}
+        self.left_w[number] = rack.limit_w - rack_w(self.world, nodes)
 
     def heat(self, number: int) -> int:
         """What a rack's warmth costs a card there, in 1/1024 of its price: in few steps, so that rows seldom change by it."""

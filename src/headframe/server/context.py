@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import re
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +17,7 @@ from headframe.engines.base import Engine
 from headframe.model.command import Command
 from headframe.model.errors import BadRequest, IdempotencyMismatch, InFlight, NotFound, Unauthenticated
 from headframe.model.event import Event
+from headframe.model.ids import ENTROPY_BYTES, base32
 from headframe.model.people import Scope
 from headframe.model.world import World
 from headframe.server.auth import SESSION_COOKIE, Auth, Principal
@@ -24,6 +27,7 @@ from headframe.server.lead import Leadership
 from headframe.store.base import Reply, Store
 
 T = TypeVar("T")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$")
 KEY_CHARS_MAX = 200
 CURSOR_CHARS_MAX = 200
 PUBLIC = "public"
@@ -169,6 +173,17 @@ def read_cursor(cursor: str | None) -> tuple[int, str] | None:
     if not at_ms.isdigit() or len(at_ms) > 16 or not key or len(cursor) > CURSOR_CHARS_MAX or "\0" in key:
         raise BadRequest("this cursor was not given out by this API", "start again without `before`")
     return int(at_ms), key
+
+
+def named(name: str) -> None:
+    """BadRequest where that is no name."""
+    if not _NAME.match(name):
+        raise BadRequest("a name is 1 to 63 letters, digits, spaces, dots, dashes or underscores")
+
+
+def drawn(prefix: str) -> str:
+    """A new id that nobody can guess."""
+    return f"{prefix}-{base32(secrets.token_bytes(ENTROPY_BYTES))}"
 
 
 def found(row: T | None, what: str) -> T:

@@ -8,7 +8,7 @@ from headframe.model.command import CancelReservation, Defragment, RemoveVolume,
 from headframe.model.errors import Conflicting, Infeasible, NotFound
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Rack, Reservation
-from headframe.model.ids import NodeId
+from headframe.model.ids import NodeId, RackId
 from headframe.model.states import Reason
 from headframe.model.units import gpus
 from headframe.model.work import Refusal
@@ -47,13 +47,17 @@ def rack_named(world: World, name: str) -> Rack | None:
     return next((rack for rack in world.racks.values() if name in {rack.name, rack.id}), None)
 
 
+def _rack(world: World, name: str, fresh: RackId, now_ms: int) -> Rack:
+    """The rack of that name or id, or a new one."""
+    site = next(iter(world.sites.values()))
+    return rack_named(world, name) or Rack(id=fresh, site_id=site.id, name=name, created_ms=now_ms)
+
+
 def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
     node = world.nodes.get(command.node_id)
     if node is None:
         raise NotFound(f"no node {command.node_id}", "list them: `headframe nodes`")
-    rack = rack_named(world, command.rack) if command.rack else world.racks[node.rack_id]
-    made = rack is None
-    rack = rack or Rack(id=command.rack_id, site_id=node.site_id, name=command.rack, created_ms=now_ms)
+    rack = _rack(world, command.rack, command.rack_id, now_ms) if command.rack else world.racks[node.rack_id]
     after = msgspec.structs.replace(
         node, rack_id=rack.id, taints=node.taints if command.taints is None else tuple(sorted(set(command.taints))),
         idle_w=node.idle_w if command.idle_w is None else command.idle_w,
@@ -61,13 +65,11 @@ def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
     if after != node:
         taints = f", taints {', '.join(after.taints)}" if after.taints else ""
         text = f"{node.name}: in {rack.name}{taints}" + (f", {after.idle_w} W idle" if after.idle_w else "")
-        yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=text, rows=(rack, after) if made else (after,))
+        yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=text, rows=(after,) if rack.id in world.racks else (rack, after))
 
 
 def _set_rack(world: World, command: SetRack, now_ms: int) -> Draft:
-    known = rack_named(world, command.name)
-    site = next(iter(world.sites.values()))
-    rack = known or Rack(id=command.id, site_id=site.id, name=command.name, created_ms=now_ms)
+    rack = _rack(world, command.name, command.id, now_ms)
     after = msgspec.structs.replace(
         rack, power_limit_w=rack.power_limit_w if command.power_limit_w is None else command.power_limit_w,
         cooling_limit_w=rack.cooling_limit_w if command.cooling_limit_w is None else command.cooling_limit_w,
@@ -143,6 +145,12 @@ def _defragment(world: World, command: Defragment, now_ms: int) -> Iterator[Draf
         after = msgspec.structs.replace(site, defragment=command.automatic)
         text = "work is moved together by itself" if command.automatic else "work is moved together only when asked for"
         yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=text, rows=(after,))
-    proposal = defragment(world, now_ms) if command.apply else None
+    if command.apply:
+        yield from moves(world, now_ms)
+
+
+def moves(world: World, now_ms: int) -> Iterator[Draft]:
+    """Stop what makes room elsewhere: it starts again where it was found a place."""
+    proposal = defragment(world, now_ms)
     for move in proposal.moves if proposal else ():
         yield stop(world, world.allocations[move.allocation_id], Reason.PREEMPTED, now_ms)

@@ -19,12 +19,12 @@ from headframe.model.units import money
 from headframe.model.work import Allocation, Facts, Part, Refusal, Workload
 from headframe.model.world import World
 from headframe.placement import Grant, plan
-from headframe.placement.defragment import defragment
 from headframe.reconcile.jobs import jobs, stop
 from headframe.reconcile.nodes import nodes
 from headframe.reconcile.reservations import reservations
 from headframe.server.decide import live_rate_nano
 from headframe.server.desk import Desk
+from headframe.server.operate import moves
 
 
 class Tick:
@@ -99,13 +99,6 @@ def grants(world: World, now_ms: int) -> Iterator[Draft]:
         yield from moves(world, now_ms)
 
 
-def moves(world: World, now_ms: int) -> Iterator[Draft]:
-    """Stop what makes room elsewhere: it starts again where it was found a place."""
-    proposal = defragment(world, now_ms)
-    for move in proposal.moves if proposal else ():
-        yield stop(world, world.allocations[move.allocation_id], Reason.PREEMPTED, now_ms)
-
-
 def admitter(world: World, now_ms: int) -> Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]:
     """The money's say in a placement: max_price, the hourly budget, and credit for another hour."""
     prices = price_at(world.prices(), now_ms)
@@ -158,9 +151,10 @@ def _granted(world: World, grant: Grant, now_ms: int) -> Iterator[Draft]:
         tier=workload.spec.tier, parts=grant.parts, state=AllocationState.GRANTED, granted_ms=now_ms,
     )  # fmt: skip
     after = msgspec.structs.replace(workload, state=WorkloadState.STARTING, attempt=attempt, not_before_ms=0)
+    rows = (allocation, after, *_volumes(world, allocation, after, now_ms))
     where = ", ".join(world.nodes[part.node_id].name for part in grant.parts)
     yield Draft(kind=Kind.WORKLOAD_STARTING, subject=workload.id, project_id=workload.project_id,
-                text=f"{workload.name}: granted on {where} at {money(rate)}/h (attempt {attempt})", rows=(allocation, after, *_volumes(world, allocation, after, now_ms)))  # fmt: skip
+                text=f"{workload.name}: granted on {where} at {money(rate)}/h (attempt {attempt})", rows=rows)  # fmt: skip
 
 
 def _volumes(world: World, allocation: Allocation, workload: Workload, now_ms: int) -> list[Volume]:

@@ -1,16 +1,17 @@
 """The fleet as sold: nodes, offers, prices."""
 
+import re
 from typing import Annotated, Any
 
-from litestar import Request, Router, get, post
+from litestar import Request, Router, get, post, put
 from litestar.params import Parameter
 
 from headframe.billing.price import gpu_price
-from headframe.model.api import NodePage, NodeView, Offer, Offers, PricesBody
-from headframe.model.command import SetPrices
+from headframe.model.api import NodeBody, NodePage, NodeView, Offer, Offers, PricesBody
+from headframe.model.command import SetNode, SetPrices
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import NodeId
+from headframe.model.ids import NodeId, RackId
 from headframe.model.money import PriceList
 from headframe.model.people import Scope
 from headframe.model.states import GpuState, NodeState
@@ -18,8 +19,11 @@ from headframe.model.units import MILLI, NANO_PER_USD
 from headframe.model.world import World
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal
-from headframe.server.context import Context, found
+from headframe.server.context import Context, drawn, found, named
 
+WATTS_MAX = 10_000_000
+TAINTS_MAX = 20
+_TAINT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 PRICE_MAX_NANO = 10_000 * NANO_PER_USD
 
 
@@ -38,6 +42,23 @@ async def show_node(context: Context, node: str) -> NodeView:
     """One node by id or name, with what runs on it."""
     world = context.world
     return node_view(world, node_named(world, node), with_work=True)
+
+
+@put("/v1/nodes/{node:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def set_node(context: Context, request: Request[Principal, Any, Any], node: str, data: NodeBody) -> NodeView:
+    """Which rack a node is in, which taints it has, what it draws when idle."""
+    if data.rack:
+        named(data.rack)
+    if len(data.taints or ()) > TAINTS_MAX or not all(_TAINT.match(taint) for taint in data.taints or ()):
+        raise BadRequest(f"a taint is lower-case letters, digits and dashes, and there are at most {TAINTS_MAX}")
+    watts_good(data.idle_w)
+    row = node_named(context.world, node)
+
+    def answer(world: World) -> NodeView:
+        return node_view(world, world.nodes[row.id])
+
+    command = SetNode(node_id=row.id, rack_id=RackId(drawn("rack")), rack=data.rack, taints=data.taints, idle_w=data.idle_w)
+    return await context.write(request, command, answer)
 
 
 @get("/v1/offers", opt={"scope": Scope.READ}, responses=answers())
@@ -68,6 +89,12 @@ async def set_prices(context: Context, request: Request[Principal, Any, Any], da
     command = SetPrices(gpus=data.gpus, cpu_core_hour_nano=data.cpu_core_hour_nano, memory_gib_hour_nano=data.memory_gib_hour_nano,
                         disk_gib_hour_nano=data.disk_gib_hour_nano)  # fmt: skip
     return await context.write(request, command, answer)
+
+
+def watts_good(watts: int | None) -> None:
+    """BadRequest where that is no power."""
+    if watts is not None and not 0 <= watts <= WATTS_MAX:
+        raise BadRequest("power is between 0 and 10 MW, in watts")
 
 
 def node_named(world: World, name: str) -> Node:
@@ -106,4 +133,4 @@ def offers(world: World) -> Offers:
                   disk_gib_hour_nano=prices.disk_gib_hour_nano, price_version=prices.version)  # fmt: skip
 
 
-ROUTER = Router("/", route_handlers=[list_nodes, list_offers, show_prices, set_prices])
+ROUTER = Router("/", route_handlers=[list_nodes, show_node, set_node, list_offers, show_prices, set_prices])

@@ -1,7 +1,5 @@
-"""What operators say of racks, nodes and cards, what is set aside, and where volumes lie."""
+"""What operators say of racks and cards, what is set aside, and where volumes lie."""
 
-import re
-import secrets
 from typing import Any
 
 import msgspec
@@ -12,8 +10,6 @@ from headframe.model.api import (
     DefragmentBody,
     GpuBody,
     MoveView,
-    NodeBody,
-    NodeView,
     RackBody,
     RackList,
     RackView,
@@ -22,45 +18,24 @@ from headframe.model.api import (
     VolumeList,
     VolumeView,
 )
-from headframe.model.command import CancelReservation, Defragment, RemoveVolume, Reserve, SetGpu, SetNode, SetRack
+from headframe.model.command import CancelReservation, Defragment, RemoveVolume, Reserve, SetGpu, SetRack
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Rack, Reservation, Volume
-from headframe.model.ids import ENTROPY_BYTES, GpuId, ProjectId, RackId, ReservationId, base32, volume_id
+from headframe.model.ids import GpuId, ProjectId, RackId, ReservationId, volume_id
 from headframe.model.people import Scope
 from headframe.model.units import MILLI
 from headframe.model.work import GpuRequest, Resources, Spec
 from headframe.model.world import World
 from headframe.placement.defragment import defragment
-from headframe.placement.power import drawn_w
-from headframe.server.api.fleet import node_named, node_view, show_node
+from headframe.placement.power import rack_w
+from headframe.server.api.fleet import node_named, watts_good
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal, may_see, project_for
-from headframe.server.context import Context, found
+from headframe.server.context import Context, drawn, found, named
 from headframe.server.operate import rack_named
 from headframe.server.workload_file import NODES_MAX, parse_gpu
 
-WATTS_MAX = 10_000_000
-TAINTS_MAX = 20
 LENGTH_MAX_S = 10 * 366 * 86_400
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$")
-_TAINT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-
-
-@put("/v1/nodes/{node:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
-async def set_node(context: Context, request: Request[Principal, Any, Any], node: str, data: NodeBody) -> NodeView:
-    """Which rack a node is in, which taints it has, what it draws when idle."""
-    if data.rack:
-        _named(data.rack)
-    if len(data.taints or ()) > TAINTS_MAX or not all(_TAINT.match(taint) for taint in data.taints or ()):
-        raise BadRequest(f"a taint is lower-case letters, digits and dashes, and there are at most {TAINTS_MAX}")
-    _watts(data.idle_w)
-    row = node_named(context.world, node)
-
-    def answer(world: World) -> NodeView:
-        return node_view(world, world.nodes[row.id])
-
-    command = SetNode(node_id=row.id, rack_id=RackId(_drawn("rack")), rack=data.rack, taints=data.taints, idle_w=data.idle_w)
-    return await context.write(request, command, answer)
 
 
 @get("/v1/racks", opt={"scope": Scope.OPERATOR}, responses=answers())
@@ -73,14 +48,14 @@ async def list_racks(context: Context) -> RackList:
 @put("/v1/racks/{rack:str}", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
 async def set_rack(context: Context, request: Request[Principal, Any, Any], rack: str, data: RackBody) -> RackView:
     """What a rack can carry and cool; one that is not known is made."""
-    _named(rack)
-    _watts(data.power_limit_w)
-    _watts(data.cooling_limit_w)
+    named(rack)
+    watts_good(data.power_limit_w)
+    watts_good(data.cooling_limit_w)
 
     def answer(world: World) -> RackView:
         return _rack_view(world, found(rack_named(world, rack), f"rack {rack!r}"))
 
-    command = SetRack(id=RackId(_drawn("rack")), name=rack, power_limit_w=data.power_limit_w, cooling_limit_w=data.cooling_limit_w)
+    command = SetRack(id=RackId(drawn("rack")), name=rack, power_limit_w=data.power_limit_w, cooling_limit_w=data.cooling_limit_w)
     return await context.write(request, command, answer)
 
 
@@ -105,7 +80,7 @@ async def list_reservations(context: Context, request: Request[Principal, Any, A
 @post("/v1/reservations", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
 async def reserve(context: Context, request: Request[Principal, Any, Any], data: ReservationBody) -> Reservation:
     """Set nodes aside for a project's reserved work, or for maintenance."""
-    _named(data.name)
+    named(data.name)
     now_ms = context.clock_ms()
     start_ms = max(data.start_ms, now_ms)
     if not 60 <= data.length_s <= LENGTH_MAX_S or start_ms > now_ms + LENGTH_MAX_S * 1000:
@@ -115,7 +90,7 @@ async def reserve(context: Context, request: Request[Principal, Any, Any], data:
     world = context.world
     project = project_for(world, request.user, data.project).id if data.project else ProjectId("")
     nodes = tuple(dict.fromkeys(node_named(world, name).id for name in data.on))
-    row = Reservation(id=ReservationId(_drawn("rs")), name=data.name, project_id=project, node_ids=nodes, evict=data.evict,
+    row = Reservation(id=ReservationId(drawn("rs")), name=data.name, project_id=project, node_ids=nodes, evict=data.evict,
                       start_ms=start_ms, end_ms=start_ms + data.length_s * 1000, created_ms=now_ms)  # fmt: skip
     spec = Spec(run="", nodes=data.nodes, resources=Resources(gpu=_gpu(data.gpu), cpu_milli=1, memory_mib=1, disk_mib=1))
 
@@ -196,9 +171,8 @@ def _volume_view(world: World, row: Volume) -> VolumeView:
 
 
 def _rack_view(world: World, rack: Rack) -> RackView:
-    nodes = {node.id: node.idle_w for node in world.nodes.values() if node.rack_id == rack.id}
-    there = {a.id: a for node_id in nodes for a in world.on_node.get(node_id, {}).values()}
-    return RackView(rack=rack, nodes=len(nodes), drawn_w=sum(nodes.values()) + sum(drawn_w(world, a.parts, nodes) for a in there.values()))
+    nodes = {node.id: node for node in world.nodes.values() if node.rack_id == rack.id}
+    return RackView(rack=rack, nodes=len(nodes), drawn_w=rack_w(world, nodes))
 
 
 def _gpu(text: str) -> GpuRequest:
@@ -208,24 +182,11 @@ def _gpu(text: str) -> GpuRequest:
         raise BadRequest("`gpu` is written like H100:8, 24GB..:2 or 4") from error
 
 
-def _named(name: str) -> None:
-    if not _NAME.match(name):
-        raise BadRequest("a name is 1 to 63 letters, digits, spaces, dots, dashes or underscores")
-
-
-def _watts(watts: int | None) -> None:
-    if watts is not None and not 0 <= watts <= WATTS_MAX:
-        raise BadRequest("power is between 0 and 10 MW, in watts")
-
-
-def _drawn(prefix: str) -> str:
-    return f"{prefix}-{base32(secrets.token_bytes(ENTROPY_BYTES))}"
-
-
 ROUTER = Router(
     "/",
     route_handlers=[
-        show_node, set_node, list_racks, set_rack, set_gpu, list_reservations, reserve, cancel_reservation, show_defragmentation, run_defragmentation, list_volumes, remove_volume,
+        list_racks, set_rack, set_gpu, list_reservations, reserve, cancel_reservation,
+        show_defragmentation, run_defragmentation, list_volumes, remove_volume,
     ],
 )  # fmt: skip
 """All of this module's routes."""

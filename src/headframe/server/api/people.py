@@ -1,6 +1,5 @@
 """Projects, keys, and who a key is."""
 
-import re
 import secrets
 from typing import Any
 
@@ -16,12 +15,11 @@ from headframe.model.units import NANO_PER_USD
 from headframe.model.world import World
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal, may_see, project_for
-from headframe.server.context import Context
+from headframe.server.context import Context, drawn, named
 
 AMOUNT_MAX_NANO = 1_000_000 * NANO_PER_USD
 QUOTA_MAX = 10**9
 EXPIRY_MAX_S = 10 * 366 * 86_400
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$")
 
 
 @get("/v1/whoami", opt={"scope": Scope.READ}, responses=answers())
@@ -42,10 +40,10 @@ async def list_projects(context: Context, request: Request[Principal, Any, Any])
 @post("/v1/projects", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
 async def create_project(context: Context, request: Request[Principal, Any, Any], data: ProjectBody) -> Project:
     """A new tenant, without credit."""
-    _named(data.name)
+    named(data.name)
     if not 0 <= data.quota_gpus_milli <= QUOTA_MAX:
         raise BadRequest("a quota is between 0 (none) and a million GPUs, in thousandths")
-    key = ProjectId("pr-" + base32(secrets.token_bytes(ENTROPY_BYTES)))
+    key = ProjectId(drawn("pr"))
 
     def answer(world: World) -> Project:
         return world.projects[key]
@@ -112,7 +110,7 @@ async def list_keys(context: Context, request: Request[Principal, Any, Any]) -> 
 @post("/v1/keys", opt={"scope": Scope.ADMIN}, responses=answers(404, 409, 422))
 async def create_key(context: Context, request: Request[Principal, Any, Any], data: KeyBody) -> KeyMade:
     """A new key, never of more scope than the caller's; its text is in this answer alone."""
-    _named(data.name)
+    named(data.name)
     if data.scope not in ALLOWS[request.user.key.scope] and request.user.key.scope is not Scope.OPERATOR:
         raise Forbidden(f"a key of scope {request.user.key.scope} can't create one of scope {data.scope}")
     if not 0 <= data.expires_in_s <= EXPIRY_MAX_S:
@@ -145,11 +143,6 @@ async def revoke_key(context: Context, request: Request[Principal, Any, Any], ke
 def _key_view(key: Key) -> KeyView:
     return KeyView(id=key.id, name=key.name, scope=key.scope, project_id=key.project_id, created_ms=key.created_ms,
                    expires_ms=key.expires_ms, revoked_ms=key.revoked_ms)  # fmt: skip
-
-
-def _named(name: str) -> None:
-    if not _NAME.match(name):
-        raise BadRequest("a name is 1 to 63 letters, digits, spaces, dots, dashes or underscores")
 
 
 ROUTER = Router(
