@@ -2,7 +2,7 @@
 
 import typer
 
-from headframe.cli import fleet, jobs, money, operate, server, simulate
+from headframe.cli import fleet, jobs, machines, money, operate, server, simulate
 
 app = typer.Typer(
     name="headframe", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -11,6 +11,7 @@ app = typer.Typer(
 jobs.add(app)
 fleet.add(app)
 money.add(app)
+machines.add(app)
 operate.add(app)
 server.add(app)
 simulate.add(app)

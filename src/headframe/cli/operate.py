@@ -1,4 +1,4 @@
-"""rack, node, gpu, reservation, volume: what the operator says of the fleet, and what is set aside."""
+"""rack, reservation, volume: what the operator says of the fleet, and what is set aside."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -6,14 +6,12 @@ from typing import Annotated
 import typer
 
 from headframe.cli.jobs import Json, ProjectOption
-from headframe.cli.session import client, fail, out, seconds, show, table
-from headframe.model.api import Defragmentation, GpuBody, NodeBody, RackBody, RackView, ReservationBody, VolumeView
-from headframe.model.fleet import Grade, Reservation, Sharing
+from headframe.cli.session import client, fail, out, seconds, show, table, watts
+from headframe.model.api import Defragmentation, RackBody, RackView, ReservationBody, VolumeView
+from headframe.model.fleet import Reservation
 from headframe.model.units import duration
 
 rack_app = typer.Typer(no_args_is_help=True, help="Racks: what they can carry and cool.")
-node_app = typer.Typer(no_args_is_help=True, help="Machines: where they are and what keeps work away.")
-gpu_app = typer.Typer(no_args_is_help=True, help="Cards: what they are good for and how they are shared.")
 reservation_app = typer.Typer(no_args_is_help=True, help="Machines set aside by date, for a project or for maintenance.")
 volume_app = typer.Typer(no_args_is_help=True, help="Directories that outlive the work that mounts them.")
 
@@ -22,8 +20,6 @@ def add(app: typer.Typer) -> None:
     """Register this module's verbs."""
     app.command()(defrag)
     app.add_typer(rack_app, name="rack")
-    app.add_typer(node_app, name="node")
-    app.add_typer(gpu_app, name="gpu")
     app.add_typer(reservation_app, name="reservation")
     app.add_typer(volume_app, name="volume")
 
@@ -42,36 +38,10 @@ def rack_set(
     cooling: Annotated[str, typer.Option(help="Watts of heat that can be taken away; 0 is no limit.")] = "", json: Json = False,
 ) -> None:  # fmt: skip
     """Say what a rack can carry; one that is not known is made."""
-    body = RackBody(power_limit_w=_watts(breaker), cooling_limit_w=_watts(cooling))
+    body = RackBody(power_limit_w=watts(breaker), cooling_limit_w=watts(cooling))
     with client() as cloud:
         made = cloud.set_rack(name, body)
     show(made, json, lambda: _show_racks((made,)))
-
-
-@node_app.command("set")
-def node_set(
-    name: str, *, rack: Annotated[str, typer.Option(help="The rack it is in.")] = "",
-    taint: Annotated[list[str] | None, typer.Option(help="Keeps away work that does not tolerate it; give it again for more.")] = None,
-    no_taints: Annotated[bool, typer.Option("--no-taints", help="Take all taints away.")] = False,
-    idle: Annotated[str, typer.Option(help="Watts that it draws when idle.")] = "", json: Json = False,
-) -> None:  # fmt: skip
-    """Say where a machine is and what keeps work away from it."""
-    taints = () if no_taints else tuple(taint) if taint else None
-    with client() as cloud:
-        made = cloud.set_node(name, NodeBody(rack=rack, taints=taints, idle_w=_watts(idle)))
-    taints_now = f", taints {', '.join(made.node.taints)}" if made.node.taints else ""
-    show(made, json, lambda: out.print(f"{made.node.name}: in {made.node.rack_id}{taints_now}"))
-
-
-@gpu_app.command("set")
-def gpu_set(
-    uuid: str, *, grade: Annotated[Grade | None, typer.Option(help="What it is good for.")] = None,
-    sharing: Annotated[Sharing | None, typer.Option(help="How fractions of it are kept apart.")] = None, json: Json = False,
-) -> None:  # fmt: skip
-    """Say what a card is good for and how it is shared."""
-    with client() as cloud:
-        made = cloud.set_gpu(uuid, GpuBody(grade=grade, sharing=sharing))
-    show(made, json, lambda: out.print(f"{made.id}: grade {made.grade}, sharing {made.sharing}"))
 
 
 @reservation_app.command("create")
@@ -144,18 +114,6 @@ def volume_rm(name: str, *, project: ProjectOption = "", json: Json = False) -> 
     with client() as cloud:
         gone = cloud.remove_volume(name, project)
     show(gone, json, lambda: out.print(f"{gone.volume.name} is deleted"))
-
-
-def _watts(text: str) -> int | None:
-    if not text:
-        return None
-    number, factor = text.lower().removesuffix("w"), 1
-    if number.endswith("k"):
-        number, factor = number[:-1], 1000
-    try:
-        return round(float(number) * factor)
-    except (ValueError, OverflowError):
-        fail(f"{text!r} is no power", "write it like 350W or 5kW", 2)
 
 
 def _time_ms(text: str) -> int:

@@ -130,3 +130,16 @@ def seconds(text: str) -> int:
         return parse_duration_s(text)
     except ValueError as error:
         fail(str(error), "write it like 12h or 90d", 2)
+
+
+def watts(text: str) -> int | None:
+    """A power as people write it, None where nothing is said; exit 2 where it is none."""
+    if not text:
+        return None
+    number, factor = text.lower().removesuffix("w"), 1
+    if number.endswith("k"):
+        number, factor = number[:-1], 1000
+    try:
+        return round(float(number) * factor)
+    except (ValueError, OverflowError):
+        fail(f"{text!r} is no power", "write it like 350W or 5kW", 2)

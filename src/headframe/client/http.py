@@ -16,6 +16,7 @@ from headframe.model.api import (
     CreditBody,
     Defragmentation,
     DefragmentBody,
+    EnableBody,
     EntryPage,
     EventPage,
     EventView,
@@ -41,6 +42,7 @@ from headframe.model.api import (
     RackView,
     ReservationBody,
     ReservationList,
+    ServiceBody,
     SubmitBody,
     UsagePage,
     VolumeList,
@@ -221,6 +223,14 @@ class Client:
     def set_node(self, node: str, body: NodeBody) -> NodeView:
         """Say what a node is for."""
         return self._send("PUT", f"/v1/nodes/{_segment(node)}", NodeView, body)
+
+    def move_node(self, node: str, body: ServiceBody) -> NodeView:
+        """Drain, resume or retire a node."""
+        return self._send("PUT", f"/v1/nodes/{_segment(node)}/service", NodeView, body)
+
+    def move_gpu(self, gpu: str, body: EnableBody) -> Gpu:
+        """Disable or enable a card."""
+        return self._send("PUT", f"/v1/gpus/{_segment(gpu)}/service", Gpu, body)
 
     def racks(self) -> RackList:
         """All racks."""

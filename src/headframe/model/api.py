@@ -7,7 +7,7 @@ from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Sharing, 
 from headframe.model.ids import KeyId, ProjectId
 from headframe.model.money import Entry, GpuPrice, Invoice, Quote, Usage
 from headframe.model.people import Project, Scope
-from headframe.model.states import AllocationState, Reason
+from headframe.model.states import AllocationState, Reason, Service
 from headframe.model.work import Allocation, LogLine, Refusal, Workload
 
 
@@ -169,6 +169,22 @@ class NodeBody(msgspec.Struct, frozen=True, kw_only=True):
     rack: str = ""
     taints: tuple[str, ...] | None = None
     idle_w: int | None = None
+
+
+class ServiceBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What is wanted of a node, and why. When draining, work still there after `deadline_s` is stopped; null lets it finish."""
+
+    to: Service
+    why: str = ""
+    deadline_s: int | None = None
+
+
+class EnableBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a card may get work, and why; with `evict`, what runs on one that is disabled is stopped now."""
+
+    enable: bool
+    why: str = ""
+    evict: bool = False
 
 
 class RackBody(msgspec.Struct, frozen=True, kw_only=True):

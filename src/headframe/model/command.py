@@ -6,6 +6,7 @@ from headframe.model.fleet import Gpu, Grade, Node, Reservation, Sharing
 from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, VolumeId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.people import Key
+from headframe.model.states import Service
 from headframe.model.work import Spec
 
 
@@ -112,6 +113,26 @@ class SetGpu(msgspec.Struct, frozen=True, kw_only=True):
     sharing: Sharing | None = None
 
 
+class MoveNode(msgspec.Struct, frozen=True, kw_only=True):
+    """Take a node out of service, back into it, or away for good. `until_ms` is when work still there has to go, 0: it may finish."""
+
+    node_id: NodeId
+    to: Service
+    by: KeyId
+    why: str = ""
+    until_ms: int = 0
+
+
+class MoveGpu(msgspec.Struct, frozen=True, kw_only=True):
+    """A person's word that a card is to get no work, or is well again; with `evict`, what runs on it has to go now."""
+
+    gpu_id: GpuId
+    enable: bool
+    by: KeyId
+    why: str = ""
+    evict: bool = False
+
+
 class SetQuota(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a project may hold (0: no limit) and what it is guaranteed, in thousandths of a GPU."""
 
@@ -160,6 +181,8 @@ Command = (
     | SetNode
     | SetRack
     | SetGpu
+    | MoveNode
+    | MoveGpu
     | SetQuota
     | Reserve
     | CancelReservation

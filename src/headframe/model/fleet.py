@@ -67,7 +67,7 @@ class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
 class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
     """A machine, known by its own serial, never by its address. `taints` keep away work that does not tolerate them; `idle_w` is
     drawn by the machine without its cards' work; `faults` counts what broke under work here, older faults counting less
-    (as of `faults_ms`).
+    (as of `faults_ms`). `why` says why it is in its state; work that is still there at `drain_ms` has to go (0: it may finish).
     """
 
     id: NodeId
@@ -87,6 +87,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
     idle_w: int = 0
     faults: float = 0.0
     faults_ms: int = 0
+    why: str = ""
+    drain_ms: int = 0
     joined_ms: int
     seen_ms: int
 
@@ -124,7 +126,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     """A card, known by its UUID. `pcie_width` is in lanes (0: not known); cards of one `p2p` domain (not empty) reach each other's
-    memory directly; `mig` is the profile of a MIG instance, which is a card of its own here; `max_w` its power limit.
+    memory directly; `mig` is the profile of a MIG instance, which is a card of its own here; `max_w` its power limit; `why` says why it is in its state.
     """
 
     id: GpuId
@@ -143,4 +145,5 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     grade: Grade = Grade.UNMEASURED
     sharing: Sharing = Sharing.TIME_SLICE
     state: GpuState
+    why: str = ""
     joined_ms: int

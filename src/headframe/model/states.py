@@ -26,6 +26,16 @@ class GpuState(StrEnum):
     RETIRED = "retired"
 
 
+class Service(StrEnum):
+    """What an operator wants of a node: `drain` lets nothing new start and ends in maintenance, `resume` puts it back to work,
+    `retire` is for good.
+    """
+
+    DRAIN = "drain"
+    RESUME = "resume"
+    RETIRE = "retire"
+
+
 class WorkloadState(StrEnum):
     """What a tenant sees of their work."""
 

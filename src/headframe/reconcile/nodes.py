@@ -1,4 +1,4 @@
-"""Nodes that answer are ready, those that do not become unknown and get nothing new.
+"""Nodes that answer are ready, those that do not become unknown and get nothing new; drained ones end in maintenance.
 
 A node that is not heard of may still be running its work (a partition looks like a death), so its allocations are not
 ended here: they keep their GPUs until the engine, which alone can be certain, says that they have ended.
@@ -9,10 +9,13 @@ from collections.abc import Iterator
 import msgspec
 
 from headframe.model.event import Draft, Kind
-from headframe.model.states import NodeState
+from headframe.model.fleet import Node
+from headframe.model.ids import NodeId
+from headframe.model.states import AllocationState, NodeState, Reason
 from headframe.model.units import duration
-from headframe.model.work import Facts
+from headframe.model.work import Allocation, Facts
 from headframe.model.world import World
+from headframe.reconcile.jobs import stop
 
 SILENT_LIMIT_MS = 40_000
 """A node not heard of for this long is unknown: nothing new goes there (Kubernetes uses the same 40 s)."""
@@ -25,10 +28,28 @@ def nodes(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
         node = world.nodes.get(key)
         if node is None or node.state is NodeState.RETIRED or (silent_ms < SILENT_LIMIT_MS and node.state is NodeState.READY):
             continue
-        if node.state is NodeState.UNKNOWN and silent_ms < SILENT_LIMIT_MS:
+        if node.state is NodeState.DRAINING:
+            yield from _drained(world, node, now_ms)
+        elif node.state is NodeState.UNKNOWN and silent_ms < SILENT_LIMIT_MS:
             back = msgspec.structs.replace(node, state=NodeState.READY, seen_ms=heard_ms)
             yield Draft(kind=Kind.NODE_CHANGED, subject=key, text=f"{node.name}: heard of again, ready", rows=(back,))
         elif node.state is NodeState.READY and silent_ms >= SILENT_LIMIT_MS:
             gone = msgspec.structs.replace(node, state=NodeState.UNKNOWN, seen_ms=heard_ms)
             text = f"{node.name}: not heard of for {duration(silent_ms)}, unknown"
             yield Draft(kind=Kind.NODE_CHANGED, subject=key, text=text, rows=(gone,))
+
+
+def _drained(world: World, node: Node, now_ms: int) -> Iterator[Draft]:
+    """Out of service once it is empty; what is still there at the deadline gives way, and is queued again."""
+    if not world.on_node.get(node.id):
+        empty = msgspec.structs.replace(node, state=NodeState.MAINTENANCE, drain_ms=0)
+        yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{node.name}: empty, in maintenance", rows=(empty,))
+    elif node.drain_ms and now_ms >= node.drain_ms:
+        for allocation in leaving(world, node.id):
+            yield stop(world, allocation, Reason.PREEMPTED, now_ms)
+
+
+def leaving(world: World, node_id: NodeId) -> list[Allocation]:
+    """What holds something there and has not been told to stop, in id order."""
+    there = world.on_node.get(node_id, {})
+    return [there[key] for key in sorted(there) if there[key].state is not AllocationState.STOPPING]

@@ -19,6 +19,8 @@ from headframe.model.command import (
     Enrol,
     Found,
     GrantCredit,
+    MoveGpu,
+    MoveNode,
     RemoveVolume,
     Reserve,
     RevokeKey,
@@ -73,7 +75,7 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield _submit(world, command, now_ms)
         case StopWorkload():
             yield from _stop(world, command, now_ms)
-        case SetNode() | SetRack() | SetGpu() | SetQuota() | Reserve() | CancelReservation() | RemoveVolume() | Defragment():
+        case SetNode() | SetRack() | SetGpu() | SetQuota() | Reserve() | CancelReservation() | RemoveVolume() | Defragment() | MoveNode() | MoveGpu():
             yield from operate(world, command, now_ms)
         case _:
             assert_never(command)
@@ -142,7 +144,7 @@ def _enrol(world: World, command: Enrol) -> Iterator[Draft]:
         return
     same = msgspec.structs.replace(
         node, state=known.state, joined_ms=known.joined_ms, seen_ms=known.seen_ms, rack_id=known.rack_id, taints=known.taints,
-        idle_w=known.idle_w, faults=known.faults, faults_ms=known.faults_ms,
+        idle_w=known.idle_w, faults=known.faults, faults_ms=known.faults_ms, why=known.why, drain_ms=known.drain_ms,
     )  # fmt: skip
     cards = [gpu for gpu in command.gpus if _differs(world.gpus.get(gpu.id), gpu)]
     if same != known or cards:
@@ -161,7 +163,7 @@ def _merged(known: Gpu | None, gpu: Gpu) -> Gpu:
     if known is None:
         return msgspec.structs.replace(gpu, state=GpuState.READY)
     sharing = gpu.sharing if gpu.sharing is Sharing.EXCLUSIVE else known.sharing
-    return msgspec.structs.replace(gpu, state=known.state, joined_ms=known.joined_ms, grade=known.grade, sharing=sharing)
+    return msgspec.structs.replace(gpu, state=known.state, why=known.why, joined_ms=known.joined_ms, grade=known.grade, sharing=sharing)
 
 
 def _differs(known: Gpu | None, gpu: Gpu) -> bool:

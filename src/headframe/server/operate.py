@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from headframe.model.command import CancelReservation, Defragment, RemoveVolume, Reserve, SetGpu, SetNode, SetQuota, SetRack
+from headframe.model.command import CancelReservation, Defragment, MoveGpu, MoveNode, RemoveVolume, Reserve, SetGpu, SetNode, SetQuota, SetRack
 from headframe.model.errors import Conflicting, Infeasible, NotFound
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Rack, Reservation
@@ -17,8 +17,9 @@ from headframe.placement.defragment import defragment
 from headframe.placement.windows import choose, why_not
 from headframe.reconcile.jobs import stop
 from headframe.reconcile.reservations import overstayers
+from headframe.server.lifecycle import serve
 
-Operate = SetNode | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume | Defragment
+Operate = SetNode | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume | Defragment | MoveNode | MoveGpu
 
 
 def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
@@ -40,6 +41,8 @@ def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
             yield from _remove_volume(world, command)
         case Defragment():
             yield from _defragment(world, command, now_ms)
+        case MoveNode() | MoveGpu():
+            yield from serve(world, command, now_ms)
 
 
 def rack_named(world: World, name: str) -> Rack | None:

@@ -7,20 +7,22 @@ from litestar import Request, Router, get, post, put
 from litestar.params import Parameter
 
 from headframe.billing.price import gpu_price
-from headframe.model.api import NodeBody, NodePage, NodeView, Offer, Offers, PricesBody
-from headframe.model.command import SetNode, SetPrices
+from headframe.model.api import NodeBody, NodePage, NodeView, Offer, Offers, PricesBody, ServiceBody
+from headframe.model.command import MoveNode, SetNode, SetPrices
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Node
 from headframe.model.ids import NodeId, RackId
 from headframe.model.money import PriceList
 from headframe.model.people import Scope
-from headframe.model.states import GpuState, NodeState
+from headframe.model.states import GpuState, NodeState, Service
 from headframe.model.units import MILLI, NANO_PER_USD
 from headframe.model.world import World
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal
 from headframe.server.context import Context, drawn, found, named
 
+WHY_MAX = 200
+DEADLINE_MAX_S = 30 * 86_400
 WATTS_MAX = 10_000_000
 TAINTS_MAX = 20
 _TAINT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -61,6 +63,21 @@ async def set_node(context: Context, request: Request[Principal, Any, Any], node
     return await context.write(request, command, answer)
 
 
+@put("/v1/nodes/{node:str}/service", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def move_node(context: Context, request: Request[Principal, Any, Any], node: str, data: ServiceBody) -> NodeView:
+    """Drain a node, put it back into service, or retire it."""
+    said(data.why)
+    if data.deadline_s is not None and (data.to is not Service.DRAIN or not 0 <= data.deadline_s <= DEADLINE_MAX_S):
+        raise BadRequest("a deadline is for draining, and at most 30 days away")
+    row = node_named(context.world, node)
+
+    def answer(world: World) -> NodeView:
+        return node_view(world, world.nodes[row.id])
+
+    until_ms = 0 if data.deadline_s is None else context.clock_ms() + data.deadline_s * 1000
+    return await context.write(request, MoveNode(node_id=row.id, to=data.to, by=request.user.key.id, why=data.why, until_ms=until_ms), answer)
+
+
 @get("/v1/offers", opt={"scope": Scope.READ}, responses=answers())
 async def list_offers(context: Context) -> Offers:
     """What can be had and what it costs."""
@@ -91,6 +108,12 @@ async def set_prices(context: Context, request: Request[Principal, Any, Any], da
     return await context.write(request, command, answer)
 
 
+def said(why: str) -> None:
+    """BadRequest where that is no reason that can be shown."""
+    if len(why) > WHY_MAX or not why.isprintable():
+        raise BadRequest(f"a reason is at most {WHY_MAX} printable characters")
+
+
 def watts_good(watts: int | None) -> None:
     """BadRequest where that is no power."""
     if watts is not None and not 0 <= watts <= WATTS_MAX:
@@ -119,7 +142,7 @@ def offers(world: World) -> Offers:
     prices = world.prices()[-1]
     models: dict[str, list[Gpu]] = {}
     for gpu in world.gpus.values():
-        if gpu.state is GpuState.READY:
+        if gpu.state is GpuState.READY and world.nodes[gpu.node_id].state is not NodeState.RETIRED:
             models.setdefault(gpu.model, []).append(gpu)
     items: list[Offer] = []
     for model in sorted(models):
@@ -133,4 +156,4 @@ def offers(world: World) -> Offers:
                   disk_gib_hour_nano=prices.disk_gib_hour_nano, price_version=prices.version)  # fmt: skip
 
 
-ROUTER = Router("/", route_handlers=[list_nodes, show_node, set_node, list_offers, show_prices, set_prices])
+ROUTER = Router("/", route_handlers=[list_nodes, show_node, set_node, move_node, list_offers, show_prices, set_prices])

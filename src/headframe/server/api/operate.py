@@ -8,6 +8,7 @@ from litestar import Request, Router, delete, get, post, put
 from headframe.model.api import (
     Defragmentation,
     DefragmentBody,
+    EnableBody,
     GpuBody,
     MoveView,
     RackBody,
@@ -18,7 +19,7 @@ from headframe.model.api import (
     VolumeList,
     VolumeView,
 )
-from headframe.model.command import CancelReservation, Defragment, RemoveVolume, Reserve, SetGpu, SetRack
+from headframe.model.command import CancelReservation, Defragment, MoveGpu, RemoveVolume, Reserve, SetGpu, SetRack
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Rack, Reservation, Volume
 from headframe.model.ids import GpuId, ProjectId, RackId, ReservationId, volume_id
@@ -28,7 +29,7 @@ from headframe.model.work import GpuRequest, Resources, Spec
 from headframe.model.world import World
 from headframe.placement.defragment import defragment
 from headframe.placement.power import rack_w
-from headframe.server.api.fleet import node_named, watts_good
+from headframe.server.api.fleet import node_named, said, watts_good
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context, drawn, found, named
@@ -68,6 +69,19 @@ async def set_gpu(context: Context, request: Request[Principal, Any, Any], gpu: 
         return world.gpus[row.id]
 
     return await context.write(request, SetGpu(gpu_id=row.id, grade=data.grade, sharing=data.sharing), answer)
+
+
+@put("/v1/gpus/{gpu:str}/service", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def move_gpu(context: Context, request: Request[Principal, Any, Any], gpu: str, data: EnableBody) -> Gpu:
+    """Keep a card from getting work, or let it work again."""
+    said(data.why)
+    row = found(context.world.gpus.get(GpuId(gpu)), f"GPU {gpu[:80]!r}")
+
+    def answer(world: World) -> Gpu:
+        return world.gpus[row.id]
+
+    command = MoveGpu(gpu_id=row.id, enable=data.enable, by=request.user.key.id, why=data.why, evict=data.evict)
+    return await context.write(request, command, answer)
 
 
 @get("/v1/reservations", opt={"scope": Scope.READ}, responses=answers())
@@ -185,7 +199,7 @@ def _gpu(text: str) -> GpuRequest:
 ROUTER = Router(
     "/",
     route_handlers=[
-        list_racks, set_rack, set_gpu, list_reservations, reserve, cancel_reservation,
+        list_racks, set_rack, set_gpu, move_gpu, list_reservations, reserve, cancel_reservation,
         show_defragmentation, run_defragmentation, list_volumes, remove_volume,
     ],
 )  # fmt: skip

@@ -1,0 +1,153 @@
+"""node, gpu: machines and cards, what is wrong with them, and in and out of service."""
+
+from typing import Annotated
+
+import typer
+
+from headframe.cli.fleet import nodes
+from headframe.cli.jobs import Json
+from headframe.cli.session import client, fail, out, seconds, show, table, watts
+from headframe.model.api import EnableBody, GpuBody, NodeBody, NodeView, ServiceBody
+from headframe.model.fleet import Gpu, Grade, Sharing
+from headframe.model.states import GpuState, NodeState, Service
+from headframe.model.units import MILLI, gpus, mib
+
+Why = Annotated[str, typer.Option("--why", help="Kept with it, and shown.")]
+
+node_app = typer.Typer(no_args_is_help=True, help="Machines: where they are, what is wrong with them, in and out of service.")
+gpu_app = typer.Typer(no_args_is_help=True, help="Cards: what they are good for, how they are shared, in and out of service.")
+node_app.command("ls")(nodes)
+
+
+def add(app: typer.Typer) -> None:
+    """Register this module's verbs."""
+    app.add_typer(node_app, name="node")
+    app.add_typer(gpu_app, name="gpu")
+
+
+@node_app.command("show")
+def node_show(name: str, *, json: Json = False) -> None:
+    """One machine: its cards, what is wrong with them, and what runs there."""
+    with client() as cloud:
+        found = cloud.node(name)
+    show(found, json, lambda: _show_node(found))
+
+
+@node_app.command("set")
+def node_set(
+    name: str, *, rack: Annotated[str, typer.Option(help="The rack it is in.")] = "",
+    taint: Annotated[list[str] | None, typer.Option(help="Keeps away work that does not tolerate it; give it again for more.")] = None,
+    no_taints: Annotated[bool, typer.Option("--no-taints", help="Take all taints away.")] = False,
+    idle: Annotated[str, typer.Option(help="Watts that it draws when idle.")] = "", json: Json = False,
+) -> None:  # fmt: skip
+    """Say where a machine is and what keeps work away from it."""
+    taints = () if no_taints else tuple(taint) if taint else None
+    with client() as cloud:
+        made = cloud.set_node(name, NodeBody(rack=rack, taints=taints, idle_w=watts(idle)))
+    taints_now = f", taints {', '.join(made.node.taints)}" if made.node.taints else ""
+    show(made, json, lambda: out.print(f"{made.node.name}: in {made.node.rack_id}{taints_now}"))
+
+
+@gpu_app.command("set")
+def gpu_set(
+    uuid: str, *, grade: Annotated[Grade | None, typer.Option(help="What it is good for.")] = None,
+    sharing: Annotated[Sharing | None, typer.Option(help="How fractions of it are kept apart.")] = None, json: Json = False,
+) -> None:  # fmt: skip
+    """Say what a card is good for and how it is shared."""
+    with client() as cloud:
+        made = cloud.set_gpu(uuid, GpuBody(grade=grade, sharing=sharing))
+    show(made, json, lambda: out.print(f"{made.id}: grade {made.grade}, sharing {made.sharing}"))
+
+
+@node_app.command("drain")
+def node_drain(
+    name: str, *, deadline: Annotated[str, typer.Option(help="What still runs then is stopped and queued again, such as 2h; 0s is now.")] = "",
+    why: Why = "", json: Json = False,
+) -> None:  # fmt: skip
+    """Nothing new starts there; once it is empty it is in maintenance."""
+    _move(name, ServiceBody(to=Service.DRAIN, why=why, deadline_s=seconds(deadline) if deadline else None), json=json)
+
+
+@node_app.command("maintenance")
+def node_maintenance(name: str, *, why: Why = "", json: Json = False) -> None:
+    """Take it out of service now: what runs there is stopped and queued again."""
+    _move(name, ServiceBody(to=Service.DRAIN, why=why, deadline_s=0), json=json)
+
+
+@node_app.command("resume")
+def node_resume(name: str, *, json: Json = False) -> None:
+    """Put it back into service."""
+    _move(name, ServiceBody(to=Service.RESUME), json=json)
+
+
+@node_app.command("retire")
+def node_retire(name: str, *, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, why: Why = "", json: Json = False) -> None:
+    """Take it out of the fleet for good; its history stays."""
+    if not yes and not typer.confirm(f"{name} can never come back under this identity. Retire it?"):
+        fail("nothing was done", "`headframe node drain` takes it out of service for a while", 1)
+    _move(name, ServiceBody(to=Service.RETIRE, why=why), json=json)
+
+
+@gpu_app.command("show")
+def gpu_show(uuid: str, *, json: Json = False) -> None:
+    """One card."""
+    with client() as cloud:
+        found = next((gpu for row in cloud.nodes() for gpu in row.gpus if gpu.id == uuid), None)
+    if found is None:
+        fail(f"no GPU {uuid!r}", "list them: `headframe node show NAME`", 4)
+    show(found, json, lambda: _show_gpus((found,)))
+
+
+@gpu_app.command("disable")
+def gpu_disable(
+    uuid: str, *, evict: Annotated[bool, typer.Option("--evict", help="Stop what runs on it now; it is queued again.")] = False,
+    why: Why = "", json: Json = False,
+) -> None:  # fmt: skip
+    """It gets no work until it is enabled; the other cards of its machine go on."""
+    _enable(uuid, EnableBody(enable=False, why=why, evict=evict), json=json)
+
+
+@gpu_app.command("enable")
+def gpu_enable(uuid: str, *, json: Json = False) -> None:
+    """It may get work again."""
+    _enable(uuid, EnableBody(enable=True), json=json)
+
+
+def _move(name: str, body: ServiceBody, *, json: bool) -> None:
+    with client() as cloud:
+        made = cloud.move_node(name, body)
+        if body.to is Service.DRAIN:
+            made = cloud.node(name)
+    show(made, json, lambda: _show_moved(made))
+
+
+def _show_moved(made: NodeView) -> None:
+    there = len(made.allocations)
+    waits = f", {there} allocations still there" if made.node.state is NodeState.DRAINING and there else ""
+    out.print(f"{made.node.name}: {made.node.state}{waits}", markup=False)
+
+
+def _enable(uuid: str, body: EnableBody, *, json: bool) -> None:
+    with client() as cloud:
+        made = cloud.move_gpu(uuid, body)
+    show(made, json, lambda: out.print(f"{made.id}: {made.state}" + (f", {made.why}" if made.why else ""), markup=False))
+
+
+def _show_node(found: NodeView) -> None:
+    node = found.node
+    out.print(f"{node.name}  {node.state}" + (f": {node.why}" if node.why else ""), markup=False)
+    out.print(f"{gpus(found.gpu_free_milli)} of {len(found.gpus)} GPUs free, {found.cpu_free_milli / MILLI:g} of {node.cpu_milli / MILLI:g} cores, "
+              f"{mib(found.memory_free_mib)} of {mib(node.memory_mib)} memory, {node.os}, in {node.rack_id}", style="dim", markup=False)  # fmt: skip
+    if found.gpus:
+        _show_gpus(found.gpus)
+    for allocation in found.allocations:
+        out.print(f"{allocation.workload_id}: {allocation.state}, attempt {allocation.attempt}", markup=False)
+
+
+def _show_gpus(cards: tuple[Gpu, ...]) -> None:
+    shown = table(">#", "GPU", ">memory", "link", "grade", "state", "id")
+    for card in cards:
+        link = f"gen{card.pcie_gen} x{card.pcie_width}" if card.pcie_width else "–"
+        state = card.state if card.state is GpuState.READY or not card.why else f"{card.state}: {card.why}"
+        shown.add_row(str(card.index), card.model, mib(card.memory_mib), link, card.grade, state, card.id)
+    out.print(shown)
