@@ -1,6 +1,7 @@
 """Each `*.txt` here is a script of commands and the exact text they gave; `make golden` rewrites them, reviewers read the diff."""
 
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -23,6 +24,7 @@ CHANGING = [  # what differs from run to run, and what stands for it
     (r"127\.0\.0\.1:\d+", "ADDRESS"),
     (r"\d+\.\d s\b", "N s"),
     (r"-?\$0\.00\d{4}\b", "$AMOUNT"),
+    (rf"\b{re.escape(platform.node())}\b", "NODE"),
     (r"/tmp/\S+", "PATH"),
     (r"[─━]+", "─"),
 ]

@@ -132,7 +132,7 @@ def test_evicting_a_card_stops_what_runs_on_it_alone():
     events = fence(world, evict=True)
     assert world.allocations["wl-1.1"].state is AllocationState.STOPPING
     assert world.allocations["wl-2.1"].state is AllocationState.RUNNING
-    assert "k-ana: artefacts" in events[0].text
+    assert "(by k-ana: artefacts)" in events[0].text
     assert fence(world, evict=True) == []
 
 

@@ -1,5 +1,6 @@
 """node, gpu: machines and cards, what is wrong with them, and in and out of service."""
 
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from headframe.cli.session import client, fail, out, seconds, show, table, watts
 from headframe.model.api import EnableBody, GpuBody, NodeBody, NodeView, ServiceBody
 from headframe.model.fleet import Gpu, Grade, Sharing
 from headframe.model.states import GpuState, NodeState, Service
-from headframe.model.units import MILLI, gpus, mib
+from headframe.model.units import MILLI, counted, gpus, mib
 
 Why = Annotated[str, typer.Option("--why", help="Kept with it, and shown.")]
 
@@ -94,7 +95,7 @@ def gpu_show(uuid: str, *, json: Json = False) -> None:
     with client() as cloud:
         found = next((gpu for row in cloud.nodes() for gpu in row.gpus if gpu.id == uuid), None)
     if found is None:
-        fail(f"no GPU {uuid!r}", "list them: `headframe node show NAME`", 4)
+        fail(f"no GPU {uuid!r}", "list them: `headframe node show NAME`", 3)
     show(found, json, lambda: _show_gpus((found,)))
 
 
@@ -123,7 +124,7 @@ def _move(name: str, body: ServiceBody, *, json: bool) -> None:
 
 def _show_moved(made: NodeView) -> None:
     there = len(made.allocations)
-    waits = f", {there} allocations still there" if made.node.state is NodeState.DRAINING and there else ""
+    waits = f", {counted(there, 'allocation')} still there" if made.node.state is NodeState.DRAINING and there else ""
     out.print(f"{made.node.name}: {made.node.state}{waits}", markup=False)
 
 
@@ -135,7 +136,8 @@ def _enable(uuid: str, body: EnableBody, *, json: bool) -> None:
 
 def _show_node(found: NodeView) -> None:
     node = found.node
-    out.print(f"{node.name}  {node.state}" + (f": {node.why}" if node.why else ""), markup=False)
+    until = datetime.fromtimestamp(node.drain_ms / 1000, UTC).strftime(" until %Y-%m-%d %H:%M UTC") if node.drain_ms else ""
+    out.print(f"{node.name}  {node.state}{until}" + (f": {node.why}" if node.why else ""), markup=False)
     out.print(f"{gpus(found.gpu_free_milli)} of {len(found.gpus)} GPUs free, {found.cpu_free_milli / MILLI:g} of {node.cpu_milli / MILLI:g} cores, "
               f"{mib(found.memory_free_mib)} of {mib(node.memory_mib)} memory, {node.os}, in {node.rack_id}", style="dim", markup=False)  # fmt: skip
     if found.gpus:

@@ -90,3 +90,8 @@ def mib(size: int) -> str:
 def gpus(milli: int) -> str:
     """Thousandths of a GPU for people: "2", "0.25"."""
     return f"{milli / MILLI:g}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as `1 allocation`, `2 allocations`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -186,8 +186,8 @@ def drawn(prefix: str) -> str:
     return f"{prefix}-{base32(secrets.token_bytes(ENTROPY_BYTES))}"
 
 
-def found(row: T | None, what: str) -> T:
-    """The row, or NotFound."""
+def found(row: T | None, what: str, listed: str = "") -> T:
+    """The row, or NotFound; `listed` is the command that shows what there is."""
     if row is None:
-        raise NotFound(f"no {what}")
+        raise NotFound(f"no {what}", f"list them: `headframe {listed}`" if listed else "")
     return row

@@ -13,6 +13,7 @@ from headframe.model.errors import Conflicting
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Node
 from headframe.model.states import GPU_MOVES, NODE_MOVES, GpuState, NodeState, Reason, Service
+from headframe.model.units import counted
 from headframe.model.world import World
 from headframe.reconcile.jobs import stop
 from headframe.reconcile.nodes import leaving
@@ -43,7 +44,9 @@ def _drain(world: World, command: MoveNode) -> Iterator[Draft]:
     if after != node:
         there = len(world.on_node.get(node.id, {}))
         ends = "may finish" if not command.until_ms else "is stopped at its deadline"
-        yield _said(after, f"draining, {there} allocations there: what runs {ends}" if there else "draining, nothing runs there", command)
+        yield _said(
+            world, after, f"draining, {counted(there, 'allocation')} there: what runs {ends}" if there else "draining, nothing runs there", command
+        )
 
 
 def _resume(world: World, command: MoveNode) -> Iterator[Draft]:
@@ -56,33 +59,34 @@ def _resume(world: World, command: MoveNode) -> Iterator[Draft]:
     for door in doors:
         _may(node, door)
         node = msgspec.structs.replace(node, state=door, why="", drain_ms=0)
-        yield _said(node, str(door), command)
+        yield _said(world, node, str(door), command)
 
 
 def _retire(world: World, command: MoveNode) -> Draft:
     node = world.nodes[command.node_id]
     held = len(world.on_node.get(node.id, {}))
     if held:
-        raise Conflicting(f"{node.name} still holds {held} allocations", f"drain it first: `headframe node drain {node.name}`")
+        raise Conflicting(f"{node.name} still holds {counted(held, 'allocation')}", f"drain it first: `headframe node drain {node.name}`")
     if node.state is NodeState.READY:
         raise Conflicting(f"{node.name} is in service", f"drain it first: `headframe node drain {node.name}`")
     _may(node, NodeState.RETIRED)
-    return _said(msgspec.structs.replace(node, state=NodeState.RETIRED, why=command.why, drain_ms=0), "retired", command)
+    return _said(world, msgspec.structs.replace(node, state=NodeState.RETIRED, why=command.why, drain_ms=0), "retired", command)
 
 
 def _may(node: Node, to: NodeState) -> None:
     if to not in NODE_MOVES[node.state]:
-        legal = ", ".join(sorted(NODE_MOVES[node.state])) or "nothing: it is final"
-        raise Conflicting(f"{node.name} is {node.state}, which can't become {to}", f"{node.state} can become {legal}")
+        legal = ", ".join(sorted(NODE_MOVES[node.state]))
+        raise Conflicting(f"{node.name} is {node.state}, which can't become {to}", f"it can become {legal}" if legal else f"{node.state} is final")
 
 
-def _said(node: Node, what: str, command: MoveNode) -> Draft:
-    return Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{node.name}: {what}{_because(command)}", rows=(node,))
+def _said(world: World, node: Node, what: str, command: MoveNode) -> Draft:
+    return Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{node.name}: {what}{_because(world, command)}", rows=(node,))
 
 
-def _because(command: MoveNode | MoveGpu) -> str:
+def _because(world: World, command: MoveNode | MoveGpu) -> str:
     """Who, and why if they said so."""
-    return f" (by {command.by}{f': {command.why}' if command.why else ''})"
+    by = world.keys[command.by].name if command.by in world.keys else command.by
+    return f" (by {by}{f': {command.why}' if command.why else ''})"
 
 
 def _gpu(world: World, command: MoveGpu, now_ms: int) -> Iterator[Draft]:
@@ -94,7 +98,7 @@ def _gpu(world: World, command: MoveGpu, now_ms: int) -> Iterator[Draft]:
         if door not in GPU_MOVES[gpu.state]:
             raise Conflicting(f"{gpu.id} is {gpu.state}, which can't become {door}")
         gpu = msgspec.structs.replace(gpu, state=door, why=why)
-        yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{node} GPU {gpu.index}: {door}{_because(command)}", rows=(gpu,))
+        yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{node} GPU {gpu.index}: {door}{_because(world, command)}", rows=(gpu,))
     if command.evict and not command.enable:
         for allocation in leaving(world, gpu.node_id):
             if any(share.gpu_id == gpu.id for part in allocation.parts for share in part.shares):

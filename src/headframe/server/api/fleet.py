@@ -123,7 +123,7 @@ def watts_good(watts: int | None) -> None:
 def node_named(world: World, name: str) -> Node:
     """The node of that id or name, or NotFound."""
     named = next((row for row in world.nodes.values() if row.name == name), None)
-    return found(world.nodes.get(NodeId(name)) or named, f"node {name[:80]!r}")
+    return found(world.nodes.get(NodeId(name)) or named, f"node {name[:80]!r}", "node ls")
 
 
 def node_view(world: World, node: Node, *, with_work: bool = False) -> NodeView:

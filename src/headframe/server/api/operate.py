@@ -54,7 +54,7 @@ async def set_rack(context: Context, request: Request[Principal, Any, Any], rack
     watts_good(data.cooling_limit_w)
 
     def answer(world: World) -> RackView:
-        return _rack_view(world, found(rack_named(world, rack), f"rack {rack!r}"))
+        return _rack_view(world, found(rack_named(world, rack), f"rack {rack!r}", "rack ls"))
 
     command = SetRack(id=RackId(drawn("rack")), name=rack, power_limit_w=data.power_limit_w, cooling_limit_w=data.cooling_limit_w)
     return await context.write(request, command, answer)
@@ -63,7 +63,7 @@ async def set_rack(context: Context, request: Request[Principal, Any, Any], rack
 @put("/v1/gpus/{gpu:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
 async def set_gpu(context: Context, request: Request[Principal, Any, Any], gpu: str, data: GpuBody) -> Gpu:
     """A person's word on what a card is good for and how it is shared."""
-    row = found(context.world.gpus.get(GpuId(gpu)), f"GPU {gpu[:80]!r}")
+    row = found(context.world.gpus.get(GpuId(gpu)), f"GPU {gpu[:80]!r}", "node show NAME")
 
     def answer(world: World) -> Gpu:
         return world.gpus[row.id]
@@ -75,7 +75,7 @@ async def set_gpu(context: Context, request: Request[Principal, Any, Any], gpu: 
 async def move_gpu(context: Context, request: Request[Principal, Any, Any], gpu: str, data: EnableBody) -> Gpu:
     """Keep a card from getting work, or let it work again."""
     said(data.why)
-    row = found(context.world.gpus.get(GpuId(gpu)), f"GPU {gpu[:80]!r}")
+    row = found(context.world.gpus.get(GpuId(gpu)), f"GPU {gpu[:80]!r}", "node show NAME")
 
     def answer(world: World) -> Gpu:
         return world.gpus[row.id]
@@ -117,7 +117,11 @@ async def reserve(context: Context, request: Request[Principal, Any, Any], data:
 @delete("/v1/reservations/{reservation:str}", opt={"scope": Scope.OPERATOR}, status_code=200, responses=answers(404, 409, 422))
 async def cancel_reservation(context: Context, request: Request[Principal, Any, Any], reservation: str) -> Reservation:
     """Give the nodes back now."""
-    row = found(next((r for r in context.world.reservations.values() if reservation in {r.id, r.name}), None), f"reservation {reservation[:80]!r}")
+    row = found(
+        next((r for r in context.world.reservations.values() if reservation in {r.id, r.name}), None),
+        f"reservation {reservation[:80]!r}",
+        "reservation ls",
+    )
 
     def answer(world: World) -> Reservation:
         del world
@@ -169,7 +173,7 @@ async def list_volumes(context: Context, request: Request[Principal, Any, Any], 
 async def remove_volume(context: Context, request: Request[Principal, Any, Any], volume: str, project: str = "") -> VolumeView:
     """Delete a volume that no live workload mounts, with what is in it."""
     world = context.world
-    row = found(world.volumes.get(volume_id(project_for(world, request.user, project).id, volume)), f"volume {volume[:80]!r}")
+    row = found(world.volumes.get(volume_id(project_for(world, request.user, project).id, volume)), f"volume {volume[:80]!r}", "volume ls")
 
     def answer(world: World) -> VolumeView:
         return _volume_view(world, msgspec.structs.replace(row, removed=True))
