@@ -1,0 +1,216 @@
+"""What a card, and a machine, is good for: facts beside the rules, the lowest cap counts; and what would raise it.
+
+Never a pass by absence: a card of which a needed step has no result is `unmeasured`, unless what is known already condemns it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from headframe.health.catalogue import Claim
+from headframe.health.rules import NODE_RULES, RULES, Rule
+from headframe.model.fleet import Grade
+from headframe.model.health import Cause, Finding, Grading, Host, Inventory, Measured
+from headframe.model.units import MS_PER_HOUR
+
+VALID_MS = 30 * 24 * MS_PER_HOUR
+"""A grade is good for so long (ours): cards age, and dust settles."""
+PEERS_LEAST = 8
+"""So many results of equal cards replace the maker's figures (SuperBench learns its baseline likewise)."""
+NEEDED = {"h2d_gb_s": "copies from the host", "memory_gb_s": "memory bandwidth", "tflops": "matrix products", "soak_loss": "the soak"}
+LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938}
+"""What one lane carries by PCIe generation, each way, in theory."""
+LINK_SHARE = 0.85
+"""What copies reach of it (measured on many boards)."""
+FATAL_XIDS = frozenset({48, 62, 64, 74, 79, 95, 119, 120, 140, 143, 158, 167, 171, 172})
+_RANK = {grade: rank for rank, grade in enumerate(Grade)}
+_FINAL = frozenset({Cause.SIZE, Cause.ECC, Cause.SOFTWARE, Cause.IDENTITY, Cause.ARITHMETIC})
+"""Nothing mends these."""
+_MENDS = {
+    Cause.LINK: "in a wider or faster slot, without its riser,",
+    Cause.HEAT: "cooled (dust, paste, memory pads, fans)",
+    Cause.SUPPLY: "with supply and cables mended",
+    Cause.MEMORY: "after a reset, or with its memory cooler and at stock clocks, if it then passes",
+    Cause.SPEED: "at the speed of its equals",
+    Cause.DRIVER: "after a reset with stock clocks, if it then passes",
+    Cause.FABRIC: "on a network of 100 Gb/s, tried with a machine known to be good,",
+    Cause.HOST: "with the machine's RAM, processor or disk mended",
+    Cause.MIXED: "among cards of its own model",
+}
+
+
+class Case(msgspec.Struct, frozen=True, kw_only=True):
+    """One card to be graded: what it says, what was measured, which model it claims to be, the median rate of at least PEERS_LEAST
+    equal cards, and the network of its machine.
+    """
+
+    card: Inventory
+    measured: Measured
+    claim: Claim
+    peers_tflops: float | None = None
+    host: Host | None = None
+
+
+def typical(rates: Sequence[float]) -> float | None:
+    """The median, where there are enough results to trust it."""
+    return median(rates) if len(rates) >= PEERS_LEAST else None
+
+
+def grade(case: Case, rules: Sequence[Rule] = RULES) -> Grading:
+    """The card's grade with its reasons and what would raise it."""
+    found = _known(case, rules)
+    return Grading(grade=_lowest(found), findings=found, raises=tuple(_raises(case, rules)))
+
+
+def grade_node(host: Host, cards: Sequence[tuple[Inventory, Grade]], rules: Sequence[Rule] = NODE_RULES) -> Grading:
+    """What several of a machine's cards together are good for: the lowest grade among those that may work, and the machine's own
+    limits. Cards that are rejected are fenced and do not count.
+    """
+    good = [(card, each) for card, each in cards if each not in {Grade.REJECT, Grade.UNMEASURED}]
+    found = _findings(host_readings(host, [card for card, _ in good]), rules)
+    worst = max((each for _, each in good), key=_RANK.__getitem__, default=Grade.UNMEASURED)
+    return Grading(grade=max((worst, _lowest(found)), key=_RANK.__getitem__) if cards else _lowest(found), findings=found)
+
+
+def readings(case: Case) -> dict[str, float | None]:
+    """Every reading that rules look at, by name."""
+    card, measured, model = case.card, case.measured, case.claim.model
+    best = max(measured.tflops.values(), default=None) if measured.tflops else None
+    half = _half(measured)
+    amd = card.vendor == "amd"
+    share = _share(half, model and model.half_tflops)
+    ecc = bool(card.ecc)
+    return {
+        **numbers(card), **numbers(measured),
+        "memory_gib": card.memory_mib / 1024,
+        "best_tflops": best,
+        "rate_share": None if amd else share,
+        "rate_share_amd": share if amd else None,
+        "peer_share": _share(half, case.peers_tflops),
+        "memory_share": _share(measured.memory_gb_s, model and model.memory_gb_s),
+        "pattern_errors": None if ecc else measured.pattern_errors,
+        "pattern_errors_ecc": measured.pattern_errors if ecc else None,
+        "xids_fatal": len(FATAL_XIDS & set(measured.xids)),
+        "device_failed": bool(measured.device_error),
+        "arch_missing": measured.arch_supported is False,
+        "wrong_chip": bool(case.claim.wrong_chip),
+        "wrong_memory": bool(case.claim.wrong_memory),
+        "ecc_missing": not ecc,
+        "fabric_gbit_s": 0 if case.host is None else case.host.fabric_gbit_s or 0,
+        "pair_missing": not (case.host and case.host.pair_passed),
+    }  # fmt: skip
+
+
+def host_readings(host: Host, cards: Sequence[Inventory]) -> dict[str, float | None]:
+    """Every reading of a machine that rules look at, by name."""
+    memory = sum(card.memory_mib for card in cards)
+    return {
+        **numbers(host),
+        "memory_ratio": host.memory_mib / memory if memory else None,
+        "threads_per_gpu": host.threads / len(cards) if cards else None,
+        "models": len({card.model for card in cards}) or None,
+    }
+
+
+def stale(graded: Inventory, card: Inventory, graded_ms: int, now_ms: int) -> str:
+    """Why a grade no longer holds, "" where it does: it is too old, or the card is not as it was."""
+    if now_ms - graded_ms > VALID_MS:
+        return "older than 30 days"
+    for name, datum in (("VBIOS", "vbios"), ("driver", "driver"), ("slot", "slot"), ("power limit", "power_limit_w"), ("memory", "memory_mib")):
+        before, after = getattr(graded, datum), getattr(card, datum)
+        if before != after:
+            return f"its {name} changed from {before or 'unknown'} to {after or 'unknown'}"
+    return ""
+
+
+def numbers(facts: msgspec.Struct) -> dict[str, float | None]:
+    """The facts that are numbers, or yes and no, by name."""
+    values: Mapping[str, Any] = msgspec.structs.asdict(facts)
+    return {name: value for name, value in values.items() if value is None or isinstance(value, int | float)}
+
+
+def _half(measured: Measured) -> float | None:
+    """The rate at 16 bits, by which cards are compared."""
+    rates = measured.tflops or {}
+    return max((rate for dtype, rate in rates.items() if dtype in {"float16", "bfloat16"}), default=None)
+
+
+def _share(have: float | None, whole: float | None) -> float | None:
+    return have / whole if have is not None and whole else None
+
+
+def _findings(values: Mapping[str, float | None], rules: Sequence[Rule]) -> tuple[Finding, ...]:
+    fired = [rule for rule in rules if (value := values[rule.datum]) is not None and rule.fires(value)]
+    fired.sort(key=lambda rule: -_RANK[_cap(rule)])  # worst first; a stable sort keeps the table's order within
+    told: dict[str, Finding] = {}
+    for rule in fired:  # the worst rule of a reading speaks for the milder ones
+        told.setdefault(rule.datum, _finding(rule, values[rule.datum] or 0))
+    return tuple(told.values())
+
+
+def _cap(rule: Rule) -> Grade:
+    assert isinstance(rule.leaves, Grade), f"{rule.name} is no rule of grading"
+    return rule.leaves
+
+
+def _finding(rule: Rule, value: float) -> Finding:
+    need = rule.need.format(rule.limit)
+    return Finding(rule=rule.name, cause=rule.cause, have=rule.have.format(value), need=need, why=rule.why, source=rule.source, cap=_cap(rule))
+
+
+def _known(case: Case, rules: Sequence[Rule]) -> tuple[Finding, ...]:
+    """All findings, contradictions in the card's own words; first what has no result, unless the card is condemned without it."""
+    said = {"chip": case.claim.wrong_chip, "memory-odd": case.claim.wrong_memory, "device-error": case.measured.device_error}
+    found = [msgspec.structs.replace(each, have=said.get(each.rule) or each.have) for each in _findings(readings(case), rules)]
+    missing = [what for datum, what in NEEDED.items() if getattr(case.measured, datum) is None]
+    missing += ["memory patterns"] if case.measured.pattern_errors is None else []
+    condemned = any(each.cap in {Grade.REJECT, Grade.MINING_ONLY} for each in found)
+    if missing and not condemned:
+        none = Finding(rule="unmeasured", cause=Cause.UNMEASURED, have=f"no result of {', '.join(missing)}", need="", source="ours", cap=Grade.UNMEASURED,
+                       why="nothing is passed by absence")  # fmt: skip
+        return (none, *found)
+    return tuple(found)
+
+
+def _lowest(found: Iterable[Finding]) -> Grade:
+    return max((each.cap for each in found if each.cap), key=_RANK.__getitem__, default=Grade.TRAIN_MULTI)
+
+
+def _raises(case: Case, rules: Sequence[Rule]) -> Iterator[str]:
+    """Step by step: mend what holds the card at its grade, see where it then stands, go on until something can't be mended."""
+    mended: set[Cause] = set()
+    for _ in Cause:
+        left = [each for each in _known(case, rules) if each.cause not in mended]
+        now = _lowest(left)
+        holding = sorted({each.cause for each in left if each.cap is now})
+        if Cause.UNMEASURED in holding:
+            yield "it has to be measured: `headframe node qualify`"
+        if not holding or Cause.UNMEASURED in holding or not _FINAL.isdisjoint(holding):
+            return
+        mended |= set(holding)
+        better = _better_link(case, rules, mended, now) if Cause.LINK in holding else None
+        how = [_slot(better) if cause is Cause.LINK and better else _MENDS[cause] for cause in holding]
+        if better:
+            case, mended = better, mended - {Cause.LINK}
+        yield f"{' and '.join(how)} this card grades `{_lowest(each for each in _known(case, rules) if each.cause not in mended)}`"
+
+
+def _better_link(case: Case, rules: Sequence[Rule], mended: set[Cause], now: Grade) -> Case | None:
+    """The card in the narrowest slot in which it grades better than `now`."""
+    model = case.claim.model
+    gen = case.card.link_gen_max or (model and model.pcie_gen)
+    most = case.card.link_width_max or (model and model.pcie_lanes)
+    for lanes in (4, 8, 16) if gen in LANE_GB_S and most else ():
+        rate = lanes * LANE_GB_S[gen or 1] * LINK_SHARE
+        measured = msgspec.structs.replace(case.measured, link_gen=gen, link_width=lanes, h2d_gb_s=rate, d2h_gb_s=rate, replays=0)
+        better = msgspec.structs.replace(case, measured=measured)
+        grades = _lowest(each for each in _known(better, rules) if each.cause not in mended - {Cause.LINK})
+        if lanes <= (most or 0) and _RANK[grades] < _RANK[now]:
+            return better
+    return None
+
+
+def _slot(case: Case) -> str:
+    return f"on a gen{case.measured.link_gen} x{case.measured.link_width} slot"
