@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -308,3 +309,18 @@ class Postgres:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(timeout=20)
+
+
+def fake_nvml(root: Path, *flags: str) -> Path:
+    """NVML's stand-in, compiled under `root`; the world it tells of is the file named by FAKE_NVML_STATE."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no C compiler to make NVML's stand-in with")
+        pytest.skip("no C compiler to make NVML's stand-in with")
+    library = root / ("nvml" + "".join(flags)) / "libnvidia-ml.so.1"
+    library.parent.mkdir(parents=True, exist_ok=True)
+    source = Path(__file__).parent / "fake_nvml.c"
+    command = [compiler, "-shared", "-fPIC", "-w", "-Wl,-soname,libnvidia-ml.so.1", *flags, "-o", str(library), str(source)]
+    subprocess.run(command, check=True)
+    return library

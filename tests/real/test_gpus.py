@@ -1,36 +1,26 @@
 """GPUs as the machine's own NVML library tells of them: a stand-in for the driver's library, compiled here, read by the real probe."""
 
-import shutil
-import subprocess
-
 import pytest
 
 from headframe.client import ApiError
 from headframe.model.api import GpuBody
 from headframe.model.fleet import Grade
-from support import Server, wait_for
+from support import Server, fake_nvml, wait_for
 
-LIBRARY = r"""
-#include <stdio.h>
-#include <string.h>
-typedef struct { unsigned long long total, free, used; } memory_t;
-typedef struct { char busIdLegacy[16]; unsigned int domain, bus, device, pciDeviceId, pciSubSystemId; char busId[32]; } pci_t;
-int nvmlInit_v2(void) { return 0; }
-int nvmlInitWithFlags(unsigned f) { return 0; }
-int nvmlShutdown(void) { return 0; }
-const char *nvmlErrorString(int e) { return "not supported"; }
-int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **h) { *h = (void *)(long)(i + 1); return 0; }
-int nvmlDeviceGetUUID(void *h, char *s, unsigned n) { snprintf(s, n, "GPU-0000-%ld", (long)h); return 0; }
-int nvmlDeviceGetName(void *h, char *s, unsigned n) { snprintf(s, n, "NVIDIA GeForce RTX 3090"); return 0; }
-int nvmlDeviceGetMemoryInfo(void *h, memory_t *m) { m->total = 24576ULL << 20; m->free = m->total; m->used = 0; return 0; }
-int nvmlDeviceGetCudaComputeCapability(void *h, int *a, int *b) { *a = 8; *b = 6; return 0; }
-int nvmlDeviceGetPciInfo_v3(void *h, pci_t *p) { memset(p, 0, sizeof *p); strcpy(p->busId, "00000000:01:00.0"); return 0; }
-int nvmlDeviceGetMaxPcieLinkGeneration(void *h, unsigned *n) { *n = 4; return 0; }
-int nvmlDeviceGetCurrPcieLinkWidth(void *h, unsigned *n) { *n = 16; return 0; }
-int nvmlDeviceGetEnforcedPowerLimit(void *h, unsigned *n) { *n = 350000; return 0; }
-int nvmlDeviceGetP2PStatus(void *a, void *b, int index, int *status) { *status = 0; return 0; }
-int nvmlSystemGetDriverVersion(char *s, unsigned n) { return 3; }
+TWO_3090 = """
+-1.count 2
+*.name NVIDIA GeForce RTX 3090
+0.uuid GPU-0000-1
+1.uuid GPU-0000-2
+*.memory_mib 24576
+*.capability 8.6
+0.bus 00000000:01:00.0
+1.bus 00000000:02:00.0
+*.gen_max 4
+*.width 16
+*.limit_mw 350000
+*.p2p 1
+-1.driver -1003
 """
 pytestmark = pytest.mark.slow
 
@@ -39,12 +29,9 @@ pytestmark = pytest.mark.slow
 def gpus(tmp_path_factory):
     """A server on a machine with two RTX 3090, as far as it can tell."""
     root = tmp_path_factory.mktemp("gpus")
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler to make the stand-in with")
-    (root / "nvml.c").write_text(LIBRARY)
-    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", str(root / "libnvidia-ml.so.1"), str(root / "nvml.c")], check=True)
-    server = Server(root).start(LD_LIBRARY_PATH=str(root))
+    library = fake_nvml(root)
+    (root / "state").write_text(TWO_3090)
+    server = Server(root).start(LD_LIBRARY_PATH=str(library.parent), FAKE_NVML_STATE=str(root / "state"))
     yield server
     server.kill()
 

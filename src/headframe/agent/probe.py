@@ -1,19 +1,16 @@
-"""What this machine really has: CPU, memory, disk, GPUs through NVML, and the serials by which it is known again.
-
-Every datum of a GPU has one row in a table that names its NVML call; a card that can't answer one is still a card.
-"""
+"""What this machine really has: CPU, memory, disk, GPUs through NVML, and the serials by which it is known again."""
 
 import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psutil
 
+from headframe.agent.nvml import Read, asked, inventory, opened, text
 from headframe.model.command import Enrol
 from headframe.model.fleet import Gpu, Node, Sharing
 from headframe.model.ids import GpuId, NodeId, RackId, SiteId
@@ -23,6 +20,12 @@ from headframe.model.units import MILLI
 MIB = 1024 * 1024
 SHARING = {0: Sharing.TIME_SLICE, 2: Sharing.EXCLUSIVE, 3: Sharing.EXCLUSIVE}
 """By NVML's compute mode; in 2 (prohibited) and 3 (one process) a card takes one holder at most."""
+_PLACED: dict[str, Read] = {
+    "id": lambda nvml, card: text(nvml.nvmlDeviceGetUUID(card)),
+    "pci_bus": lambda nvml, card: text(nvml.nvmlDeviceGetPciInfo(card).busId),
+    "pcie_width": lambda nvml, card: nvml.nvmlDeviceGetCurrPcieLinkWidth(card),
+    "sharing": lambda nvml, card: SHARING.get(nvml.nvmlDeviceGetComputeMode(card), Sharing.TIME_SLICE),
+}
 P2P_READ, P2P_OK = 0, 0
 """NVML_P2P_CAPS_INDEX_READ and NVML_P2P_STATUS_OK of nvml.h; nvidia-ml-py has the first as a tuple, which its own call refuses."""
 RESERVED_MEMORY_MIB = 512
@@ -48,41 +51,25 @@ def boot_id() -> str:
 
 
 def nvidia_gpus(node: NodeId, now_ms: int) -> list[Gpu]:
-    """The NVIDIA cards that NVML lists; none where there is no driver."""
-    import pynvml
+    """The NVIDIA cards that NVML lists; none where there is no driver. A card that is lost when asked is left out."""
+    with opened() as nvml:
+        if nvml is None:
+            return []
+        found = [_gpu(nvml, index, node, now_ms) for index in range(nvml.nvmlDeviceGetCount())]
+        return _linked(nvml, [gpu for gpu in found if gpu])
 
+
+def _gpu(nvml: Any, index: int, node: NodeId, now_ms: int) -> Gpu | None:
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        cards = [_gpu(pynvml, index, node, now_ms) for index in range(pynvml.nvmlDeviceGetCount())]
-        return _linked(pynvml, cards)
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _gpu(nvml: Any, index: int, node: NodeId, now_ms: int) -> Gpu:
-    handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    read: dict[str, Callable[[], Any]] = {
-        "id": lambda: GpuId(_text(nvml.nvmlDeviceGetUUID(handle))),
-        "model": lambda: _text(nvml.nvmlDeviceGetName(handle)),
-        "memory_mib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total // MIB,
-        "compute_capability": lambda: ".".join(map(str, nvml.nvmlDeviceGetCudaComputeCapability(handle))),
-        "pci_bus": lambda: _text(nvml.nvmlDeviceGetPciInfo(handle).busId),
-        "driver": lambda: _text(nvml.nvmlSystemGetDriverVersion()),
-        "pcie_gen": lambda: nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle),
-        "pcie_width": lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(handle),
-        "max_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) // 1000,
-        "sharing": lambda: SHARING.get(nvml.nvmlDeviceGetComputeMode(handle), Sharing.TIME_SLICE),
-    }
-    known: dict[str, Any] = {"id": GpuId(f"{node}-gpu-{index}"), "model": "unknown", "memory_mib": 0}
-    for name, call in read.items():
-        try:
-            known[name] = call()
-        except nvml.NVMLError:
-            continue  # the datum stays unknown
-    return Gpu(node_id=node, index=index, state=GpuState.NEW, joined_ms=now_ms, **known)
+        card = nvml.nvmlDeviceGetHandleByIndex(index)
+        said, known = inventory(nvml, card), asked(_PLACED, nvml, card)
+    except nvml.NVMLError:
+        return None
+    return Gpu(
+        id=GpuId(known.pop("id", f"{node}-gpu-{index}")), node_id=node, index=index, model=said.model, memory_mib=said.memory_mib, driver=said.driver,
+        compute_capability=said.compute_capability, pcie_gen=said.link_gen_max or 0, max_w=said.power_limit_w or 0,
+        state=GpuState.NEW, joined_ms=now_ms, **known,
+    )  # fmt: skip
 
 
 def _linked(nvml: Any, cards: list[Gpu]) -> list[Gpu]:
@@ -90,7 +77,7 @@ def _linked(nvml: Any, cards: list[Gpu]) -> list[Gpu]:
     domain = list(range(len(cards)))
     for a in range(len(cards)):
         for b in range(a):
-            if domain[a] != domain[b] and _reach(nvml, a, b):
+            if domain[a] != domain[b] and _reach(nvml, cards[a].index, cards[b].index):
                 domain = [domain[b] if each == domain[a] else each for each in domain]
     alone = {number for number in domain if domain.count(number) == 1}
     return [msgspec.structs.replace(gpu, p2p="" if number in alone else str(number)) for gpu, number in zip(cards, domain, strict=True)]
@@ -102,10 +89,6 @@ def _reach(nvml: Any, a: int, b: int) -> bool:
         return nvml.nvmlDeviceGetP2PStatus(first, second, P2P_READ) == P2P_OK
     except nvml.NVMLError:
         return False
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _machine_serial(data: Path) -> str:

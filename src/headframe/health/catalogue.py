@@ -9,7 +9,24 @@ import msgspec
 from headframe.model.health import Inventory
 
 _NOISE = frozenset(
-    ["NVIDIA", "AMD", "ATI", "GEFORCE", "TESLA", "RADEON", "INSTINCT", "QUADRO", "GENERATION", "EDITION", "SERVER", "WORKSTATION", "GPU", "GRAPHICS", "SERIES", "CORPORATION"]
+    [
+        "NVIDIA",
+        "AMD",
+        "ATI",
+        "GEFORCE",
+        "TESLA",
+        "RADEON",
+        "INSTINCT",
+        "QUADRO",
+        "GENERATION",
+        "EDITION",
+        "SERVER",
+        "WORKSTATION",
+        "GPU",
+        "GRAPHICS",
+        "SERIES",
+        "CORPORATION",
+    ]
 )
 _MEMORY = re.compile(r"(\d+)GB?")
 _FORM = re.compile(r"PCIE|SXM\d?|NVL")

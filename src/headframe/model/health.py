@@ -87,6 +87,40 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cpu_errors: int | None = None
 
 
+class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One reading of a card in service, by the node's clock. `reasons` is NVML's mask of why clocks are held back, `use` and `fan` are
+    parts of 1, counters are totals, `answer_ms` is how long the driver took; what was not read is None.
+    """
+
+    gpu_id: str
+    at_ms: int
+    present: bool = True
+    answer_ms: int = 0
+    temperature_c: int | None = None
+    slowdown_c: int | None = None
+    memory_temperature_c: int | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    energy_mj: int | None = None
+    sm_mhz: int | None = None
+    memory_mhz: int | None = None
+    reasons: int | None = None
+    use: float | None = None
+    memory_used_mib: int | None = None
+    fan: float | None = None
+    link_gen: int | None = None
+    link_width: int | None = None
+    replays: int | None = None
+    ecc_uncorrected: int | None = None
+    ecc_corrected: int | None = None
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    sram_threshold: bool | None = None
+    retired_pages: int | None = None
+    retired_pending: bool | None = None
+    recovery_action: int | None = None
+
+
 class Watched(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A card in service over a short window: the worst of each reading. Shares are of the samples, rates per minute or second."""
 
