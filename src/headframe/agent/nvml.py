@@ -106,9 +106,7 @@ def sample(nvml: Any, index: int, gpu_id: str, at_ms: int, *, slow: bool) -> Sam
             known |= asked(SLOW, nvml, card)
             known |= asked(ERRORS, nvml, card) if asked({"ecc": lambda nvml, card: nvml.nvmlDeviceGetEccMode(card)[0]}, nvml, card).get("ecc") else {}
         present = True
-    except nvml.NVMLError as error:
-        if error.value != nvml.NVML_ERROR_GPU_IS_LOST:
-            raise
+    except nvml.NVMLError:  # lost, or there is no such card any more
         known, present = {}, False
     return Sample(gpu_id=gpu_id, at_ms=at_ms, present=present, answer_ms=int((time.monotonic() - began) * 1000), **known)
 

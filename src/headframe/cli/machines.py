@@ -1,5 +1,6 @@
 """node, gpu: machines and cards, what is wrong with them, and in and out of service."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -8,8 +9,9 @@ import typer
 from headframe.cli.fleet import nodes
 from headframe.cli.jobs import Json
 from headframe.cli.session import client, fail, out, seconds, show, table, watts
-from headframe.model.api import EnableBody, GpuBody, NodeBody, NodeView, ServiceBody
+from headframe.model.api import EnableBody, GpuBody, NodeBody, NodeReadings, NodeView, ServiceBody
 from headframe.model.fleet import Gpu, Grade, Sharing
+from headframe.model.health import Sample
 from headframe.model.states import GpuState, NodeState, Service
 from headframe.model.units import MILLI, counted, gpus, mib
 
@@ -30,8 +32,8 @@ def add(app: typer.Typer) -> None:
 def node_show(name: str, *, json: Json = False) -> None:
     """One machine: its cards, what is wrong with them, and what runs there."""
     with client() as cloud:
-        found = cloud.node(name)
-    show(found, json, lambda: _show_node(found))
+        found, said = cloud.node(name), cloud.readings(name)
+    show(found, json, lambda: _show_node(found, said))
 
 
 @node_app.command("set")
@@ -94,9 +96,10 @@ def gpu_show(uuid: str, *, json: Json = False) -> None:
     """One card."""
     with client() as cloud:
         found = next((gpu for row in cloud.nodes() for gpu in row.gpus if gpu.id == uuid), None)
+        said = cloud.readings(found.node_id) if found else None
     if found is None:
         fail(f"no GPU {uuid!r}", "list them: `headframe node show NAME`", 3)
-    show(found, json, lambda: _show_gpus((found,)))
+    show(found, json, lambda: _show_gpus((found,), {reading.gpu_id: reading.sample for reading in (said.items if said else ()) if reading.sample}))
 
 
 @gpu_app.command("disable")
@@ -134,22 +137,31 @@ def _enable(uuid: str, body: EnableBody, *, json: bool) -> None:
     show(made, json, lambda: out.print(f"{made.id}: {made.state}" + (f", {made.why}" if made.why else ""), markup=False))
 
 
-def _show_node(found: NodeView) -> None:
+def _show_node(found: NodeView, said: NodeReadings) -> None:
     node = found.node
     until = datetime.fromtimestamp(node.drain_ms / 1000, UTC).strftime(" until %Y-%m-%d %H:%M UTC") if node.drain_ms else ""
     out.print(f"{node.name}  {node.state}{until}" + (f": {node.why}" if node.why else ""), markup=False)
     out.print(f"{gpus(found.gpu_free_milli)} of {len(found.gpus)} GPUs free, {found.cpu_free_milli / MILLI:g} of {node.cpu_milli / MILLI:g} cores, "
               f"{mib(found.memory_free_mib)} of {mib(node.memory_mib)} memory, {node.os}, in {node.rack_id}", style="dim", markup=False)  # fmt: skip
     if found.gpus:
-        _show_gpus(found.gpus)
+        _show_gpus(found.gpus, {reading.gpu_id: reading.sample for reading in said.items if reading.sample})
     for allocation in found.allocations:
         out.print(f"{allocation.workload_id}: {allocation.state}, attempt {allocation.attempt}", markup=False)
 
 
-def _show_gpus(cards: tuple[Gpu, ...]) -> None:
-    shown = table(">#", "GPU", ">memory", "link", "grade", "state", "id")
+def _show_gpus(cards: tuple[Gpu, ...], said: Mapping[str, Sample]) -> None:
+    shown = table(">#", "GPU", ">memory", "link", ">°C", ">W", ">use", "grade", "state", "id")
     for card in cards:
         link = f"gen{card.pcie_gen} x{card.pcie_width}" if card.pcie_width else "–"
         state = card.state if card.state is GpuState.READY or not card.why else f"{card.state}: {card.why}"
-        shown.add_row(str(card.index), card.model, mib(card.memory_mib), link, card.grade, state, card.id)
+        sample = said.get(card.id)
+        read = (_told(sample.temperature_c), _told(sample.power_w), _told(sample.use, "%")) if sample else ("–", "–", "–")
+        shown.add_row(str(card.index), card.model, mib(card.memory_mib), link, *read, card.grade, state, card.id)
     out.print(shown)
+    for card in cards:
+        if card.concern and card.state is GpuState.READY:
+            out.print(f"GPU {card.index}: {card.concern}", style="yellow", markup=False)
+
+
+def _told(value: float | None, unit: str = "") -> str:
+    return "–" if value is None else f"{value:.0%}" if unit == "%" else f"{value:.0f}"

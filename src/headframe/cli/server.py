@@ -34,10 +34,13 @@ def up(
     tls_cert: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     tls_self_signed: Annotated[bool, typer.Option(help="Make a certificate.")] = False,
+    watch_interval: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between two readings of the cards.")] = 10,
+    kernel_log: Annotated[Path, typer.Option(help="Where the driver's Xids are read.")] = Path("/dev/kmsg"),
     pepper: Annotated[Path | None, typer.Option(help="File with the secret that keys are hashed under; several servers share it.")] = None,
 ) -> None:  # fmt: skip
     """Serve this machine's hardware as a cloud: API, console, scheduler and local engine in one process."""
     from headframe.agent.probe import probe
+    from headframe.agent.watch import reports
     from headframe.server.main import Config, Hooks, Started, run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -55,7 +58,7 @@ def up(
         err.print(f"Headframe serves {what.node} at [bold]{what.url}[/] (Ctrl-C stops the server; work goes on)")
 
     with refusals():
-        run(config, Hooks(probe=probe, keep_key=keep_key, started=started))
+        run(config, Hooks(probe=probe, keep_key=keep_key, started=started, reports=lambda: reports(watch_interval, kernel_log)))
 
 
 def sign_in(

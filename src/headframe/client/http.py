@@ -29,6 +29,7 @@ from headframe.model.api import (
     LogPage,
     NodeBody,
     NodePage,
+    NodeReadings,
     NodeView,
     Offers,
     PricesBody,
@@ -184,6 +185,10 @@ class Client:
     def node(self, name: str) -> NodeView:
         """One node by id or name."""
         return self._get(f"/v1/nodes/{_segment(name)}", NodeView)
+
+    def readings(self, name: str) -> NodeReadings:
+        """What a node's cards say of themselves, now and in the last hours."""
+        return self._get(f"/v1/nodes/{_segment(name)}/readings", NodeReadings)
 
     def offers(self) -> Offers:
         """What can be had and what it costs."""

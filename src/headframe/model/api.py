@@ -4,6 +4,7 @@ import msgspec
 
 from headframe.model.errors import Mistake
 from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Sharing, Volume
+from headframe.model.health import Sample
 from headframe.model.ids import KeyId, ProjectId
 from headframe.model.money import Entry, GpuPrice, Invoice, Quote, Usage
 from headframe.model.people import Project, Scope
@@ -103,6 +104,20 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
     disk_free_mib: int
     gpu_free_milli: int
     allocations: tuple[Allocation, ...] = ()
+
+
+class CardReading(msgspec.Struct, frozen=True, kw_only=True):
+    """A card's last reading (null: never heard of), and by the minute its last hours, newest last; a gap is null."""
+
+    gpu_id: str
+    sample: Sample | None
+    minutes: dict[str, tuple[float | None, ...]] = {}
+
+
+class NodeReadings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node's cards say, by index."""
+
+    items: tuple[CardReading, ...]
 
 
 class NodePage(msgspec.Struct, frozen=True, kw_only=True):

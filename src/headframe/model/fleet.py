@@ -37,13 +37,14 @@ UNKNOWN_GPU_W = 300
 
 class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
     """A building with a power contract. With `defragment`, work that keeps checkpoints is moved together where that lets others
-    start; without it, moves are only proposed.
+    start; without it, moves are only proposed. With `shadow`, what is wrong with cards is told but nothing is done about it.
     """
 
     id: SiteId
     name: str
     created_ms: int
     defragment: bool = False
+    shadow: bool = False
 
 
 class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
@@ -126,7 +127,8 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     """A card, known by its UUID. `pcie_width` is in lanes (0: not known); cards of one `p2p` domain (not empty) reach each other's
-    memory directly; `mig` is the profile of a MIG instance, which is a card of its own here; `max_w` its power limit; `why` says why it is in its state.
+    memory directly; `mig` is the profile of a MIG instance, which is a card of its own here; `max_w` its power limit; `why` says why it is in its state,
+    `concern` what is wrong with it in service, by the rule `concern_rule`; a suspect card with one was taken out by that rule.
     """
 
     id: GpuId
@@ -146,4 +148,6 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     sharing: Sharing = Sharing.TIME_SLICE
     state: GpuState
     why: str = ""
+    concern: str = ""
+    concern_rule: str = ""
     joined_ms: int

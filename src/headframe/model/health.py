@@ -222,3 +222,10 @@ class Grading(msgspec.Struct, frozen=True, kw_only=True):
     grade: Grade
     findings: tuple[Finding, ...] = ()
     raises: tuple[str, ...] = ()
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What one machine tells at once: readings of its cards, and the Xids in its kernel's log since it last told."""
+
+    samples: tuple[Sample, ...] = ()
+    xids: tuple[Xid, ...] = ()

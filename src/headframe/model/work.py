@@ -5,6 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from headframe.model.fleet import Grade, Sharing
+from headframe.model.health import Finding
 from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, WorkloadId
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import MILLI, gpus, mib
@@ -215,12 +216,13 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engines saw in one look: when each node was last heard of, the allocations seen, and since when expected
-    ones have not been.
+    ones have not been, and what is wrong with cards, worst first (a card without an entry was not heard of).
     """
 
     nodes: dict[NodeId, int] = {}
     observations: tuple[Observation, ...] = ()
     missing_since_ms: dict[AllocationId, int] = {}
+    findings: dict[GpuId, tuple[Finding, ...]] = {}
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):

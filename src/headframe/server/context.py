@@ -24,6 +24,7 @@ from headframe.server.auth import SESSION_COOKIE, Auth, Principal
 from headframe.server.decide import decide
 from headframe.server.desk import Desk
 from headframe.server.lead import Leadership
+from headframe.server.watch import Watch
 from headframe.store.base import Reply, Store
 
 T = TypeVar("T")
@@ -47,6 +48,7 @@ class Context:
         workdirs: Path,
         clock_ms: Callable[[], int],
         secure: bool,
+        watch: Watch | None = None,
         note: str = "",
     ) -> None:
         self.desk = desk
@@ -56,6 +58,7 @@ class Context:
         self.workdirs = workdirs
         self.clock_ms = clock_ms
         self.secure = secure
+        self.watch = watch or Watch()
         self.note = note
         self._in_flight: set[str] = set()
         self._changed = asyncio.Event()

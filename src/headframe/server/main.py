@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +21,7 @@ from headframe.engines.base import Engine
 from headframe.engines.local import LocalEngine
 from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
+from headframe.model.health import Report
 from headframe.model.ids import ProjectId, RackId, SiteId
 from headframe.model.people import Scope
 from headframe.placement.fleet import LOOK_AHEAD_FROM, Fleet
@@ -33,6 +34,7 @@ from headframe.server.desk import Desk
 from headframe.server.lead import RENEW_MS, Leadership
 from headframe.server.tick import Tick
 from headframe.server.tls import self_signed
+from headframe.server.watch import Watch
 from headframe.store.base import Store
 from headframe.store.open import open_store
 
@@ -97,12 +99,15 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hooks(msgspec.Struct, frozen=True, kw_only=True):
-    """What the caller brings: what this machine has, where the first key is kept, whom to tell when it serves."""
+    """What the caller brings: what this machine has, where the first key is kept, whom to tell when it serves,
+    what its cards say from then on.
+    """
 
     probe: Callable[[SiteId, RackId, Path, int], Enrol]
     keep_key: Callable[[str], None]
     started: Callable[[Started], None]
     stage: Stage | None = None
+    reports: Callable[[], AsyncIterator[Report]] | None = None
 
 
 def run(config: Config, hooks: Hooks) -> None:
@@ -127,7 +132,8 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     workdirs.mkdir(exist_ok=True, mode=0o700)
     node = machine.node
     engine: Running = stage.engine if stage else LocalEngine(config.data / "allocations", node.id, workdirs, wall_ms, node.boot_id)
-    context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms,
+    watch = Watch()
+    context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       secure=config.url.startswith("https"), note=stage.note if stage else "")  # fmt: skip
     server = uvicorn.Server(_uvicorn(config, context))
     wake = asyncio.Event()
@@ -139,8 +145,9 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     tasks = [
         warm,
         asyncio.create_task(_lead(leadership, wake), name="lead"),
-        asyncio.create_task(_tick(Tick(desk, engine, clock_ms), leadership, wake, desk, machine), name="tick"),
+        asyncio.create_task(_tick(Tick(desk, engine, clock_ms, watch), leadership, wake, desk, machine), name="tick"),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
+        *([asyncio.create_task(_listen(hooks.reports(), watch, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
     ]
     try:
@@ -209,6 +216,13 @@ async def _tick(tick: Tick, leadership: Leadership, wake: asyncio.Event, desk: D
         except Exception:
             _log.exception("the tick failed; this is a bug in Headframe, it goes on by itself")
             await asyncio.sleep(TICK_LIMIT_S)
+
+
+async def _listen(reports: AsyncIterator[Report], watch: Watch, clock_ms: Callable[[], int], wake: asyncio.Event) -> None:
+    """What this machine's cards say, as it comes."""
+    async for report in reports:
+        if watch.hear(report, clock_ms()):
+            wake.set()
 
 
 async def _warm(desk: Desk) -> None:

@@ -19,21 +19,24 @@ from headframe.model.units import money
 from headframe.model.work import Allocation, Facts, Part, Refusal, Workload
 from headframe.model.world import World
 from headframe.placement import Grant, plan
+from headframe.reconcile.cards import cards
 from headframe.reconcile.jobs import jobs, stop
 from headframe.reconcile.nodes import nodes
 from headframe.reconcile.reservations import reservations
 from headframe.server.decide import live_rate_nano
 from headframe.server.desk import Desk
 from headframe.server.operate import moves
+from headframe.server.watch import Watch
 
 
 class Tick:
     """The leader's loop body. It remembers only when nodes and allocations were last heard of, to judge silence."""
 
-    def __init__(self, desk: Desk, engine: Engine, clock_ms: Callable[[], int]) -> None:
+    def __init__(self, desk: Desk, engine: Engine, clock_ms: Callable[[], int], watch: Watch | None = None) -> None:
         self._desk = desk
         self._engine = engine
         self._clock_ms = clock_ms
+        self._watch = watch or Watch()
         self._heard_ms: dict[NodeId, int] = {}
         self._missing_since_ms: dict[AllocationId, int] = {}
 
@@ -55,7 +58,8 @@ class Tick:
             reachable = set(sight.nodes)
             absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
-        return Facts(nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms)
+        return Facts(nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
+                     findings=self._watch.findings(world, now_ms))  # fmt: skip
 
     async def _act(self, sight: Sight) -> None:
         """Wanted against seen: start what is granted, stop what should not be, forget what is settled."""
@@ -80,6 +84,7 @@ def decisions(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
     """The tick's sentence. Each draft is applied to the world before the next is asked for."""
     seen_ms = {seen.allocation_id: seen.seen_ms for seen in facts.observations}
     yield from nodes(world, facts, now_ms)
+    yield from cards(world, facts, now_ms)
     yield from jobs(world, facts, now_ms)
     yield from reservations(world, now_ms)
     yield from meter(world, seen_ms, now_ms)

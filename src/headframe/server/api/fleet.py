@@ -7,7 +7,7 @@ from litestar import Request, Router, get, post, put
 from litestar.params import Parameter
 
 from headframe.billing.price import gpu_price
-from headframe.model.api import NodeBody, NodePage, NodeView, Offer, Offers, PricesBody, ServiceBody
+from headframe.model.api import NodeBody, NodePage, NodeReadings, NodeView, Offer, Offers, PricesBody, ServiceBody
 from headframe.model.command import MoveNode, SetNode, SetPrices
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Node
@@ -108,6 +108,14 @@ async def set_prices(context: Context, request: Request[Principal, Any, Any], da
     return await context.write(request, command, answer)
 
 
+@get("/v1/nodes/{node:str}/readings", opt={"scope": Scope.OPERATOR}, responses=answers(404))
+async def node_readings(context: Context, node: str) -> NodeReadings:
+    """What a node's cards say of themselves now, and said in the last hours."""
+    world = context.world
+    cards = sorted(world.node_gpus[node_named(world, node).id].values(), key=lambda gpu: gpu.index)
+    return NodeReadings(items=tuple(context.watch.reading(gpu.id) for gpu in cards))
+
+
 def said(why: str) -> None:
     """BadRequest where that is no reason that can be shown."""
     if len(why) > WHY_MAX or not why.isprintable():
@@ -156,4 +164,4 @@ def offers(world: World) -> Offers:
                   disk_gib_hour_nano=prices.disk_gib_hour_nano, price_version=prices.version)  # fmt: skip
 
 
-ROUTER = Router("/", route_handlers=[list_nodes, show_node, set_node, move_node, list_offers, show_prices, set_prices])
+ROUTER = Router("/", route_handlers=[list_nodes, show_node, node_readings, set_node, move_node, list_offers, show_prices, set_prices])

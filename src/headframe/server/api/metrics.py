@@ -1,0 +1,102 @@
+"""Prometheus' text format: cards under the names of NVIDIA's dcgm-exporter, so that dashboards people own go on working, and the
+fleet under ours. What a card does not say is left out, never 0.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from litestar import Response, Router, get
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from headframe.model.fleet import Gpu
+from headframe.model.health import Sample
+from headframe.model.people import Scope
+from headframe.model.units import MILLI
+from headframe.model.world import World
+from headframe.server.context import Context
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_LABELS = ("gpu", "UUID", "device", "modelName", "Hostname")
+_Read = Callable[[Gpu, Sample], float | None]
+
+
+def _free(gpu: Gpu, said: Sample) -> float | None:
+    return None if said.memory_used_mib is None else gpu.memory_mib - said.memory_used_mib
+
+
+GAUGES: dict[str, tuple[str, _Read]] = {
+    "DCGM_FI_DEV_GPU_TEMP": ("GPU temperature (in C).", lambda _, said: said.temperature_c),
+    "DCGM_FI_DEV_MEMORY_TEMP": ("Memory temperature (in C).", lambda _, said: said.memory_temperature_c),
+    "DCGM_FI_DEV_POWER_USAGE": ("Power draw (in W).", lambda _, said: said.power_w),
+    "DCGM_FI_DEV_SM_CLOCK": ("SM clock frequency (in MHz).", lambda _, said: said.sm_mhz),
+    "DCGM_FI_DEV_MEM_CLOCK": ("Memory clock frequency (in MHz).", lambda _, said: said.memory_mhz),
+    "DCGM_FI_DEV_GPU_UTIL": ("GPU utilization (in %).", lambda _, said: None if said.use is None else said.use * 100),
+    "DCGM_FI_DEV_FB_USED": ("Framebuffer memory used (in MiB).", lambda _, said: said.memory_used_mib),
+    "DCGM_FI_DEV_FB_FREE": ("Framebuffer memory free (in MiB).", _free),
+}
+COUNTERS: dict[str, tuple[str, _Read]] = {
+    "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": ("Total energy consumption since boot (in mJ).", lambda _, said: said.energy_mj),
+    "DCGM_FI_DEV_PCIE_REPLAY_COUNTER": ("Total number of PCIe retries.", lambda _, said: said.replays),
+    "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL": ("Total number of double-bit volatile ECC errors.", lambda _, said: said.ecc_uncorrected),
+    "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL": ("Total number of single-bit volatile ECC errors.", lambda _, said: said.ecc_corrected),
+}
+
+
+class Fleet(Collector):
+    """One reading of everything."""
+
+    def __init__(self, world: World, latest: Callable[[Gpu], Sample | None]) -> None:
+        said = [(gpu, sample) for gpu in world.gpus.values() if (sample := latest(gpu)) is not None and sample.present]
+        self._world, self._said = world, said
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, in the order of the tables."""
+        for name, (text, read) in GAUGES.items():
+            yield self._filled(GaugeMetricFamily(name, text, labels=_LABELS), read)
+        for name, (text, read) in COUNTERS.items():
+            # dcgm-exporter's counters have no "_total": a gauge keeps the name as dashboards know it
+            yield self._filled(GaugeMetricFamily(name, text, labels=_LABELS), read)
+        yield from _fleet(self._world)
+
+    def _filled(self, family: GaugeMetricFamily, read: _Read) -> Metric:
+        for gpu, said in self._said:
+            value = read(gpu, said)
+            if value is not None:
+                host = self._world.nodes[gpu.node_id].name
+                family.add_metric((str(gpu.index), gpu.id, f"nvidia{gpu.index}", gpu.model, host), float(value))
+        return family
+
+
+def _fleet(world: World) -> Iterator[Metric]:
+    cards = GaugeMetricFamily("headframe_gpus", "GPUs by model, grade and state.", labels=("model", "grade", "state"))
+    for labels, count in sorted(Counter((gpu.model, str(gpu.grade), str(gpu.state)) for gpu in world.gpus.values()).items()):
+        cards.add_metric(labels, count)
+    yield cards
+    machines = GaugeMetricFamily("headframe_nodes", "Nodes by state.", labels=("state",))
+    for state, count in sorted(Counter(str(node.state) for node in world.nodes.values()).items()):
+        machines.add_metric((state,), count)
+    yield machines
+    concerns = GaugeMetricFamily(
+        "headframe_gpu_concern", "1 for each GPU with which something is wrong, by rule.", labels=("UUID", "Hostname", "rule")
+    )
+    for gpu in world.gpus.values():
+        if gpu.concern_rule:
+            concerns.add_metric((gpu.id, world.nodes[gpu.node_id].name, gpu.concern_rule), 1)
+    yield concerns
+    held = sum(share.milli for allocation in world.live() for part in allocation.parts for share in part.shares)
+    yield GaugeMetricFamily("headframe_gpus_held", "GPUs held by allocations.", value=held / MILLI)
+    yield GaugeMetricFamily("headframe_workloads_queued", "Workloads that wait.", value=len(world.queued))
+    yield CounterMetricFamily("headframe_events", "Events committed.", value=world.version)
+
+
+@get("/metrics", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type="text/plain")
+async def metrics(context: Context) -> Response[bytes]:
+    """For Prometheus, with an operator's key as its bearer token."""
+    registry = CollectorRegistry()
+    registry.register(Fleet(context.world, lambda gpu: context.watch.latest(gpu.id)))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE)
+
+
+ROUTER = Router("/", route_handlers=[metrics])

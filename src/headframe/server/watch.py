@@ -1,0 +1,137 @@
+"""What cards say while they are in service: the last readings of each, what they come to, and by the minute what they were.
+
+Kept in memory and bounded; a restart forgets it, what was concluded from it is in the store. A finding that is over is held for
+some minutes, so that a card on the edge does not flap.
+"""
+
+import math
+from array import array
+from collections import deque
+
+import msgspec
+
+from headframe.data import text
+from headframe.health.judge import WEEK_MS, Verdict, judge
+from headframe.health.watch import window
+from headframe.health.xid import codes, slot
+from headframe.model.api import CardReading
+from headframe.model.fleet import Gpu
+from headframe.model.health import Finding, History, Report, Sample, Xid
+from headframe.model.ids import GpuId
+from headframe.model.states import AllocationState, GpuState
+from headframe.model.world import World
+
+WINDOW_MS = 60_000
+SAMPLES_MAX, XIDS_MAX, LOSSES_MAX = 64, 64, 16
+MINUTES_MAX = 360
+"""Six hours of the charts, four bytes for each minute and datum."""
+CLEAR_MS = 600_000
+"""A finding counts for so long after its rule last fired."""
+CHARTED = ("temperature_c", "power_w", "use", "sm_mhz")
+MS_PER_MINUTE = 60_000
+
+
+class Card:
+    """One card's recent past."""
+
+    def __init__(self) -> None:
+        self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
+        self.xids: deque[Xid] = deque(maxlen=XIDS_MAX)
+        self.losses: deque[int] = deque(maxlen=LOSSES_MAX)
+        self.verdict = Verdict()
+        self.lasting: dict[str, tuple[Finding, int]] = {}
+        self.minute = 0
+        self.minutes: dict[str, array[float]] = {name: array("f") for name in CHARTED}
+
+    def hear(self, sample: Sample, now_ms: int) -> None:
+        """Another reading, stamped by the server: a node's clock may jump."""
+        if self.samples and self.samples[-1].present and not sample.present:
+            self.losses.append(now_ms)
+        self.samples.append(msgspec.structs.replace(sample, at_ms=now_ms))
+        while self.samples[0].at_ms < now_ms - WINDOW_MS:
+            self.samples.popleft()
+        self._chart(now_ms // MS_PER_MINUTE)
+
+    def _chart(self, minute: int) -> None:
+        """The last reading of each minute; where there was none, or no answer, a gap."""
+        missed = min(minute - self.minute, MINUTES_MAX) if self.minute else 1
+        for name, values in self.minutes.items():
+            values.extend([float("nan")] * max(0, missed))
+            said = getattr(self.samples[-1], name)
+            values[-1] = float("nan") if said is None else said
+            del values[:-MINUTES_MAX]
+        self.minute = max(minute, self.minute)
+
+    def judged(self, gpu: Gpu, now_ms: int) -> tuple[Finding, ...]:
+        """What is wrong with it now, worst first. Out of service it starts afresh: a person, or new checks, will have looked at it."""
+        if gpu.state is not GpuState.READY:
+            self.verdict, self.lasting = Verdict(), {}
+            self.xids.clear()
+            self.losses.clear()
+            return ()
+        history = History(
+            link_gen=0, link_width=gpu.pcie_width, xids=tuple(self.xids), missing_ms=tuple(at for at in self.losses if now_ms - at < WEEK_MS)
+        )
+        self.verdict = judge(window(self.samples), history, CODES, self.verdict, now_ms)
+        self.lasting |= {finding.rule: (finding, now_ms) for finding in self.verdict.findings}
+        self.lasting = {rule: kept for rule, kept in self.lasting.items() if now_ms - kept[1] < CLEAR_MS}
+        now = {finding.rule for finding in self.verdict.findings}
+        return (*self.verdict.findings, *(finding for rule, (finding, _) in self.lasting.items() if rule not in now))
+
+
+CODES = codes(text("xid.csv"))
+
+
+class Watch:
+    """All cards that were heard of."""
+
+    def __init__(self) -> None:
+        self.cards: dict[GpuId, Card] = {}
+        self._fresh: dict[GpuId, None] = {}
+        self._unplaced: deque[Xid] = deque(maxlen=XIDS_MAX)
+
+    def hear(self, report: Report, now_ms: int) -> bool:
+        """Take a report in; whether there was anything in it."""
+        for sample in report.samples:
+            key = GpuId(sample.gpu_id)
+            self.cards.setdefault(key, Card()).hear(sample, now_ms)
+            self._fresh[key] = None
+        self._unplaced.extend(msgspec.structs.replace(xid, at_ms=now_ms) for xid in report.xids)
+        return bool(report.samples or report.xids)
+
+    def findings(self, world: World, now_ms: int) -> dict[GpuId, tuple[Finding, ...]]:
+        """What is wrong with the cards that were heard of since this was last asked."""
+        self._place(world)
+        fresh, self._fresh = self._fresh, {}
+        return {key: self.cards[key].judged(world.gpus[key], now_ms) for key in fresh if key in world.gpus}
+
+    def latest(self, gpu_id: GpuId) -> Sample | None:
+        """The last reading of a card, None where there never was one."""
+        card = self.cards.get(gpu_id)
+        return card.samples[-1] if card else None
+
+    def reading(self, gpu_id: GpuId) -> CardReading:
+        """A card's last reading and its last hours."""
+        card = self.cards.get(gpu_id)
+        if card is None:
+            return CardReading(gpu_id=gpu_id, sample=None)
+        minutes = {name: tuple(None if math.isnan(value) else round(value, 3) for value in values) for name, values in card.minutes.items()}
+        return CardReading(gpu_id=gpu_id, sample=card.samples[-1], minutes=minutes)
+
+    def _place(self, world: World) -> None:
+        """Xids name a slot: the card in it, with the work that held it then."""
+        while self._unplaced:
+            xid = self._unplaced.popleft()
+            for gpu_id in self.cards:
+                gpu = world.gpus.get(gpu_id)
+                if gpu and slot(gpu.pci_bus) == xid.slot:
+                    self.cards[gpu_id].xids.append(msgspec.structs.replace(xid, work=_holder(world, gpu)))
+                    self._fresh[gpu_id] = None
+
+
+def _holder(world: World, gpu: Gpu) -> str:
+    """The workload that runs on a card, "" for none."""
+    for allocation in world.on_node.get(gpu.node_id, {}).values():
+        if allocation.state is not AllocationState.ENDED and any(share.gpu_id == gpu.id for part in allocation.parts for share in part.shares):
+            return allocation.workload_id
+    return ""
