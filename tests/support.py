@@ -181,9 +181,9 @@ class Server:
     def log(self) -> str:
         return (self.root / f"server-{self.port}.log").read_text()
 
-    def start(self, wait: bool = True, **environment: str) -> "Server":
+    def start(self, *arguments: str, wait: bool = True, **environment: str) -> "Server":
         env = {**os.environ, "HEADFRAME_CONFIG": str(self.root / "config.json"), **environment}
-        argv = [sys.executable, "-m", "headframe", "up", "--data", str(self.data), "--port", str(self.port)]
+        argv = [sys.executable, "-m", "headframe", "up", "--data", str(self.data), "--port", str(self.port), *arguments]
         argv += ["--database", self.database, "--pepper", str(self.root / "pepper")] if self.database else []
         with (self.root / f"server-{self.port}.log").open("ab") as log:
             self.process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)

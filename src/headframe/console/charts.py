@@ -52,6 +52,23 @@ def cells(states: Sequence[tuple[str, str]], label: str) -> Markup:
     )
 
 
+def spark(values: Sequence[float | None], label: str) -> Markup:
+    """A small line of readings, newest right, from zero to their highest; where there was none the line is broken."""
+    top = max((value for value in values if value is not None), default=0.0) or 1.0
+    step = 100 / max(1, len(values) - 1)
+    runs: list[list[str]] = [[]]
+    for number, value in enumerate(values):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append(f"{number * step:.1f},{23 - 21 * value / top:.1f}")
+    pieces = [f'<polyline points="{" ".join(run if len(run) > 1 else run * 2)}"/>' for run in runs if run]
+    return Markup(  # noqa: S704 - every text above is escaped
+        f'<svg class="spark" viewBox="0 0 100 24" preserveAspectRatio="none" role="img" aria-label="{escape(label)}"><title>{escape(label)}</title>'
+        f"{''.join(pieces)}</svg>"
+    )
+
+
 def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, unit: str) -> Markup:
     """One line per `(name, points)`, with scales: x in hours, y from zero in `unit`."""
     width, height, left, foot = 720.0, 220.0, 46.0, 22.0

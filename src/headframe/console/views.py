@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
-from headframe.console.charts import cells, columns, split_bar
-from headframe.model.api import Bill, EventView, LogPage, NodeView, Offers, WorkloadView
+from headframe.console.charts import cells, columns, spark, split_bar
+from headframe.model.api import Bill, CardReading, EventView, LogPage, NodeView, Offers, WorkloadView
 from headframe.model.errors import HeadframeError
 from headframe.model.money import Quote, Usage
 from headframe.model.people import Project
@@ -112,9 +113,20 @@ def nodes(frame: Frame, items: Sequence[NodeView]) -> str:
     return _page("nodes.html", frame, items=items)
 
 
-def node(frame: Frame, item: NodeView, work: Mapping[str, str], events: Sequence[EventView]) -> str:
-    """One node: its cards, what is free, what runs. `work` names allocations' workloads."""
-    return _page("node.html", frame, item=item, work=work, events=events)
+def node(frame: Frame, item: NodeView, said: Mapping[str, CardReading], work: Mapping[str, str], events: Sequence[EventView]) -> str:
+    """One node: its cards and what they say, what is free, what runs. `work` names allocations' workloads."""
+    drawn = {key: {name: _spark(name, reading.minutes.get(name, ())) for name in _SPARKS} for key, reading in said.items()}
+    return _page("node.html", frame, item=item, said=said, drawn=drawn, work=work, events=events)
+
+
+_SPARKS = {"temperature_c": ("temperature", "°C", 1), "power_w": ("power", "W", 1), "use": ("use", "%", 100)}
+
+
+def _spark(name: str, values: Sequence[float | None]) -> Markup:
+    what, unit, scale = _SPARKS[name]
+    known = [value * scale for value in values if value is not None]
+    spread = f"{min(known):.0f} to {max(known):.0f} {unit}" if known else "no reading"
+    return spark(values, f"{what} in the last {len(values)} minutes: {spread}")
 
 
 def billing(frame: Frame, bill: Bill | None, projects: Sequence[Project], days: Sequence[tuple[str, int]]) -> str:

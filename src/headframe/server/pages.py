@@ -182,7 +182,8 @@ async def node(context: Context, request: Req, node: str) -> str:
     item = node_view(world, found(named, f"node {node[:80]!r}"), with_work=True)
     events = await context.read(lambda store: store.events(0, PAGE_MAX, None, item.node.id))
     names: dict[str, str] = {a.id: world.workloads[a.workload_id].name for a in item.allocations if a.workload_id in world.workloads}
-    return views.node(_frame(context, request), item, names, [event_view(event) for event in reversed(events)])
+    said = {gpu.id: context.watch.reading(gpu.id) for gpu in item.gpus}
+    return views.node(_frame(context, request), item, said, names, [event_view(event) for event in reversed(events)])
 
 
 @get("/billing", opt={"scope": Scope.READ}, include_in_schema=False, media_type=_HTML)
