@@ -71,7 +71,7 @@ def machine(tmp_path):
 
 def running_on(tenant):
     shown = tenant.workload("long")
-    return shown.allocations[-1].parts[0].shares[0].gpu_id if shown.workload.state == "running" else ""
+    return max(shown.allocations, key=lambda each: each.attempt).parts[0].shares[0].gpu_id if shown.workload.state == "running" else ""
 
 
 def test_a_card_that_falls_off_the_bus_loses_its_work_to_the_other_and_its_tenant_pays_nothing_for_it(machine):

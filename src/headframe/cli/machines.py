@@ -152,7 +152,7 @@ def _show_node(found: NodeView, said: NodeReadings) -> None:
 def _show_gpus(cards: tuple[Gpu, ...], said: Mapping[str, Sample]) -> None:
     shown = table(">#", "GPU", ">memory", "link", ">°C", ">W", ">use", "grade", "state", "id")
     for card in cards:
-        link = f"gen{card.pcie_gen} x{card.pcie_width}" if card.pcie_width else "–"
+        link = f"{f'gen{card.pcie_gen} ' if card.pcie_gen else ''}x{card.pcie_width}" if card.pcie_width else "–"
         state = card.state if card.state is GpuState.READY or not card.why else f"{card.state}: {card.why}"
         sample = said.get(card.id)
         read = (_told(sample.temperature_c), _told(sample.power_w), _told(sample.use, "%")) if sample else ("–", "–", "–")

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from headframe.console.charts import cells, columns, spark, split_bar
 from headframe.model.api import Bill, CardReading, EventView, LogPage, NodeView, Offers, WorkloadView
 from headframe.model.errors import HeadframeError
+from headframe.model.ids import GpuId
 from headframe.model.money import Quote, Usage
 from headframe.model.people import Project
 from headframe.model.states import AllocationState, GpuState
@@ -113,7 +114,7 @@ def nodes(frame: Frame, items: Sequence[NodeView]) -> str:
     return _page("nodes.html", frame, items=items)
 
 
-def node(frame: Frame, item: NodeView, said: Mapping[str, CardReading], work: Mapping[str, str], events: Sequence[EventView]) -> str:
+def node(frame: Frame, item: NodeView, said: Mapping[GpuId, CardReading], work: Mapping[str, str], events: Sequence[EventView]) -> str:
     """One node: its cards and what they say, what is free, what runs. `work` names allocations' workloads."""
     drawn = {key: {name: _spark(name, reading.minutes.get(name, ())) for name in _SPARKS} for key, reading in said.items()}
     return _page("node.html", frame, item=item, said=said, drawn=drawn, work=work, events=events)
