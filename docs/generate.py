@@ -16,6 +16,7 @@ def pages() -> dict[Path, str]:
         HERE / "cli.md": cli(),
         HERE / "api.md": api(),
         HERE / "errors.md": errors(),
+        HERE / "rules.md": rules(),
         HERE / "workload-file.md": workload_file(),
     }
 
@@ -110,6 +111,25 @@ def errors() -> str:
     ]
     for kind in sorted(kinds, key=lambda kind: kind.code):
         out.append(f"| `{kind.code}` | {kind.status} | {' '.join((kind.__doc__ or '').split())} | {kind.next_step} |")
+    return "\n".join(out) + "\n"
+
+
+def rules() -> str:
+    from headframe.health.rules import NODE_RULES, RULES, WATCH_RULES
+
+    out = [
+        "# Rules of health\n\nGenerated from `src/headframe/health/rules.py`. A reading that is not known trips no rule; a needed check without a result "
+        "leaves a card `unmeasured`.\n",
+    ]
+    for title, last, table in (
+        ("Grades of cards: the lowest of all that apply", "at best", RULES),
+        ("Grades of machines, for work on several of their cards", "at best", NODE_RULES),
+        ("Cards in service", "is", WATCH_RULES),
+    ):
+        out.append(f"\n## {title}\n\n| rule | reading | limit | {last} | why | source |\n|---|---|---|---|---|---|")
+        for rule in table:
+            held = f" for {rule.hold_ms // 60_000} min" if rule.hold_ms else ""
+            out.append(f"| `{rule.name}` | `{rule.datum}` | {rule.when} {rule.limit:g}{held} | {rule.leaves} | {rule.why} | {rule.source} |")
     return "\n".join(out) + "\n"
 
 

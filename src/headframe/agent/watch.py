@@ -6,7 +6,9 @@ for too long is killed and started again; what its cards get for it is a reading
 
 import asyncio
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -103,6 +105,12 @@ class KernelLog:
         return found
 
 
+def _die_with_parent() -> None:
+    """A child that hangs in the driver would outlive a killed server; the kernel ends it (prctl(2), PR_SET_PDEATHSIG)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def watch(interval_s: float, kernel_log: Path) -> None:
     """Read and write until nobody listens."""
     log = KernelLog(kernel_log)
@@ -135,4 +143,5 @@ def _cards(nvml: Any) -> dict[int, str]:
 
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
+        _die_with_parent()
         watch(float(sys.argv[1]), Path(sys.argv[2]))

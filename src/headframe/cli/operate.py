@@ -7,10 +7,11 @@ import typer
 
 from headframe.cli.jobs import Json, ProjectOption
 from headframe.cli.session import client, fail, out, seconds, show, table, watts
-from headframe.model.api import Defragmentation, RackBody, RackView, ReservationBody, VolumeView
-from headframe.model.fleet import Reservation
+from headframe.model.api import Defragmentation, RackBody, RackView, ReservationBody, SiteBody, VolumeView
+from headframe.model.fleet import Reservation, Site
 from headframe.model.units import duration
 
+site_app = typer.Typer(no_args_is_help=True, help="Sites: what they do by themselves.")
 rack_app = typer.Typer(no_args_is_help=True, help="Racks: what they can carry and cool.")
 reservation_app = typer.Typer(no_args_is_help=True, help="Machines set aside by date, for a project or for maintenance.")
 volume_app = typer.Typer(no_args_is_help=True, help="Directories that outlive the work that mounts them.")
@@ -19,9 +20,29 @@ volume_app = typer.Typer(no_args_is_help=True, help="Directories that outlive th
 def add(app: typer.Typer) -> None:
     """Register this module's verbs."""
     app.command()(defrag)
+    app.add_typer(site_app, name="site")
     app.add_typer(rack_app, name="rack")
     app.add_typer(reservation_app, name="reservation")
     app.add_typer(volume_app, name="volume")
+
+
+@site_app.command("ls")
+def site_ls(*, json: Json = False) -> None:
+    """Sites and what they do by themselves."""
+    with client() as cloud:
+        rows = cloud.sites()
+    show(rows, json, lambda: _show_sites(rows.items))
+
+
+@site_app.command("set")
+def site_set(
+    name: str, *, shadow: Annotated[bool | None, typer.Option("--shadow/--act", help="Only tell what is wrong with cards, or take bad ones out.")] = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Say what a site does by itself."""
+    with client() as cloud:
+        made = cloud.set_site(name, SiteBody(shadow=shadow))
+    show(made, json, lambda: _show_sites((made,)))
 
 
 @rack_app.command("ls")
@@ -124,6 +145,13 @@ def _time_ms(text: str) -> int:
     except ValueError:
         fail(f"{text!r} is no time", "write it like 2026-12-01T08:00, in UTC unless it says otherwise", 2)
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _show_sites(rows: tuple[Site, ...]) -> None:
+    shown = table("site", "bad cards", "moves work together", "id")
+    for row in rows:
+        shown.add_row(row.name, "told only" if row.shadow else "taken out of service", "by itself" if row.defragment else "when asked", row.id)
+    out.print(shown)
 
 
 def _show_racks(rows: tuple[RackView, ...]) -> None:

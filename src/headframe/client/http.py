@@ -44,6 +44,8 @@ from headframe.model.api import (
     ReservationBody,
     ReservationList,
     ServiceBody,
+    SiteBody,
+    SiteList,
     SubmitBody,
     UsagePage,
     VolumeList,
@@ -53,7 +55,7 @@ from headframe.model.api import (
     WorkloadPage,
     WorkloadView,
 )
-from headframe.model.fleet import Gpu, Reservation
+from headframe.model.fleet import Gpu, Reservation, Site
 from headframe.model.money import GpuPrice, Invoice, PriceList
 from headframe.model.people import Project, Scope
 from headframe.model.work import LogLine
@@ -236,6 +238,14 @@ class Client:
     def move_gpu(self, gpu: str, body: EnableBody) -> Gpu:
         """Disable or enable a card."""
         return self._send("PUT", f"/v1/gpus/{_segment(gpu)}/service", Gpu, body)
+
+    def sites(self) -> SiteList:
+        """All sites."""
+        return self._get("/v1/sites", SiteList)
+
+    def set_site(self, site: str, body: SiteBody) -> Site:
+        """What a site does by itself."""
+        return self._send("PUT", f"/v1/sites/{_segment(site)}", Site, body)
 
     def racks(self) -> RackList:
         """All racks."""

@@ -3,7 +3,7 @@
 import msgspec
 
 from headframe.model.errors import Mistake
-from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Sharing, Volume
+from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Sharing, Site, Volume
 from headframe.model.health import Sample
 from headframe.model.ids import KeyId, ProjectId
 from headframe.model.money import Entry, GpuPrice, Invoice, Quote, Usage
@@ -200,6 +200,18 @@ class EnableBody(msgspec.Struct, frozen=True, kw_only=True):
     enable: bool
     why: str = ""
     evict: bool = False
+
+
+class SiteBody(msgspec.Struct, frozen=True, kw_only=True):
+    """With `shadow`, what is wrong with the site's cards is told but nothing is done about it; null keeps it."""
+
+    shadow: bool | None = None
+
+
+class SiteList(msgspec.Struct, frozen=True, kw_only=True):
+    """All sites by name."""
+
+    items: tuple[Site, ...]
 
 
 class RackBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,7 +3,7 @@
 import msgspec
 
 from headframe.model.fleet import Gpu, Grade, Node, Reservation, Sharing
-from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, VolumeId, WorkloadId
+from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, SiteId, VolumeId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.people import Key
 from headframe.model.states import Service
@@ -133,6 +133,13 @@ class MoveGpu(msgspec.Struct, frozen=True, kw_only=True):
     evict: bool = False
 
 
+class SetSite(msgspec.Struct, frozen=True, kw_only=True):
+    """What a site does by itself; None keeps it as it is."""
+
+    site_id: SiteId
+    shadow: bool | None = None
+
+
 class SetQuota(msgspec.Struct, frozen=True, kw_only=True):
     """The most that a project may hold (0: no limit) and what it is guaranteed, in thousandths of a GPU."""
 
@@ -180,6 +187,7 @@ Command = (
     | StopWorkload
     | SetNode
     | SetRack
+    | SetSite
     | SetGpu
     | MoveNode
     | MoveGpu

@@ -30,6 +30,7 @@ from headframe.model.command import (
     SetPrices,
     SetQuota,
     SetRack,
+    SetSite,
     StopWorkload,
     Submit,
 )
@@ -75,7 +76,19 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield _submit(world, command, now_ms)
         case StopWorkload():
             yield from _stop(world, command, now_ms)
-        case SetNode() | SetRack() | SetGpu() | SetQuota() | Reserve() | CancelReservation() | RemoveVolume() | Defragment() | MoveNode() | MoveGpu():
+        case (
+            SetNode()
+            | SetSite()
+            | SetRack()
+            | SetGpu()
+            | SetQuota()
+            | Reserve()
+            | CancelReservation()
+            | RemoveVolume()
+            | Defragment()
+            | MoveNode()
+            | MoveGpu()
+        ):
             yield from operate(world, command, now_ms)
         case _:
             assert_never(command)

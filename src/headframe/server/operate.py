@@ -4,7 +4,19 @@ from collections.abc import Iterator
 
 import msgspec
 
-from headframe.model.command import CancelReservation, Defragment, MoveGpu, MoveNode, RemoveVolume, Reserve, SetGpu, SetNode, SetQuota, SetRack
+from headframe.model.command import (
+    CancelReservation,
+    Defragment,
+    MoveGpu,
+    MoveNode,
+    RemoveVolume,
+    Reserve,
+    SetGpu,
+    SetNode,
+    SetQuota,
+    SetRack,
+    SetSite,
+)
 from headframe.model.errors import Conflicting, Infeasible, NotFound
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Rack, Reservation
@@ -19,7 +31,7 @@ from headframe.reconcile.jobs import stop
 from headframe.reconcile.reservations import overstayers
 from headframe.server.lifecycle import serve
 
-Operate = SetNode | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume | Defragment | MoveNode | MoveGpu
+Operate = SetNode | SetSite | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume | Defragment | MoveNode | MoveGpu
 
 
 def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
@@ -27,6 +39,8 @@ def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
     match command:
         case SetNode():
             yield from _set_node(world, command, now_ms)
+        case SetSite():
+            yield from _set_site(world, command)
         case SetRack():
             yield _set_rack(world, command, now_ms)
         case SetGpu():
@@ -69,6 +83,16 @@ def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
         taints = f", taints {', '.join(after.taints)}" if after.taints else ""
         text = f"{node.name}: in {rack.name}{taints}" + (f", {after.idle_w} W idle" if after.idle_w else "")
         yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=text, rows=(after,) if rack.id in world.racks else (rack, after))
+
+
+def _set_site(world: World, command: SetSite) -> Iterator[Draft]:
+    site = world.sites.get(command.site_id)
+    if site is None:
+        raise NotFound(f"no site {command.site_id!r}", "list them: `headframe site ls`")
+    if command.shadow is not None and command.shadow != site.shadow:
+        does = "only tells what is wrong with cards" if command.shadow else "takes bad cards out of service"
+        after = msgspec.structs.replace(site, shadow=command.shadow)
+        yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=f"{site.name}: {does}", rows=(after,))
 
 
 def _set_rack(world: World, command: SetRack, now_ms: int) -> Draft:

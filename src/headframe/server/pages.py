@@ -180,7 +180,9 @@ async def node(context: Context, request: Req, node: str) -> str:
     world = context.world
     named = next((row for row in world.nodes.values() if node in {row.id, row.name}), None)
     item = node_view(world, found(named, f"node {node[:80]!r}"), with_work=True)
-    events = await context.read(lambda store: store.events(0, PAGE_MAX, None, item.node.id))
+    subjects = [item.node.id, *(gpu.id for gpu in item.gpus)]
+    each = await context.read(lambda store: [event for subject in subjects for event in store.events(0, PAGE_MAX, None, subject)])
+    events = sorted(each, key=lambda event: event.seq)[-PAGE_MAX:]
     names: dict[str, str] = {a.id: world.workloads[a.workload_id].name for a in item.allocations if a.workload_id in world.workloads}
     said = {gpu.id: context.watch.reading(gpu.id) for gpu in item.gpus}
     return views.node(_frame(context, request), item, said, names, [event_view(event) for event in reversed(events)])

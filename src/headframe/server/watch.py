@@ -48,7 +48,7 @@ class Card:
         if self.samples and self.samples[-1].present and not sample.present:
             self.losses.append(now_ms)
         self.samples.append(msgspec.structs.replace(sample, at_ms=now_ms))
-        while self.samples[0].at_ms < now_ms - WINDOW_MS:
+        while self.samples[0].at_ms <= now_ms - WINDOW_MS:
             self.samples.popleft()
         self._chart(now_ms // MS_PER_MINUTE)
 

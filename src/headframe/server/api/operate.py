@@ -16,12 +16,14 @@ from headframe.model.api import (
     RackView,
     ReservationBody,
     ReservationList,
+    SiteBody,
+    SiteList,
     VolumeList,
     VolumeView,
 )
-from headframe.model.command import CancelReservation, Defragment, MoveGpu, RemoveVolume, Reserve, SetGpu, SetRack
+from headframe.model.command import CancelReservation, Defragment, MoveGpu, RemoveVolume, Reserve, SetGpu, SetRack, SetSite
 from headframe.model.errors import BadRequest
-from headframe.model.fleet import Gpu, Rack, Reservation, Volume
+from headframe.model.fleet import Gpu, Rack, Reservation, Site, Volume
 from headframe.model.ids import GpuId, ProjectId, RackId, ReservationId, volume_id
 from headframe.model.people import Scope
 from headframe.model.units import MILLI
@@ -44,6 +46,24 @@ async def list_racks(context: Context) -> RackList:
     """Racks with what they can carry and what is drawn at most."""
     world = context.world
     return RackList(items=tuple(_rack_view(world, rack) for rack in sorted(world.racks.values(), key=lambda rack: (rack.name, rack.id))))
+
+
+@get("/v1/sites", opt={"scope": Scope.OPERATOR}, responses=answers())
+async def list_sites(context: Context) -> SiteList:
+    """All sites."""
+    return SiteList(items=tuple(sorted(context.world.sites.values(), key=lambda site: (site.name, site.id))))
+
+
+@put("/v1/sites/{site:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def set_site(context: Context, request: Request[Principal, Any, Any], site: str, data: SiteBody) -> Site:
+    """What a site does by itself."""
+    at = next((row for row in context.world.sites.values() if site in {row.id, row.name}), None)
+    key = found(at, f"site {site[:80]!r}", "site ls").id
+
+    def answer(world: World) -> Site:
+        return world.sites[key]
+
+    return await context.write(request, SetSite(site_id=key, shadow=data.shadow), answer)
 
 
 @put("/v1/racks/{rack:str}", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
@@ -203,7 +223,7 @@ def _gpu(text: str) -> GpuRequest:
 ROUTER = Router(
     "/",
     route_handlers=[
-        list_racks, set_rack, set_gpu, move_gpu, list_reservations, reserve, cancel_reservation,
+        list_sites, set_site, list_racks, set_rack, set_gpu, move_gpu, list_reservations, reserve, cancel_reservation,
         show_defragmentation, run_defragmentation, list_volumes, remove_volume,
     ],
 )  # fmt: skip
