@@ -112,7 +112,7 @@ STORIES = [
     Story(name="an H100 with a row that waits for a reset", **{**H100, "card": {**ECC, "remap_pending": "1"}}, grade=G.INFERENCE,
           reasons=("waits for a reset to be remapped",), advice="after a reset"),
     Story(name="an H100 on Ethernet", **{**H100, "host": Host(memory_mib=1 << 20, threads=64, fabric_gbit_s=25)}, grade=G.TRAIN,
-          reasons=("a network of 25 Gb/s",), advice="on a network of 100 Gb/s"),
+          reasons=("25 Gb/s between machines",), advice="on a network of 100 Gb/s"),
     Story(name="an H100 that is 7 % slower than its equals", **H100, broken={"tflops": {"bfloat16": 700.0}}, peers=753.0, grade=G.TRAIN, reasons=("93% of the rate",)),
     Story(name="an H100 that is 12 % slower than its equals", **H100, broken={"tflops": {"bfloat16": 660.0}}, peers=753.0, grade=G.INFERENCE, reasons=("88% of the rate",)),
     Story(name="an H100 at half its rate, with no equals to compare", **H100, broken={"tflops": {"bfloat16": 480.0}}, grade=G.INFERENCE, reasons=("49% of the model's nominal rate",)),

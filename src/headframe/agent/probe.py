@@ -37,7 +37,7 @@ def probe(site: SiteId, rack: RackId, data: Path, now_ms: int) -> Enrol:
     node_id = NodeId("node-" + _machine_serial(data)[:12])
     node = Node(
         id=node_id, name=platform.node() or node_id, site_id=site, rack_id=rack, state=NodeState.NEW, engine="local",
-        cpu_milli=len(os.sched_getaffinity(0)) * MILLI, memory_mib=max(256, _memory_mib() - RESERVED_MEMORY_MIB),
+        cpu_milli=len(os.sched_getaffinity(0)) * MILLI, memory_mib=max(256, usable_memory_mib() - RESERVED_MEMORY_MIB),
         disk_mib=shutil.disk_usage(data).total // MIB, cpu_model=_cpu_model(), os=_os_name(), boot_id=boot_id(),
         joined_ms=now_ms, seen_ms=now_ms, arch=platform.machine(),
     )  # fmt: skip
@@ -102,7 +102,7 @@ def _machine_serial(data: Path) -> str:
     return hashlib.sha256(b"headframe" + own.read_bytes()).hexdigest()
 
 
-def _memory_mib() -> int:
+def usable_memory_mib() -> int:
     """What may be used: the machine's memory, or the container's limit where that is lower."""
     total = psutil.virtual_memory().total
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):

@@ -2,7 +2,7 @@
 
 import typer
 
-from headframe.cli import fleet, jobs, machines, money, operate, server, simulate
+from headframe.cli import check, fleet, jobs, machines, money, operate, server, simulate
 
 app = typer.Typer(
     name="headframe", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -14,6 +14,7 @@ money.add(app)
 machines.add(app)
 operate.add(app)
 server.add(app)
+check.add(app)
 simulate.add(app)
 
 

@@ -98,7 +98,7 @@ RULES: tuple[Rule, ...] = (
     Rule("ecc", "ecc_missing", ">", 0, _G.TRAIN, _C.ECC, "no ECC", "bit flips grow with cards times hours", _OURS),
     Rule("peers-train", "peer_share", "<", 0.95, _G.TRAIN, _C.SPEED, "{:.0%} of the rate of its equals", "a synchronous job goes at the pace of its slowest card", "SuperBench: 5 % under the baseline is defective", "≥ {:.0%}"),
     Rule("soak-train", "soak_loss", ">", 0.03, _G.TRAIN, _C.HEAT, "lost {:.0%} of its speed while all cards worked", "a synchronous job goes at the pace of its slowest card", _OURS, "≤ {:.0%}"),
-    Rule("fabric", "fabric_gbit_s", "<", 100, _G.TRAIN, _C.FABRIC, "a network of {:.0f} Gb/s", "gradients have to travel between machines", _OURS, "≥ {:g} Gb/s"),
+    Rule("fabric", "fabric_gbit_s", "<", 100, _G.TRAIN, _C.FABRIC, "{:.0f} Gb/s between machines", "gradients have to travel between machines", _OURS, "≥ {:g} Gb/s"),
     Rule("pair", "pair_missing", ">", 0, _G.TRAIN, _C.FABRIC, "not tried together with a machine known to be good", "one slow machine slows a whole job", "CoreWeave and DCGM try pairs likewise"),
 )  # fmt: skip
 

@@ -229,3 +229,44 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     samples: tuple[Sample, ...] = ()
     xids: tuple[Xid, ...] = ()
+
+
+class Depth(StrEnum):
+    """How long the checks take: `quick` at most 90 s, `full` about 45 min, most of it memory patterns and the soak."""
+
+    QUICK = "quick"
+    FULL = "full"
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the checks' child: a card's step begins, has a result, or can't be done; without any of these it is over."""
+
+    card: int
+    name: str
+    begins: bool = False
+    result: Measured | None = None
+    error: str = ""
+    broken: bool = False
+
+
+class CardCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """A card as it was checked. `model` is the catalogue's, "" where it is not known; `notes` say what could not be done."""
+
+    gpu_id: str
+    index: int
+    card: Inventory
+    model: str
+    measured: Measured
+    notes: tuple[str, ...] = ()
+    grading: Grading
+
+
+class NodeCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine as it was checked: its cards, itself, and what its cards together are good for."""
+
+    depth: Depth
+    took_s: float
+    torch: str
+    host: Host
+    grading: Grading
+    cards: tuple[CardCheck, ...] = ()

@@ -1,0 +1,175 @@
+"""The checks, whole: real parent, real child with PyTorch on a processor in each card's place, and NVML's stand-in for telemetry.
+
+No rate here is a card's. What is shown is that every step is made, that wrong results are seen, and that what breaks costs only itself.
+"""
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+import torch
+
+from headframe.agent import steps
+from headframe.agent.checks import merged
+from headframe.model.fleet import Grade
+from headframe.model.health import Measured, NodeCheck
+from support import fake_nvml
+
+TWO_CARDS = """
+-1.count 2
+*.name NVIDIA GeForce RTX 3090
+0.uuid GPU-a
+1.uuid GPU-b
+*.memory_mib 24576
+*.capability 8.6
+0.bus 00000000:01:00.0
+1.bus 00000000:02:00.0
+*.gen_max 4
+*.width_max 16
+*.width 1
+*.gen 1
+*.temp 71
+*.use 99
+*.reasons 32
+*.replays 7
+"""
+PARENT = """
+import asyncio, os, sys
+from pathlib import Path
+import msgspec, psutil
+from headframe.agent import checks
+from headframe.model.health import Depth
+checks.SAMPLE_S, checks.SILENT_S[Depth.QUICK] = 0.1, float(os.environ.get("SILENT_S", "90"))
+done = asyncio.run(checks.check(Depth.QUICK, Path(sys.argv[1]), lambda step: told(step), ("--device", "cpu", "--hurry", "40"), Path(sys.argv[1]) / "kmsg"))
+sys.stdout.buffer.write(msgspec.json.encode(done))
+"""
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return fake_nvml(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def checked(tmp_path, library):
+    """Check a machine of two cards, with `told` as its listener."""
+
+    def run(told, **more):
+        (tmp_path / "state").write_text(TWO_CARDS)
+        (tmp_path / "kmsg").write_text("")
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML_STATE": str(tmp_path / "state"), **more}
+        done = subprocess.run([sys.executable, "-c", told + PARENT, str(tmp_path)], capture_output=True, env=environment, timeout=120)
+        assert done.returncode == 0, done.stderr.decode()
+        return msgspec.json.decode(done.stdout, type=NodeCheck)
+
+    return run
+
+
+def test_every_step_has_its_result_and_telemetry_tells_of_the_link_and_the_heat(checked):
+    done = checked("told = lambda step: None\n")
+    assert [(each.gpu_id, each.model, each.notes) for each in done.cards] == [("GPU-a", "GeForce RTX 3090", ()), ("GPU-b", "GeForce RTX 3090", ())]
+    for each in done.cards:
+        found = each.measured
+        assert min(found.h2d_gb_s, found.d2h_gb_s, found.memory_gb_s, *found.tflops.values()) > 0
+        assert (found.pattern_errors, found.golden_errors, found.repeat_errors, found.readback_errors) == (0, 0, 0, 0)
+        assert (found.link_gen, found.link_width, found.temperature_c, found.software_thermal, found.replays, found.lost) == (1, 1, 71, 1.0, 0, False)
+        assert "a link of 1 lanes under load" in "\n".join(map(str, each.grading.findings))
+    assert done.host.threads == len(os.sched_getaffinity(0))
+    assert done.host.cpu_errors == 0
+    assert done.torch
+
+
+def test_a_card_that_is_lost_meanwhile_is_rejected_and_the_other_is_not(checked):
+    done = checked("""
+def told(step):
+    if step.card == 1 and step.name == "soak" and step.begins:
+        open(os.environ["FAKE_NVML_STATE"], "a").write("1.lost 1\\n")
+        import time; time.sleep(1)
+""")
+    first, second = done.cards
+    assert not first.measured.lost
+    assert second.grading.grade is Grade.REJECT
+    assert "fell off the bus under test" in str(second.grading.findings[0])
+
+
+def test_a_child_that_is_killed_leaves_what_it_had_told_and_passes_nothing(checked):
+    done = checked("""
+def told(step):
+    if step.name == "memory patterns" and step.begins:
+        for child in psutil.Process().children():
+            if "headframe.agent.steps" in child.cmdline():
+                child.kill()
+""")
+    assert all(each.measured.h2d_gb_s and each.measured.soak_loss is None for each in done.cards)
+    assert any("the test ended in the middle" in note for each in done.cards for note in each.notes)
+    assert {each.grading.grade for each in done.cards} == {Grade.UNMEASURED}
+
+
+def test_a_child_that_hangs_is_ended_and_says_where(checked):
+    done = checked(
+        """
+import signal
+def told(step):
+    if step.name == "copies" and step.begins:
+        for child in psutil.Process().children():
+            if "headframe.agent.steps" in child.cmdline():
+                child.send_signal(signal.SIGSTOP)
+""",
+        SILENT_S="8",
+    )
+    assert "copies: did not end in time" in done.cards[0].notes
+    assert done.cards[0].grading.grade is Grade.UNMEASURED
+    assert done.took_s < 60
+
+
+def bench():
+    return steps.Bench(0, torch.device("cpu"), {"product": 0.01, "pattern": 0.01, "soak": 0.01})
+
+
+def test_one_flipped_bit_in_memory_is_seen(monkeypatch):
+    real = torch.bitwise_xor
+
+    def flipping(a, b, out):
+        real(a, b, out=out)
+        out[12345] ^= 1 << 17
+
+    monkeypatch.setattr(torch, "bitwise_xor", flipping)
+    assert steps.pattern(bench()).pattern_errors > 0
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), 1e9])
+def test_a_product_that_is_wrong_is_seen_also_where_it_is_no_number(monkeypatch, wrong):
+    real = torch.Tensor.__matmul__
+
+    def lying(a, b):
+        out = real(a, b)
+        if out.dtype is torch.bfloat16:
+            out[3, 5] = wrong
+        return out
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lying)
+    assert steps.golden(bench()).golden_errors == 1
+
+
+def test_a_product_that_differs_when_repeated_is_seen_in_a_single_bit(monkeypatch):
+    real, count = torch.Tensor.__matmul__, iter(range(1 << 30))
+
+    def flipping(a, b):
+        out = real(a, b)
+        if out.dtype is torch.float32 and next(count) == 3:
+            out.view(torch.int32)[0, 0] ^= 1
+        return out
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", flipping)
+    found = steps.golden(bench())
+    assert (found.golden_errors, found.repeat_errors) == (0, 1)
+
+
+def test_results_add_up_step_by_step_and_what_has_none_stays_unknown():
+    first = merged(Measured(), Measured(repeat_errors=1, golden_errors=0))
+    both = merged(first, Measured(repeat_errors=2, soak_loss=0.0, lost=True))
+    assert (both.repeat_errors, both.golden_errors, both.soak_loss, both.lost, both.h2d_gb_s) == (3, 0, 0.0, True, None)
+    assert merged(both, Measured()).lost
