@@ -5,12 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headframe.model.command import Enrol
 from headframe.model.fleet import Gpu
 from headframe.model.health import Cause, Finding, Level, Report, Sample, Xid
 from headframe.model.states import AllocationState, GpuState, Reason
 from headframe.model.work import Facts
 from headframe.reconcile.cards import cards
-from headframe.server.decide import SITE
+from headframe.server.decide import SITE, decide
 from headframe.server.watch import CLEAR_MS, MINUTES_MAX, Watch
 from support import NOW_MS, commit, fleet, put, running
 
@@ -153,3 +154,13 @@ def test_whatever_cards_say_and_whatever_the_clock_does_the_watch_goes_on(sample
         watch.hear(Report(samples=(sample,)), now_ms)
         assert all(finding.level for found in watch.findings(world, now_ms).values() for finding in found)
         watch.reading(sample.gpu_id)
+
+
+def test_a_machine_that_enrols_again_keeps_what_is_known_of_its_cards():
+    world = fleet(nodes=1, gpus_each=2)
+    first, second = sorted(world.gpus)
+    judged(world, {first: (BAD,), second: (WARN,)})
+    before = dict(world.gpus)
+    fresh = [msgspec.structs.replace(card, state=GpuState.NEW, why="", concern="", concern_rule="") for card in before.values()]
+    assert commit(world, decide(world, Enrol(node=world.nodes["node-0"], gpus=tuple(fresh)), NOW_MS)) == []
+    assert world.gpus == before

@@ -64,9 +64,11 @@ async def check(depth: Depth, data: Path, told: Told, extra: Sequence[str] = (),
 
 
 def list_cards() -> list[Card]:
-    """The cards that NVML lists, in its order, which is the bus's; CUDA is told to use the same."""
+    """The cards that NVML lists and this process may use (`CUDA_VISIBLE_DEVICES`, by UUID)."""
+    visible = {each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.startswith("GPU-")}
     with opened() as nvml:
-        return [_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
+        found = [_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
+    return [card for card in found if not visible or card.gpu_id in visible]
 
 
 def _card(nvml: Any, index: int) -> Card:
@@ -87,11 +89,13 @@ async def _telemetry(samples: dict[str, list[Sample]], xids: list[Xid], kernel_l
 
 async def _work(cards: Sequence[Card], depth: Depth, told: Told, extra: Sequence[str]) -> None:
     """Run the child to its end, or until it has been silent for too long."""
-    by_index = {card.index: card for card in cards if not card.measured.lost}
-    command = [sys.executable, "-m", "headframe.agent.steps", "--cards", ",".join(map(str, by_index)), "--depth", depth, *extra]
+    there = [card for card in cards if not card.measured.lost]
+    if not there:
+        return
+    command = [sys.executable, "-m", "headframe.agent.steps", "--cards", str(len(there)), "--depth", depth, *extra]
     child = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, limit=_LINE_BYTES_MAX,
-        env={**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(card.gpu_id for card in there)},
     )  # fmt: skip
     assert child.stdout is not None
     assert child.stderr is not None
@@ -99,14 +103,14 @@ async def _work(cards: Sequence[Card], depth: Depth, told: Told, extra: Sequence
     hung = False
     try:
         async for step in _steps(child.stdout, SILENT_S[depth]):
-            _take(by_index[step.card], step)
+            _take(there[step.card], step)
             told(step)
         hung = not child.stdout.at_eof()
     finally:
         killed = await _ended(child)
         said = (await complaint).decode("utf-8", "replace").strip().splitlines() if killed else []
         complaint.cancel()
-        for card in by_index.values():
+        for card in there:
             _close(card, hung=hung, unkillable=not killed, said=said[-1][:300] if said and child.returncode else "")
 
 

@@ -221,16 +221,16 @@ def run(bench: Bench, steps: dict[str, Callable[[Bench], Measured]]) -> bool:
 
 
 def main(arguments: list[str]) -> None:
-    """Check the cards named, on the devices of their index."""
+    """Check so many cards: those that CUDA numbers from 0, as the parent named them to it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--cards", default="0")
+    parser.add_argument("--cards", type=int, default=1)
     parser.add_argument("--depth", type=Depth, default=Depth.QUICK)
     parser.add_argument("--hurry", type=float, default=1.0, help="divides all times; what is measured then says little")
     chosen = parser.parse_args(arguments)
     seconds = {name: value / chosen.hurry for name, value in SECONDS[chosen.depth].items()}
     torch.backends.cuda.matmul.allow_tf32 = False
-    benches = list(_benches(chosen.device, [int(each) for each in chosen.cards.split(",")], seconds))
+    benches = list(_benches(chosen.device, chosen.cards, seconds))
     good = [bench for bench in benches if run(bench, ALONE)]
     threads = [threading.Thread(target=run, args=(bench, TOGETHER)) for bench in good]
     for thread in threads:
@@ -239,8 +239,8 @@ def main(arguments: list[str]) -> None:
         thread.join()
 
 
-def _benches(kind: str, cards: list[int], seconds: dict[str, float]) -> Iterator[Bench]:
-    for card in cards:
+def _benches(kind: str, cards: int, seconds: dict[str, float]) -> Iterator[Bench]:
+    for card in range(cards):
         if kind == "cuda" and card >= torch.cuda.device_count():
             tell(Step(card=card, name="chip", error="PyTorch does not see this card", broken=False))
             continue

@@ -35,7 +35,7 @@ def check(
     with err.status(f"checking, {MINUTES[depth]}") as status:
 
         def told(step: Step) -> None:
-            status.update(f"card {step.card}: {step.name}")
+            status.update(f"{step.name} (GPU {step.card})")
 
         done = asyncio.run(checks.check(depth, data, told, ("--device", "cpu", "--hurry", "20") if on_cpu else ()))
     show(done, json, lambda: _people(done))

@@ -176,7 +176,8 @@ def _merged(known: Gpu | None, gpu: Gpu) -> Gpu:
     if known is None:
         return msgspec.structs.replace(gpu, state=GpuState.READY)
     sharing = gpu.sharing if gpu.sharing is Sharing.EXCLUSIVE else known.sharing
-    return msgspec.structs.replace(gpu, state=known.state, why=known.why, joined_ms=known.joined_ms, grade=known.grade, sharing=sharing)
+    return msgspec.structs.replace(gpu, state=known.state, why=known.why, concern=known.concern, concern_rule=known.concern_rule,
+                                  joined_ms=known.joined_ms, grade=known.grade, sharing=sharing)  # fmt: skip
 
 
 def _differs(known: Gpu | None, gpu: Gpu) -> bool:
