@@ -49,6 +49,7 @@ def world(shared):
             "key": operator.keys().items[-1].id,
             "node": next(operator.nodes()).node.id,
             "rack": "rack 1",
+            "site": "site-1",
             "gpu": "GPU-0",
             "reservation": "none",
             "volume": "data",

@@ -43,7 +43,11 @@ from headframe.agent import checks
 from headframe.model.health import Depth
 checks.SAMPLE_S, checks.SILENT_S[Depth.QUICK] = 0.1, float(os.environ.get("SILENT_S", "90"))
 done = asyncio.run(checks.check(Depth.QUICK, Path(sys.argv[1]), lambda step: told(step), ("--device", "cpu", "--hurry", "40"), Path(sys.argv[1]) / "kmsg"))
-sys.stdout.buffer.write(msgspec.json.encode(done))
+from headframe.data import text
+from headframe.health.catalogue import catalogue
+from headframe.health.grade import examined
+host, cards = done
+sys.stdout.buffer.write(msgspec.json.encode(examined(catalogue(text('gpus.csv')), host, cards, lambda each: None)))
 """
 pytestmark = pytest.mark.slow
 
@@ -70,16 +74,19 @@ def checked(tmp_path, library):
 
 def test_every_step_has_its_result_and_telemetry_tells_of_the_link_and_the_heat(checked):
     done = checked("told = lambda step: None\n")
-    assert [(each.gpu_id, each.model, each.notes) for each in done.cards] == [("GPU-a", "GeForce RTX 3090", ()), ("GPU-b", "GeForce RTX 3090", ())]
+    assert [(each.facts.gpu_id, each.model, each.facts.notes) for each in done.cards] == [
+        ("GPU-a", "GeForce RTX 3090", ()),
+        ("GPU-b", "GeForce RTX 3090", ()),
+    ]
     for each in done.cards:
-        found = each.measured
+        found = each.facts.measured
         assert min(found.h2d_gb_s, found.d2h_gb_s, found.memory_gb_s, *found.tflops.values()) > 0
         assert (found.pattern_errors, found.golden_errors, found.repeat_errors, found.readback_errors) == (0, 0, 0, 0)
         assert (found.link_gen, found.link_width, found.temperature_c, found.software_thermal, found.replays, found.lost) == (1, 1, 71, 1.0, 0, False)
         assert "a link of 1 lanes under load" in "\n".join(map(str, each.grading.findings))
-    assert done.host.threads == len(os.sched_getaffinity(0))
-    assert done.host.cpu_errors == 0
-    assert done.torch
+    assert done.facts.host.threads == len(os.sched_getaffinity(0))
+    assert done.facts.host.cpu_errors == 0
+    assert done.facts.torch
 
 
 def test_a_card_that_is_lost_meanwhile_is_rejected_and_the_other_is_not(checked):
@@ -90,7 +97,7 @@ def told(step):
         import time; time.sleep(1)
 """)
     first, second = done.cards
-    assert not first.measured.lost
+    assert not first.facts.measured.lost
     assert second.grading.grade is Grade.REJECT
     assert "fell off the bus under test" in str(second.grading.findings[0])
 
@@ -103,8 +110,8 @@ def told(step):
             if "headframe.agent.steps" in child.cmdline():
                 child.kill()
 """)
-    assert all(each.measured.h2d_gb_s and each.measured.soak_loss is None for each in done.cards)
-    assert any("the test ended in the middle" in note for each in done.cards for note in each.notes)
+    assert all(each.facts.measured.h2d_gb_s and each.facts.measured.soak_loss is None for each in done.cards)
+    assert any("the test ended in the middle" in note for each in done.cards for note in each.facts.notes)
     assert {each.grading.grade for each in done.cards} == {Grade.UNMEASURED}
 
 
@@ -120,9 +127,9 @@ def told(step):
 """,
         SILENT_S="8",
     )
-    assert "copies: did not end in time" in done.cards[0].notes
+    assert "copies: did not end in time" in done.cards[0].facts.notes
     assert done.cards[0].grading.grade is Grade.UNMEASURED
-    assert done.took_s < 60
+    assert done.facts.took_s < 60
 
 
 def bench():

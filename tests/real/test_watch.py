@@ -6,7 +6,8 @@ import urllib.request
 
 import pytest
 
-from headframe.model.api import EnableBody
+from headframe.model.api import CheckBody, EnableBody
+from headframe.model.fleet import Grade
 from headframe.model.states import GpuState, Reason
 from support import Server, fake_nvml, wait_for
 
@@ -38,14 +39,20 @@ pytestmark = pytest.mark.slow
 class Machine:
     """A server whose cards and kernel the test has in its hand."""
 
-    def __init__(self, root):
+    def __init__(self, root, **environment):
         self.state, self.kernel = root / "state", root / "kmsg"
         self.state.write_text(TWO_CARDS)
         os.mkfifo(self.kernel)
         self.server = Server(root)
         library = fake_nvml(root)
         self.server.start(
-            "--watch-interval", "0.1", "--kernel-log", str(self.kernel), LD_LIBRARY_PATH=str(library.parent), FAKE_NVML_STATE=str(self.state)
+            "--watch-interval",
+            "0.1",
+            "--kernel-log",
+            str(self.kernel),
+            LD_LIBRARY_PATH=str(library.parent),
+            FAKE_NVML_STATE=str(self.state),
+            **environment,
         )
         self.writer = os.open(self.kernel, os.O_RDWR)
 
@@ -141,3 +148,21 @@ def test_a_driver_that_hangs_does_not_hold_the_server(machine):
         machine.now("*.sleep_ms 60000")
         assert operator.health().status == "ok"
         assert next(operator.nodes()).node.state == "ready"
+
+
+def test_a_nodes_cards_are_checked_as_work_is_run_and_graded_with_reasons(tmp_path):
+    machine = Machine(tmp_path, CHECK_ON_CPU="1")  # a processor in each card's place: its rates are no card's
+    try:
+        with machine.server.operator() as operator:
+            node = wait_for(lambda: next((view for view in operator.nodes() if view.node.state == "ready"), None)).node.name
+            assert {card.state for card in operator.check_node(node, CheckBody()).gpus} == {GpuState.TESTING}
+            wait_for(lambda: all(card.state is GpuState.READY for card in operator.node(node).gpus), limit_s=90)
+            cards = operator.node(node).gpus
+        for card in cards:
+            assert card.grade is Grade.MINING_ONLY
+            assert card.graded.model == "GeForce RTX 3090"
+            assert "TFLOP/s at best" in "\n".join(card.graded.reasons)
+            assert card.graded.memory_gb_s > 0
+    finally:
+        machine.server.kill()
+        os.close(machine.writer)

@@ -1,4 +1,4 @@
-"""Checks a machine and grades it. The parent owns the clock and the telemetry and never touches CUDA; the work is done by a child
+"""Checks a machine: facts, not grades. The parent owns the clock and the telemetry and never touches CUDA; the work is done by a child
 that may be killed, so a card that hangs costs its steps, not the report. What has no result stays without one.
 """
 
@@ -17,11 +17,8 @@ from headframe.agent.host import host
 from headframe.agent.nvml import inventory, opened, text
 from headframe.agent.probe import usable_memory_mib
 from headframe.agent.watch import KERNEL_LOG, reports
-from headframe.data import text as fact
-from headframe.health.catalogue import catalogue, claim
-from headframe.health.grade import Case, grade, grade_node
 from headframe.health.watch import window
-from headframe.model.health import CardCheck, Depth, Host, Inventory, Measured, NodeCheck, Sample, Step, Xid
+from headframe.model.health import CardFacts, Depth, HostFacts, Inventory, Measured, Sample, Step, Xid
 
 SILENT_S = {Depth.QUICK: 90.0, Depth.FULL: 2400.0}
 """A child that has said nothing for so long hangs: its longest step, with room for slow cards."""
@@ -44,7 +41,9 @@ class Card(msgspec.Struct):
     doing: str = ""
 
 
-async def check(depth: Depth, data: Path, told: Told, extra: Sequence[str] = (), kernel_log: Path = KERNEL_LOG) -> NodeCheck:
+async def check(
+    depth: Depth, data: Path, told: Told, extra: Sequence[str] = (), kernel_log: Path = KERNEL_LOG
+) -> tuple[HostFacts, tuple[CardFacts, ...]]:
     """Check this machine; `told` hears of each step. `extra` are arguments for the child (a processor in a card's place)."""
     began = time.monotonic()
     cards = list_cards() or ([Card(gpu_id="cpu", index=0, said=Inventory(model="processor", memory_mib=0))] if "cpu" in extra else [])
@@ -58,9 +57,8 @@ async def check(depth: Depth, data: Path, told: Told, extra: Sequence[str] = (),
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-    checked = tuple(_graded(card, samples[card.gpu_id], xids, machine) for card in cards)
-    return NodeCheck(depth=depth, took_s=round(time.monotonic() - began, 1), torch=_torch(), host=machine, cards=checked,
-                     grading=grade_node(machine, [(each.card, each.grading.grade) for each in checked]))  # fmt: skip
+    facts = HostFacts(depth=depth, took_s=round(time.monotonic() - began, 1), torch=_torch(), host=machine)
+    return facts, tuple(_facts(card, samples[card.gpu_id], xids) for card in cards)
 
 
 def list_cards() -> list[Card]:
@@ -168,12 +166,9 @@ def merged(before: Measured, result: Measured) -> Measured:
     return msgspec.structs.replace(before, **{**known, **added})
 
 
-def _graded(card: Card, samples: Sequence[Sample], xids: Sequence[Xid], machine: Host) -> CardCheck:
+def _facts(card: Card, samples: Sequence[Sample], xids: Sequence[Xid]) -> CardFacts:
     measured = merged(card.measured, _seen(samples, [xid.code for xid in xids if xid.slot == card.said.slot]))
-    claimed = claim(catalogue(fact("gpus.csv")), card.said)
-    told = grade(Case(card=card.said, measured=measured, claim=claimed, host=machine))
-    return CardCheck(gpu_id=card.gpu_id, index=card.index, card=card.said, model=claimed.model.name if claimed.model else "", measured=measured,
-                     notes=card.notes, grading=told)  # fmt: skip
+    return CardFacts(gpu_id=card.gpu_id, index=card.index, card=card.said, measured=measured, notes=card.notes)
 
 
 def _seen(samples: Sequence[Sample], codes: Sequence[int]) -> Measured:

@@ -30,8 +30,8 @@ def gpu_price(prices: PriceList, model: str) -> GpuPrice:
 
 
 def rate_nano(prices: PriceList, parts: Iterable[Part], tier: Tier) -> int:
-    """US$ per hour of these parts: GPUs by model and tier, CPU, memory and disk."""
-    return sum(_part_nano(prices, part, tier) for part in parts)
+    """US$ per hour of these parts: GPUs by model and tier, CPU, memory and disk. The operator's own work is not billed."""
+    return 0 if tier is Tier.HOUSE else sum(_part_nano(prices, part, tier) for part in parts)
 
 
 def _part_nano(prices: PriceList, part: Part, tier: Tier) -> int:

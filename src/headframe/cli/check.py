@@ -1,13 +1,18 @@
 """check: what this machine's cards are good for, measured."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from headframe.cli.jobs import Json
 from headframe.cli.session import err, fail, out, show, table
+from headframe.data import text
+from headframe.health.catalogue import catalogue
+from headframe.health.grade import examined
 from headframe.model.health import CardCheck, Depth, NodeCheck, Step
 from headframe.model.units import mib
 
@@ -22,7 +27,8 @@ def add(app: typer.Typer) -> None:
 def check(
     *, depth: Annotated[Depth, typer.Option(help="quick takes at most 90 s, full about 45 min.")] = Depth.QUICK,
     data: Annotated[Path, typer.Option(file_okay=False, exists=True, help="The disk that is measured.")] = Path(),
-    on_cpu: Annotated[bool, typer.Option("--on-cpu", help="Where there is no card: try the checks themselves on the processor.")] = False,
+    on_cpu: Annotated[bool, typer.Option("--on-cpu", envvar="CHECK_ON_CPU", help="Where there is no card: try the checks themselves on the processor.")] = False,
+    facts: Annotated[bool, typer.Option("--facts", help="Only what was found, as one line of JSON for each card and the machine.")] = False,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Measure this machine and its cards, and say what each is good for, why, and what would raise its grade. Don't run work meanwhile."""
@@ -37,7 +43,12 @@ def check(
         def told(step: Step) -> None:
             status.update(f"{step.name} (GPU {step.card})")
 
-        done = asyncio.run(checks.check(depth, data, told, ("--device", "cpu", "--hurry", "20") if on_cpu else ()))
+        host, cards = asyncio.run(checks.check(depth, data, told, ("--device", "cpu", "--hurry", "20") if on_cpu else ()))
+    if facts:
+        for each in (*cards, host):
+            sys.stdout.write(msgspec.json.encode(each).decode() + "\n")
+        return
+    done = examined(catalogue(text("gpus.csv")), host, cards, lambda _: None)
     show(done, json, lambda: _people(done))
     if on_cpu:
         err.print("a processor stood in for each card: these grades say that the checks run, not what a card can do", style="yellow")
@@ -46,19 +57,19 @@ def check(
 def _people(done: NodeCheck) -> None:
     shown = table(">#", "GPU", ">memory", "link", ">from host", ">memory speed", ">16 bit", "grade")
     for each in done.cards:
-        shown.add_row(str(each.index), each.model or each.card.model, mib(each.card.memory_mib), _link(each), _rate(each.measured.h2d_gb_s, "GB/s"),
-                      _rate(each.measured.memory_gb_s, "GB/s"), _rate(_half(each), "TFLOP/s"), each.grading.grade)  # fmt: skip
+        shown.add_row(str(each.facts.index), each.model or each.facts.card.model, mib(each.facts.card.memory_mib), _link(each), _rate(each.facts.measured.h2d_gb_s, "GB/s"),
+                      _rate(each.facts.measured.memory_gb_s, "GB/s"), _rate(_half(each), "TFLOP/s"), each.grading.grade)  # fmt: skip
     if done.cards:
         out.print(shown)
     for each in done.cards:
-        _reasons(f"GPU {each.index}", [*map(str, each.grading.findings), *each.notes], each.grading.raises)
-    host = done.host
+        _reasons(f"GPU {each.facts.index}", [*map(str, each.grading.findings), *each.facts.notes], each.grading.raises)
+    host = done.facts.host
     out.print(f"machine: {host.threads} threads, {mib(host.memory_mib)} at {_rate(host.memory_copy_gb_s, 'GB/s')}, disk {_rate(host.disk_mb_s, 'MB/s')}, "
               f"network {_rate(host.network_gbit_s, 'Gb/s')}", markup=False)  # fmt: skip
     if len(done.cards) > 1:
         out.print(f"its cards together: {done.grading.grade}")
     _reasons("machine", [str(finding) for finding in done.grading.findings], ())
-    out.print(f"took {done.took_s:.0f} s", style="dim")
+    out.print(f"took {done.facts.took_s:.0f} s", style="dim")
 
 
 def _reasons(what: str, reasons: list[str], raises: tuple[str, ...]) -> None:
@@ -69,12 +80,12 @@ def _reasons(what: str, reasons: list[str], raises: tuple[str, ...]) -> None:
 
 
 def _link(each: CardCheck) -> str:
-    measured = each.measured
+    measured = each.facts.measured
     return f"gen{measured.link_gen} x{measured.link_width}" if measured.link_gen and measured.link_width else "–"
 
 
 def _half(each: CardCheck) -> float | None:
-    rates = each.measured.tflops or {}
+    rates = each.facts.measured.tflops or {}
     return max((rate for dtype, rate in rates.items() if dtype.endswith("16")), default=None)
 
 

@@ -1,5 +1,6 @@
 """node, gpu: machines and cards, what is wrong with them, and in and out of service."""
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
@@ -8,13 +9,14 @@ import typer
 
 from headframe.cli.fleet import nodes
 from headframe.cli.jobs import Json
-from headframe.cli.session import client, fail, out, seconds, show, table, watts
-from headframe.model.api import EnableBody, GpuBody, NodeBody, NodeReadings, NodeView, ServiceBody
+from headframe.cli.session import client, err, fail, out, seconds, show, table, watts
+from headframe.model.api import CheckBody, EnableBody, GpuBody, NodeBody, NodeReadings, NodeView, ServiceBody
 from headframe.model.fleet import Gpu, Grade, Sharing
-from headframe.model.health import Sample
+from headframe.model.health import Depth, Sample
 from headframe.model.states import GpuState, NodeState, Service
 from headframe.model.units import MILLI, counted, gpus, mib
 
+POLL_S = 1.0
 Why = Annotated[str, typer.Option("--why", help="Kept with it, and shown.")]
 
 node_app = typer.Typer(no_args_is_help=True, help="Machines: where they are, what is wrong with them, in and out of service.")
@@ -34,6 +36,23 @@ def node_show(name: str, *, json: Json = False) -> None:
     with client() as cloud:
         found, said = cloud.node(name), cloud.readings(name)
     show(found, json, lambda: _show_node(found, said))
+
+
+@node_app.command("qualify")
+def node_qualify(
+    name: str, *, depth: Annotated[Depth, typer.Option(help="quick takes at most 90 s, full about 45 min.")] = Depth.QUICK,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result; Ctrl-C leaves the check running.")] = True, json: Json = False,
+) -> None:  # fmt: skip
+    """Check a machine's cards that hold no work, and grade them anew."""
+    with client() as cloud:
+        made, said = cloud.check_node(name, CheckBody(depth=depth)), None
+        testing = {card.id for card in made.gpus if card.state is GpuState.TESTING}
+        with err.status(f"{made.node.name}: checking {counted(len(testing), 'card')}"):
+            while wait and any(card.state is GpuState.TESTING for card in made.gpus if card.id in testing):
+                time.sleep(POLL_S)
+                made = cloud.node(name)
+        said = cloud.readings(name)
+    show(made, json, lambda: _show_node(made, said))
 
 
 @node_app.command("set")
@@ -159,6 +178,11 @@ def _show_gpus(cards: tuple[Gpu, ...], said: Mapping[str, Sample]) -> None:
         shown.add_row(str(card.index), card.model, mib(card.memory_mib), link, *read, card.grade, state, card.id)
     out.print(shown)
     for card in cards:
+        lines = None if len(cards) == 1 else 1  # of many cards what counts most; `gpu show` has all
+        for reason in card.graded.reasons[:lines] if card.graded else ():
+            out.print(f"GPU {card.index}: {reason}", markup=False)
+        for step in card.graded.raises[:lines] if card.graded else ():
+            out.print(f"GPU {card.index}: [green]→[/] {step}")
         if card.concern and card.state is GpuState.READY:
             out.print(f"GPU {card.index}: {card.concern}", style="yellow", markup=False)
 

@@ -13,6 +13,7 @@ from headframe.client.workdir import pack
 from headframe.model.api import (
     Bill,
     BudgetBody,
+    CheckBody,
     CreditBody,
     Defragmentation,
     DefragmentBody,
@@ -187,6 +188,10 @@ class Client:
     def node(self, name: str) -> NodeView:
         """One node by id or name."""
         return self._get(f"/v1/nodes/{_segment(name)}", NodeView)
+
+    def check_node(self, name: str, body: CheckBody) -> NodeView:
+        """Check a node's free cards, and grade them anew."""
+        return self._send("POST", f"/v1/nodes/{_segment(name)}/check", NodeView, body)
 
     def readings(self, name: str) -> NodeReadings:
         """What a node's cards say of themselves, now and in the last hours."""

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import msgspec
 
 from headframe.model.fleet import Sharing
 from headframe.model.units import MILLI
-from headframe.model.work import Allocation, Mount, Part, Workload
+from headframe.model.work import Allocation, Mount, Part, Tier, Workload
 
 PODMAN_STOP_S = 10
 SETUP_EXIT = 113
@@ -38,6 +39,8 @@ def launch_for(allocation: Allocation, workload: Workload, work: Path, checkpoin
         env["HEADFRAME_CHECKPOINT"] = str(checkpoint)
     path = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
     base = {"PATH": path, "HOME": str(work), "LANG": "C.UTF-8", "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
+    if workload.spec.tier is Tier.HOUSE:  # our own program: it needs the libraries that this one found, and none of its secrets
+        base = {**{key: value for key, value in os.environ.items() if not key.startswith("HEADFRAME_")}, **base, "HEADFRAME_PYTHON": sys.executable}
     shell = ["/bin/sh", "-c"]
     setup = [*shell, workload.spec.setup] if workload.spec.setup else []
     return Launch(setup=setup, run=[*shell, workload.spec.run], env={**base, **env, **workload.spec.env})

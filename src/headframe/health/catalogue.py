@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import msgspec
 
@@ -62,6 +63,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     wrong_memory: str = ""
 
 
+@cache
 def catalogue(text: str) -> tuple[Model, ...]:
     """The table of `gpus.csv`."""
     return tuple(_model(row) for row in csv.DictReader(text.splitlines()))

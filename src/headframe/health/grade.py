@@ -3,16 +3,16 @@
 Never a pass by absence: a card of which a needed step has no result is `unmeasured`, unless what is known already condemns it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import msgspec
 
-from headframe.health.catalogue import Claim
+from headframe.health.catalogue import Claim, Model, claim
 from headframe.health.rules import NODE_RULES, RULES, Rule
 from headframe.model.fleet import Grade
-from headframe.model.health import Cause, Finding, Grading, Host, Inventory, Measured
+from headframe.model.health import CardCheck, CardFacts, Cause, Finding, Grading, Host, HostFacts, Inventory, Measured, NodeCheck
 from headframe.model.units import MS_PER_HOUR
 
 VALID_MS = 30 * 24 * MS_PER_HOUR
@@ -53,6 +53,18 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     host: Host | None = None
 
 
+def examined(models: Sequence[Model], host: HostFacts, cards: Sequence[CardFacts], peers_tflops: Callable[[CardFacts], float | None]) -> NodeCheck:
+    """A machine's facts graded: each card, and what they are good for together."""
+    checked = tuple(_examined(models, host, each, peers_tflops(each)) for each in cards)
+    return NodeCheck(facts=host, cards=checked, grading=grade_node(host.host, [(each.facts.card, each.grading.grade) for each in checked]))
+
+
+def _examined(models: Sequence[Model], host: HostFacts, facts: CardFacts, peers_tflops: float | None) -> CardCheck:
+    claimed = claim(models, facts.card)
+    case = Case(card=facts.card, measured=facts.measured, claim=claimed, peers_tflops=peers_tflops, host=host.host)
+    return CardCheck(facts=facts, model=claimed.model.name if claimed.model else "", grading=grade(case))
+
+
 def typical(rates: Sequence[float]) -> float | None:
     """The median, where there are enough results to trust it."""
     return median(rates) if len(rates) >= PEERS_LEAST else None
@@ -78,7 +90,7 @@ def readings(case: Case) -> dict[str, float | None]:
     """Every reading that rules look at, by name."""
     card, measured, model = case.card, case.measured, case.claim.model
     best = max(measured.tflops.values(), default=None) if measured.tflops else None
-    half = _half(measured)
+    half = half_tflops(measured)
     amd = card.vendor == "amd"
     share = _share(half, model and model.half_tflops)
     ecc = bool(card.ecc)
@@ -131,7 +143,7 @@ def numbers(facts: msgspec.Struct) -> dict[str, float | None]:
     return {name: value for name, value in values.items() if value is None or isinstance(value, int | float)}
 
 
-def _half(measured: Measured) -> float | None:
+def half_tflops(measured: Measured) -> float | None:
     """The rate at 16 bits, by which cards are compared."""
     rates = measured.tflops or {}
     return max((rate for dtype, rate in rates.items() if dtype in {"float16", "bfloat16"}), default=None)

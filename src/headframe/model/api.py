@@ -4,7 +4,7 @@ import msgspec
 
 from headframe.model.errors import Mistake
 from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Sharing, Site, Volume
-from headframe.model.health import Sample
+from headframe.model.health import Depth, Sample
 from headframe.model.ids import KeyId, ProjectId
 from headframe.model.money import Entry, GpuPrice, Invoice, Quote, Usage
 from headframe.model.people import Project, Scope
@@ -200,6 +200,12 @@ class EnableBody(msgspec.Struct, frozen=True, kw_only=True):
     enable: bool
     why: str = ""
     evict: bool = False
+
+
+class CheckBody(msgspec.Struct, frozen=True, kw_only=True):
+    """How thorough a check is to be."""
+
+    depth: Depth = Depth.QUICK
 
 
 class SiteBody(msgspec.Struct, frozen=True, kw_only=True):

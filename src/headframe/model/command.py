@@ -3,6 +3,7 @@
 import msgspec
 
 from headframe.model.fleet import Gpu, Grade, Node, Reservation, Sharing
+from headframe.model.health import Depth
 from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, SiteId, VolumeId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.people import Key
@@ -133,6 +134,15 @@ class MoveGpu(msgspec.Struct, frozen=True, kw_only=True):
     evict: bool = False
 
 
+class Qualify(msgspec.Struct, frozen=True, kw_only=True):
+    """Check the cards of a node that hold no work, and grade them anew; `id` is the checking workload's."""
+
+    node_id: NodeId
+    depth: Depth
+    id: WorkloadId
+    by: KeyId
+
+
 class SetSite(msgspec.Struct, frozen=True, kw_only=True):
     """What a site does by itself; None keeps it as it is."""
 
@@ -188,6 +198,7 @@ Command = (
     | SetNode
     | SetRack
     | SetSite
+    | Qualify
     | SetGpu
     | MoveNode
     | MoveGpu

@@ -125,6 +125,27 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
     removed: bool = False
 
 
+class Graded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When and how a card was last checked: why it has its grade, what would raise it, what was measured (10^9 bytes/s, 10^12 operations/s
+    at 16 bits) beside what its model is known for, and as what it was checked: a change of these ends the grade.
+    """
+
+    at_ms: int
+    depth: str
+    model: str = ""
+    reasons: tuple[str, ...] = ()
+    raises: tuple[str, ...] = ()
+    h2d_gb_s: float | None = None
+    memory_gb_s: float | None = None
+    memory_known_gb_s: float | None = None
+    half_tflops: float | None = None
+    half_known_tflops: float | None = None
+    vbios: str = ""
+    driver: str = ""
+    slot: str = ""
+    power_limit_w: int | None = None
+
+
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     """A card, known by its UUID. `pcie_width` is in lanes (0: not known); cards of one `p2p` domain (not empty) reach each other's
     memory directly; `mig` is the profile of a MIG instance, which is a card of its own here; `max_w` its power limit; `why` says why it is in its state,
@@ -150,4 +171,5 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     why: str = ""
     concern: str = ""
     concern_rule: str = ""
+    graded: Graded | None = None
     joined_ms: int

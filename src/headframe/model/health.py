@@ -249,24 +249,36 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     broken: bool = False
 
 
-class CardCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """A card as it was checked. `model` is the catalogue's, "" where it is not known; `notes` say what could not be done."""
+class CardFacts(msgspec.Struct, frozen=True, kw_only=True, tag="card"):
+    """What the checks found of one card; `notes` say what could not be done."""
 
     gpu_id: str
     index: int
     card: Inventory
-    model: str
     measured: Measured
     notes: tuple[str, ...] = ()
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True, tag="host"):
+    """What the checks found of the machine."""
+
+    depth: Depth
+    took_s: float
+    torch: str
+    host: Host
+
+
+class CardCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """A card as it was checked, and what follows. `model` is the catalogue's, "" where it is not known."""
+
+    facts: CardFacts
+    model: str
     grading: Grading
 
 
 class NodeCheck(msgspec.Struct, frozen=True, kw_only=True):
     """A machine as it was checked: its cards, itself, and what its cards together are good for."""
 
-    depth: Depth
-    took_s: float
-    torch: str
-    host: Host
+    facts: HostFacts
     grading: Grading
     cards: tuple[CardCheck, ...] = ()

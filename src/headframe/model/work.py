@@ -5,18 +5,24 @@ from enum import StrEnum
 import msgspec
 
 from headframe.model.fleet import Grade, Sharing
-from headframe.model.health import Finding
+from headframe.model.health import CardFacts, Finding, HostFacts
 from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, WorkloadId
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import MILLI, gpus, mib
 
 
 class Tier(StrEnum):
-    """How firmly GPUs are held, firmest first."""
+    """How firmly GPUs are held, firmest first. `house` is the operator's own work (checks of cards): it is not sold, and costs nothing."""
 
     RESERVED = "reserved"
     ON_DEMAND = "on-demand"
     SPOT = "spot"
+    HOUSE = "house"
+
+
+SOLD = (Tier.RESERVED, Tier.ON_DEMAND, Tier.SPOT)
+CHECK = "check"
+"""The type of a workload that checks cards. No file can ask for it."""
 
 
 class Network(StrEnum):
@@ -223,6 +229,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     observations: tuple[Observation, ...] = ()
     missing_since_ms: dict[AllocationId, int] = {}
     findings: dict[GpuId, tuple[Finding, ...]] = {}
+    checked: dict[AllocationId, tuple[CardFacts | HostFacts, ...]] = {}
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,33 +4,21 @@ A refusal is raised with its reason; nothing is half decided, since drafts count
 """
 
 from collections.abc import Iterator
-from typing import assert_never
 
 import msgspec
 
 from headframe.billing.ledger import Memo, grant_credit, hold, month_spent_nano
 from headframe.billing.price import price_at, quote, rate_nano
 from headframe.model.command import (
-    CancelReservation,
     Command,
     CreateKey,
     CreateProject,
-    Defragment,
     Enrol,
     Found,
     GrantCredit,
-    MoveGpu,
-    MoveNode,
-    RemoveVolume,
-    Reserve,
     RevokeKey,
     SetBudget,
-    SetGpu,
-    SetNode,
     SetPrices,
-    SetQuota,
-    SetRack,
-    SetSite,
     StopWorkload,
     Submit,
 )
@@ -76,22 +64,8 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield _submit(world, command, now_ms)
         case StopWorkload():
             yield from _stop(world, command, now_ms)
-        case (
-            SetNode()
-            | SetSite()
-            | SetRack()
-            | SetGpu()
-            | SetQuota()
-            | Reserve()
-            | CancelReservation()
-            | RemoveVolume()
-            | Defragment()
-            | MoveNode()
-            | MoveGpu()
-        ):
-            yield from operate(world, command, now_ms)
         case _:
-            assert_never(command)
+            yield from operate(world, command, now_ms)
 
 
 def quote_for(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
@@ -177,7 +151,7 @@ def _merged(known: Gpu | None, gpu: Gpu) -> Gpu:
         return msgspec.structs.replace(gpu, state=GpuState.READY)
     sharing = gpu.sharing if gpu.sharing is Sharing.EXCLUSIVE else known.sharing
     return msgspec.structs.replace(gpu, state=known.state, why=known.why, concern=known.concern, concern_rule=known.concern_rule,
-                                  joined_ms=known.joined_ms, grade=known.grade, sharing=sharing)  # fmt: skip
+                                  joined_ms=known.joined_ms, grade=known.grade, graded=known.graded, sharing=sharing)  # fmt: skip
 
 
 def _differs(known: Gpu | None, gpu: Gpu) -> bool:

@@ -9,6 +9,7 @@ from headframe.model.command import (
     Defragment,
     MoveGpu,
     MoveNode,
+    Qualify,
     RemoveVolume,
     Reserve,
     SetGpu,
@@ -30,8 +31,9 @@ from headframe.placement.windows import choose, why_not
 from headframe.reconcile.jobs import stop
 from headframe.reconcile.reservations import overstayers
 from headframe.server.lifecycle import serve
+from headframe.server.qualify import qualify
 
-Operate = SetNode | SetSite | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume | Defragment | MoveNode | MoveGpu
+Operate = Qualify | SetNode | SetSite | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume | Defragment | MoveNode | MoveGpu
 
 
 def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
@@ -39,6 +41,8 @@ def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
     match command:
         case SetNode():
             yield from _set_node(world, command, now_ms)
+        case Qualify():
+            yield from qualify(world, command, now_ms)
         case SetSite():
             yield from _set_site(world, command)
         case SetRack():

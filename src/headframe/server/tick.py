@@ -13,6 +13,7 @@ from headframe.billing.price import price_at, rate_nano
 from headframe.engines.base import GRACE_S, Engine, Sight
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Volume
+from headframe.model.health import CardFacts, HostFacts
 from headframe.model.ids import AllocationId, NodeId, ProjectId, allocation_id, volume_id
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import money
@@ -26,7 +27,11 @@ from headframe.reconcile.reservations import reservations
 from headframe.server.decide import live_rate_nano
 from headframe.server.desk import Desk
 from headframe.server.operate import moves
+from headframe.server.qualify import graded, is_check, said
 from headframe.server.watch import Watch
+
+LINES_MAX = 1000
+"""Of a check's log; it tells one line for each card."""
 
 
 class Tick:
@@ -44,7 +49,7 @@ class Tick:
         """Catch up with what other servers committed, look, decide, commit under `epoch`, act."""
         await self._desk.catch_up()
         sight = await self._engine.observe()
-        facts = self._facts(sight)
+        facts = msgspec.structs.replace(self._facts(sight), checked=await self._checked(sight))
         await self._desk.write(lambda world, now_ms: decisions(world, facts, now_ms), epoch)
         await self._act(sight)
 
@@ -60,6 +65,15 @@ class Tick:
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
         return Facts(nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
                      findings=self._watch.findings(world, now_ms))  # fmt: skip
+
+    async def _checked(self, sight: Sight) -> dict[AllocationId, tuple[CardFacts | HostFacts, ...]]:
+        """What checks that have ended told, in their logs."""
+        over = [
+            seen.allocation_id
+            for seen in sight.observations
+            if seen.state is AllocationState.ENDED and is_check(self._desk.world, seen.allocation_id)
+        ]
+        return {key: said([line.text for line in await self._engine.logs(key, 0, LINES_MAX)]) for key in over}
 
     async def _act(self, sight: Sight) -> None:
         """Wanted against seen: start what is granted, stop what should not be, forget what is settled."""
@@ -85,6 +99,7 @@ def decisions(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
     seen_ms = {seen.allocation_id: seen.seen_ms for seen in facts.observations}
     yield from nodes(world, facts, now_ms)
     yield from cards(world, facts, now_ms)
+    yield from graded(world, facts, now_ms)
     yield from jobs(world, facts, now_ms)
     yield from reservations(world, now_ms)
     yield from meter(world, seen_ms, now_ms)

@@ -16,7 +16,7 @@ from headframe.model.errors import BadFile, Mistake, NotOffered
 from headframe.model.fleet import Grade, Sharing
 from headframe.model.states import Reason
 from headframe.model.units import MILLI, parse_duration_s, parse_mib, parse_usd
-from headframe.model.work import GpuRequest, Mount, Network, Resources, Retry, Spec, Tier
+from headframe.model.work import SOLD, GpuRequest, Mount, Network, Resources, Retry, Spec, Tier
 
 FILE_BYTES_MAX = 256 * 1024
 DEPTH_MAX = 20
@@ -227,9 +227,9 @@ def _integer(least: int, most: int) -> Callable[[str], int]:
 
 def _tier(node: yaml.Node, reader: _Reader) -> Tier:
     written = reader.text(node, "tier").replace("_", "-")
-    if written in set(Tier):
+    if written in SOLD:
         return Tier(written)
-    close = difflib.get_close_matches(written, list(Tier), n=1, cutoff=0.3)
+    close = difflib.get_close_matches(written, SOLD, n=1, cutoff=0.3)
     reader.wrong(node, "tier", "on-demand, spot or reserved", close[0] if close else "")
     return Tier.ON_DEMAND
 

@@ -21,7 +21,7 @@ from headframe.model.money import GpuPrice
 from headframe.model.people import Key, Scope
 from headframe.model.states import GpuState, NodeState, Reason
 from headframe.model.units import MS_PER_HOUR, NANO_PER_USD
-from headframe.model.work import Allocation, GpuRequest, Resources, Retry, Spec, Tier, Workload
+from headframe.model.work import SOLD, Allocation, GpuRequest, Resources, Retry, Spec, Workload
 from headframe.model.world import World
 from headframe.server.decide import RACK, SITE, decide
 from headframe.server.desk import Desk
@@ -244,7 +244,7 @@ class Simulation:
         gpu = GpuRequest(milli=milli, model=rng.choice(("", "RTX 3090", "H100")), memory_min_mib=rng.choice((0, 0, 20_000)))
         retry = Retry(on=(*Retry().on, Reason.FAILED), attempts=3) if rng.random() < 0.3 else Retry()
         return Spec(
-            name=str(key), run="simulated", nodes=nodes, tier=rng.choice(tuple(Tier)), priority=rng.randrange(3), retry=retry,
+            name=str(key), run="simulated", nodes=nodes, tier=rng.choice(SOLD), priority=rng.randrange(3), retry=retry,
             resources=Resources(gpu=gpu, cpu_milli=4000, memory_mib=8192), max_duration_s=rng.choice((0, 0, 3600, 36_000)),
         )  # fmt: skip
 

@@ -1,17 +1,18 @@
 """The fleet as sold: nodes, offers, prices."""
 
 import re
+import secrets
 from typing import Annotated, Any
 
 from litestar import Request, Router, get, post, put
 from litestar.params import Parameter
 
 from headframe.billing.price import gpu_price
-from headframe.model.api import NodeBody, NodePage, NodeReadings, NodeView, Offer, Offers, PricesBody, ServiceBody
-from headframe.model.command import MoveNode, SetNode, SetPrices
+from headframe.model.api import CheckBody, NodeBody, NodePage, NodeReadings, NodeView, Offer, Offers, PricesBody, ServiceBody
+from headframe.model.command import MoveNode, Qualify, SetNode, SetPrices
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import NodeId, RackId
+from headframe.model.ids import ENTROPY_BYTES, NodeId, RackId, workload_id
 from headframe.model.money import PriceList
 from headframe.model.people import Scope
 from headframe.model.states import GpuState, NodeState, Service
@@ -108,6 +109,18 @@ async def set_prices(context: Context, request: Request[Principal, Any, Any], da
     return await context.write(request, command, answer)
 
 
+@post("/v1/nodes/{node:str}/check", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def check_node(context: Context, request: Request[Principal, Any, Any], node: str, data: CheckBody) -> NodeView:
+    """Check a node's cards that hold no work, and grade them anew. Its cards are `testing` until the check has ended."""
+    key = node_named(context.world, node).id
+
+    def answer(world: World) -> NodeView:
+        return node_view(world, world.nodes[key], with_work=True)
+
+    command = Qualify(node_id=key, depth=data.depth, id=workload_id(secrets.token_bytes(ENTROPY_BYTES)), by=request.user.key.id)
+    return await context.write(request, command, answer)
+
+
 @get("/v1/nodes/{node:str}/readings", opt={"scope": Scope.OPERATOR}, responses=answers(404))
 async def node_readings(context: Context, node: str) -> NodeReadings:
     """What a node's cards say of themselves now, and said in the last hours."""
@@ -164,4 +177,4 @@ def offers(world: World) -> Offers:
                   disk_gib_hour_nano=prices.disk_gib_hour_nano, price_version=prices.version)  # fmt: skip
 
 
-ROUTER = Router("/", route_handlers=[list_nodes, show_node, node_readings, set_node, move_node, list_offers, show_prices, set_prices])
+ROUTER = Router("/", route_handlers=[list_nodes, show_node, check_node, node_readings, set_node, move_node, list_offers, show_prices, set_prices])
