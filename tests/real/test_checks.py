@@ -36,11 +36,16 @@ TWO_CARDS = """
 *.replays 7
 """
 PARENT = """
-import asyncio, os, sys
+import asyncio, contextlib, os, signal, sys
 from pathlib import Path
 import msgspec, psutil
 from headframe.agent import checks
 from headframe.model.health import Depth
+def signalled(number):
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+            if "headframe.agent.steps" in child.cmdline():
+                child.send_signal(number)
 checks.SAMPLE_S, checks.SILENT_S[Depth.QUICK] = 0.1, float(os.environ.get("SILENT_S", "90"))
 done = asyncio.run(checks.check(Depth.QUICK, Path(sys.argv[1]), lambda step: told(step), ("--device", "cpu", "--hurry", "40"), Path(sys.argv[1]) / "kmsg"))
 from headframe.data import text
@@ -106,9 +111,7 @@ def test_a_child_that_is_killed_leaves_what_it_had_told_and_passes_nothing(check
     done = checked("""
 def told(step):
     if step.name == "memory patterns" and step.begins:
-        for child in psutil.Process().children():
-            if "headframe.agent.steps" in child.cmdline():
-                child.kill()
+        signalled(signal.SIGKILL)
 """)
     assert all(each.facts.measured.h2d_gb_s and each.facts.measured.soak_loss is None for each in done.cards)
     assert any("the test ended in the middle" in note for each in done.cards for note in each.facts.notes)
@@ -118,12 +121,9 @@ def told(step):
 def test_a_child_that_hangs_is_ended_and_says_where(checked):
     done = checked(
         """
-import signal
 def told(step):
     if step.name == "copies" and step.begins:
-        for child in psutil.Process().children():
-            if "headframe.agent.steps" in child.cmdline():
-                child.send_signal(signal.SIGSTOP)
+        signalled(signal.SIGSTOP)
 """,
         SILENT_S="8",
     )
