@@ -72,10 +72,19 @@ class Run:
         )  # fmt: skip
 
 
-class Machines:
-    """The world outside. `fate` says how long a workload's attempt would run and how it would exit."""
+NOTHING = ("simulated work: nothing is really computed",)
 
-    def __init__(self, clock_ms: Callable[[], int], fate: Callable[[Allocation, Workload], tuple[int, int]]) -> None:
+
+class Machines:
+    """The world outside. `fate` says how long a workload's attempt would run and how it would exit, `tells` what it prints."""
+
+    def __init__(
+        self,
+        clock_ms: Callable[[], int],
+        fate: Callable[[Allocation, Workload], tuple[int, int]],
+        tells: Callable[[Allocation], Sequence[str]] = lambda _: NOTHING,
+    ) -> None:
+        self.tells = tells
         self.machines: dict[NodeId, Machine] = {}
         self.runs: dict[AllocationId, Run] = {}
         self.never: dict[AllocationId, Observation] = {}
@@ -160,10 +169,9 @@ class SimulatedEngine:
         self._machines.refused.add(allocation)
 
     async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
-        del limit
         run = self._machines.runs.get(allocation)
-        text = "simulated work: nothing is really computed"
-        return [LogLine(at_ms=run.start_ms, rank=0, stream="out", text=text, next=1)] if run and after == 0 else []
+        texts = self._machines.tells(run.allocation)[after : after + limit] if run else []
+        return [LogLine(at_ms=run.start_ms, rank=0, stream="out", text=text, next=after + n + 1) for n, text in enumerate(texts)] if run else []
 
     async def erase(self, volume: VolumeId) -> None:
         """There is nothing to delete."""

@@ -77,4 +77,10 @@ def _noted(world: World, gpu: Gpu, found: Sequence[Finding], left: str) -> Itera
 def _counts(world: World, site: Site) -> list[int]:
     """How many of the site's cards a rule has taken, and how many there are."""
     there = [gpu for gpu in world.gpus.values() if gpu.state is not GpuState.RETIRED and world.nodes[gpu.node_id].site_id == site.id]
-    return [sum(gpu.state is GpuState.SUSPECT and bool(gpu.concern_rule) for gpu in there), len(there)]
+    return [sum(taken_by_rule(gpu) for gpu in there), len(there)]
+
+
+def taken_by_rule(gpu: Gpu) -> bool:
+    """Whether a rule took the card out of service; while it is checked it is still out, and comes back only if it passes."""
+    out = gpu.state is GpuState.SUSPECT or (gpu.state is GpuState.TESTING and bool(gpu.why))
+    return out and bool(gpu.concern_rule)

@@ -111,11 +111,12 @@ def _after(world: World, gpu: Gpu, check: CardCheck | None, host: HostFacts | No
             kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{where}: {before}, its check gave no result{f': {detail}' if detail else ''}", rows=(row,)
         )
     grade, reasons = check.grading.grade, (*map(str, check.grading.findings), *check.facts.notes)
+    as_before = grade is Grade.UNMEASURED and before is GpuState.SUSPECT
     state = GpuState.SUSPECT if grade is Grade.REJECT else before if grade is Grade.UNMEASURED else GpuState.READY
     why = "; ".join(reasons[:1]) if grade is Grade.REJECT else gpu.why if state is GpuState.SUSPECT else ""
     row = msgspec.structs.replace(
-        gpu, grade=grade, state=state, why=why, concern=gpu.concern if state is GpuState.SUSPECT else "",
-        concern_rule=gpu.concern_rule if state is GpuState.SUSPECT else "", graded=_kept(check, host, reasons, now_ms),
+        gpu, grade=grade, state=state, why=why, concern=gpu.concern if as_before else "",
+        concern_rule=gpu.concern_rule if as_before else "", graded=_kept(check, host, reasons, now_ms),
     )  # fmt: skip
     text_ = f"{where}: {state}, grade {grade}" + (f": {reasons[0]}" if reasons else "")
     return Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=text_, rows=(row,))

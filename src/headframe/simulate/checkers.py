@@ -7,11 +7,12 @@ from headframe.model.fleet import Gpu, Node
 from headframe.model.ids import AllocationId, NodeId, WorkloadId
 from headframe.model.money import Entry, Usage, credit_account, held_account
 from headframe.model.people import Project
-from headframe.model.states import ALLOCATION_MOVES, GPU_MOVES, NODE_MOVES, WORKLOAD_MOVES, AllocationState
+from headframe.model.states import ALLOCATION_MOVES, GPU_MOVES, NODE_MOVES, WORKLOAD_MOVES, AllocationState, GpuState
 from headframe.model.units import MILLI
-from headframe.model.work import Allocation, Workload
+from headframe.model.work import Allocation, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.fleet import Fleet
+from headframe.reconcile.cards import TAKEN_SHARE, taken_by_rule
 
 _MOVES = {Node: NODE_MOVES, Gpu: GPU_MOVES, Workload: WORKLOAD_MOVES, Allocation: ALLOCATION_MOVES}
 
@@ -29,6 +30,8 @@ class Checker:
         self._live: dict[WorkloadId, AllocationId] = {}
         self._accounts: dict[str, int] = {}
         self._metered_ms: dict[AllocationId, int] = {}
+        self._cards = 0
+        self._taken = 0
 
     def committed(self, events: Sequence[Event]) -> None:
         """Raise BrokenInvariant on the first promise that these events break."""
@@ -43,12 +46,33 @@ class Checker:
         if isinstance(row, Node | Gpu | Workload | Allocation):
             state, was = row.state, getattr(old, "state", row.state)
             _hold(state == was or state in _MOVES[type(row)][was], f"{row.id} moved from {was} to {state}")  # pyright: ignore[reportArgumentType]
+        if isinstance(row, Gpu):
+            assert old is None or isinstance(old, Gpu)
+            self._card(old, row)
         if isinstance(row, Allocation):
             assert old is None or isinstance(old, Allocation)
             self._allocation(old, row)
         if isinstance(row, Usage):
             self._usage(row)
         self._rows[type(row), row.id] = row
+
+    def _card(self, old: Gpu | None, new: Gpu) -> None:
+        """Rules take a tenth of the cards at most, and always at least one may go."""
+        self._cards += old is None
+        before = self._taken
+        self._taken += taken_by_rule(new) - (old is not None and taken_by_rule(old))
+        _hold(
+            self._taken <= max(before, 1, self._cards // TAKEN_SHARE),
+            f"{new.id} is suspect too: {self._taken} of {self._cards} cards were taken by rules",
+        )
+
+    def _starts(self, new: Allocation) -> None:
+        """Work starts on ready cards alone; a check holds those that are under test."""
+        wanted = GpuState.TESTING if new.tier is Tier.HOUSE else GpuState.READY
+        for share in (share for part in new.parts for share in part.shares):
+            card = self._rows[Gpu, share.gpu_id]
+            assert isinstance(card, Gpu)
+            _hold(card.state is wanted, f"{new.id} starts on {card.id}, which is {card.state}: {card.why}")
 
     def _allocation(self, old: Allocation | None, new: Allocation) -> None:
         was, holds = old is not None and old.state != "ended", new.state is not AllocationState.ENDED
@@ -58,6 +82,7 @@ class Checker:
             nodes = {part.node_id for part in new.parts}
             _hold(len(nodes) == len(new.parts) == workload.spec.nodes, f"{new.id} is not a whole gang: {new.parts}")
             _hold(new.workload_id not in self._live, f"{new.id} is a second live attempt")
+            self._starts(new)
         sign = int(holds) - int(was)
         for share in (share for part in new.parts for share in part.shares):
             self._held[share.gpu_id] = self._held.get(share.gpu_id, 0) + sign * share.milli
@@ -100,6 +125,7 @@ class Checker:
         """When all is quiet: no hold is left, money is where it was put, and the fold equals what the store has."""
         _hold(sum(self._accounts.values()) == 0, f"the ledger sums to {sum(self._accounts.values())}")
         _hold(not any(self._held.values()), "GPUs are still held")
+        _hold(not any(gpu.state is GpuState.TESTING for gpu in world.gpus.values()), "cards are still under test")
         for project in world.projects.values():
             _hold(project.held_nano == 0, f"{project.id} still has {project.held_nano} held")
         for table in ("nodes", "gpus", "projects", "workloads", "allocations", "keys", "price_lists"):

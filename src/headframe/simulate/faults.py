@@ -38,6 +38,8 @@ class Mix(msgspec.Struct, frozen=True, kw_only=True):
     disk_full: float = 0
     pause: float = 0
     price_change: float = 0
+    card: float = 0
+    alarm: float = 0
 
 
 CALM = Mix()
@@ -52,7 +54,7 @@ def draw_mix(rng: Random) -> Mix:
     return Mix(
         crash=some(0.02), store_error=some(0.03), engine_error=some(0.05), lose_fact=some(0.2), repeat_fact=some(0.2),
         late_fact=some(0.2), node=some(0.5), skew_ms=int(some(3000)), slow_disk_ms=int(some(2000)), disk_full=some(0.1),
-        pause=some(0.1), price_change=some(0.3),
+        pause=some(0.1), price_change=some(0.3), card=some(0.8), alarm=some(0.05),
     )  # fmt: skip
 
 
@@ -147,6 +149,7 @@ class FaultyEngine:
         return await self._engine.observe()
 
     async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
+        self._before()
         return await self._engine.logs(allocation, after, limit)
 
     async def erase(self, volume: VolumeId) -> None:

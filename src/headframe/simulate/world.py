@@ -11,22 +11,24 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from headframe.engines.simulated import Machine, Machines, SimulatedEngine
-from headframe.model.command import CreateProject, Enrol, Found, GrantCredit, SetPrices, StopWorkload, Submit
+from headframe.engines.simulated import NOTHING, Machine, Machines, SimulatedEngine
+from headframe.model.command import CreateProject, Enrol, Found, GrantCredit, MoveGpu, Qualify, SetPrices, StopWorkload, Submit
 from headframe.model.errors import Fenced, HeadframeError
 from headframe.model.event import Event
 from headframe.model.fleet import Gpu, Node
+from headframe.model.health import CardFacts, Depth, Host, HostFacts, Inventory, Measured, Report, Sample
 from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, UserId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.people import Key, Scope
 from headframe.model.states import GpuState, NodeState, Reason
 from headframe.model.units import MS_PER_HOUR, NANO_PER_USD
-from headframe.model.work import SOLD, Allocation, GpuRequest, Resources, Retry, Spec, Workload
+from headframe.model.work import CHECK, SOLD, Allocation, GpuRequest, Resources, Retry, Share, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.server.decide import RACK, SITE, decide
 from headframe.server.desk import Desk
 from headframe.server.lead import Leadership
 from headframe.server.tick import Tick
+from headframe.server.watch import Watch
 from headframe.simulate.checkers import BrokenInvariant, Checker
 from headframe.simulate.faults import CALM, Crash, FaultyEngine, FaultyStore, Weather, draw_mix
 
@@ -35,6 +37,7 @@ START_MS = 1_750_000_000_000
 QUIET_MS, BUSY_MS, RESTART_MS = 900_000, 10_000, 4_000
 DRAIN_LIMIT_MS = 30 * 24 * MS_PER_HOUR
 LAST_EVENTS = 20
+CHECK_MS = 80_000
 MODELS = (("RTX 3090", 24_576), ("RTX 3060", 12_288), ("H100", 81_920))
 
 
@@ -73,7 +76,8 @@ class Process:
         self.desk = Desk(sim.store, sim.now, at_once)
         self.desk.open()
         engine = FaultyEngine(SimulatedEngine(sim.machines, sim.weather.distort), sim.weather)
-        self.tick = Tick(self.desk, engine, sim.now)
+        self.watch = Watch()
+        self.tick = Tick(self.desk, engine, sim.now, self.watch)
         self.leadership = Leadership(sim.store, name, sim.now, at_once, alone=False)
         self.paused = False
         self.fenced = 0
@@ -108,7 +112,7 @@ class Simulation:
         mix = draw_mix(self.rng) if config.faults else CALM
         self.weather = Weather(Random(config.seed + 1), mix)  # noqa: S311 - as above
         self.store = FaultyStore(self.weather, self.now, self._sleep)
-        self.machines = Machines(self.now, self._fate)
+        self.machines = Machines(self.now, self._fate, self._tells)
         self.checker = Checker()
         self.hash = hashlib.sha256()
         self.last: deque[Event] = deque(maxlen=LAST_EVENTS)
@@ -121,6 +125,8 @@ class Simulation:
         self._count = 0
         self._fates: dict[WorkloadId, tuple[int, int]] = {}
         self._pending: list[Submit] = []
+        self.cards: list[GpuId] = []
+        self._checks = 0
 
     def now(self) -> int:
         """The virtual clock."""
@@ -167,6 +173,7 @@ class Simulation:
             Gpu(id=GpuId(f"GPU-{n:03}-{k}"), node_id=node, index=k, model=model, memory_mib=memory, state=GpuState.NEW, joined_ms=self.at_ms)
             for k in range(8)
         )
+        self.cards += [card.id for card in cards]
         return Enrol(node=row, gpus=cards)
 
     def _do(self, command: Any) -> None:
@@ -285,8 +292,37 @@ class Simulation:
         if weather.happens(weather.mix.price_change):
             price = NANO_PER_USD // 10 * rng.randrange(1, 9)
             self._try(SetPrices(gpus=(GpuPrice(model="*", on_demand_nano=price, spot_nano=price // 2, reserved_nano=price),)))
+        if weather.happens(weather.mix.card):
+            self._sicken(rng.sample(self.cards, k=rng.choice((1, 1, 2, 8))), for_ms=rng.choice((60_000, 900_000, 7_200_000)))
+        if weather.happens(weather.mix.alarm):
+            self._sicken(self.cards, for_ms=120_000)
         self._at(self.at_ms + MS_PER_HOUR // 2, self._mischief)
         self._push()
+
+    def _sicken(self, cards: Sequence[GpuId], *, for_ms: int) -> None:
+        """Cards are lost, or say so; later they are there again, and some are put back by a person or a check."""
+        self._say(cards, present=False)
+
+        def mend() -> None:
+            self._say(cards, present=True)
+            for card in cards[:8]:
+                if self.rng.random() < 0.5:
+                    self._try(MoveGpu(gpu_id=card, enable=True, by=KeyId("op")))
+                else:
+                    self._checks += 1
+                    self._try(
+                        Qualify(node_id=NodeId(f"node-{card[4:7]}"), depth=Depth.QUICK, id=WorkloadId(f"wl-check-{self._checks}"), by=KeyId("op"))
+                    )
+
+        self._at(self.at_ms + for_ms, mend)
+
+    def _say(self, cards: Sequence[GpuId], *, present: bool) -> None:
+        """Every server that is up hears of the cards: a report that is lost is said again with the next reading."""
+        report = Report(samples=tuple(Sample(gpu_id=card, at_ms=0, present=present) for card in cards))
+        for server in self.servers:
+            if server is not None:
+                server.watch.hear(report, self.at_ms)
+        self._at(self.at_ms + 1, self._wake)
 
     def _break(self, machine: Machine, *, power: bool, for_ms: int) -> None:
         if power:
@@ -318,7 +354,15 @@ class Simulation:
 
     def _fate(self, allocation: Allocation, workload: Workload) -> tuple[int, int]:
         del allocation
-        return self._fates[workload.id]
+        return (CHECK_MS, 0) if workload.spec.type == CHECK else self._fates[workload.id]
+
+    def _tells(self, allocation: Allocation) -> Sequence[str]:
+        """What a check prints: facts of each card, in whose absence nothing may be passed."""
+        if allocation.tier is not Tier.HOUSE:
+            return NOTHING
+        rng = Random(f"{self.config.seed} {allocation.id}")  # noqa: S311 - asked again, it says the same
+        shares = allocation.parts[0].shares
+        return [check_line(share, wrong=rng.random() < 0.1) for share in shares if rng.random() < 0.9] + ([HOST_LINE] if rng.random() < 0.9 else [])
 
     def _one_attempt_at_most(self) -> None:
         active = [run.allocation.workload_id for run in self.machines.active()]
@@ -337,6 +381,14 @@ class Simulation:
             run.advance(self.at_ms)
         for machine in self.machines.machines.values():
             machine.down_ms = machine.unlinked_ms = None
+        self._say(self.cards, present=True)
+        self._at(self.at_ms + MS_PER_HOUR, self._mended)
+
+    def _mended(self) -> None:
+        """Somebody has been to every card: checks are over by now, and what is out goes back."""
+        for card in self.store.load().rows:
+            if isinstance(card, Gpu) and card.state is GpuState.SUSPECT:
+                self._do(MoveGpu(gpu_id=card.id, enable=True, by=KeyId("op")))
 
     def _drain(self) -> None:
         """Calm: everything admitted must end, every hold be released, and the fold be what the store has."""
@@ -376,6 +428,16 @@ class Simulation:
         lines = [f"{broken}", f"seed {self.config.seed}: replay with `headframe simulate --seed {self.config.seed}`", "last events:"]
         lines += [f"  {event.seq} +{(event.at_ms - START_MS) / 1000:.1f}s {event.kind} {event.text}" for event in self.last]
         return "\n".join(lines)
+
+
+def check_line(share: Share, *, wrong: bool) -> str:
+    """One card's facts, as a check prints them."""
+    found = Measured(h2d_gb_s=12.0, memory_gb_s=800.0, pattern_errors=0, tflops={"float16": 60.0}, soak_loss=0.0, repeat_errors=int(wrong))
+    card = Inventory(model=share.model, memory_mib=24_576)
+    return msgspec.json.encode(CardFacts(gpu_id=share.gpu_id, index=share.index, card=card, measured=found)).decode()
+
+
+HOST_LINE = msgspec.json.encode(HostFacts(depth=Depth.QUICK, took_s=80, torch="", host=Host(memory_mib=262_144, threads=32))).decode()
 
 
 async def at_once(call: Callable[[], T]) -> T:
