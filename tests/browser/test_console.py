@@ -147,7 +147,16 @@ def test_the_overview_follows_what_happens_without_reloading(open_page, place):
     expect(page.locator("#live-work")).not_to_contain_text("appearing", timeout=15_000)
 
 
-PAGES = {"overview": "/", "workloads": "/workloads", "new": "/new", "nodes": "/nodes", "billing": "/billing", "events": "/events"}
+PAGES = {
+    "overview": "/",
+    "workloads": "/workloads",
+    "new": "/new",
+    "nodes": "/nodes",
+    "floor": "/floor",
+    "heat": "/floor?by=temperature",
+    "billing": "/billing",
+    "events": "/events",
+}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from headframe.console.charts import cells, columns, spark, split_bar
+from headframe.console.floor import COLOURS, Floor
 from headframe.model.api import Bill, CardReading, EventView, LogPage, NodeView, Offers, WorkloadView
 from headframe.model.errors import HeadframeError
 from headframe.model.ids import GpuId
@@ -112,6 +113,11 @@ def new(frame: Frame, text: str, quote: Quote | None, error: HeadframeError | No
 def nodes(frame: Frame, items: Sequence[NodeView]) -> str:
     """All nodes."""
     return _page("nodes.html", frame, items=items)
+
+
+def floor(frame: Frame, shown: Floor) -> str:
+    """Every card as one cell."""
+    return _page("floor.html", frame, floor=shown, colours=tuple(COLOURS))
 
 
 def node(frame: Frame, item: NodeView, said: Mapping[GpuId, CardReading], work: Mapping[str, str], events: Sequence[EventView]) -> str:

@@ -11,9 +11,10 @@ from litestar.enums import RequestEncodingType
 from litestar.params import Body, Parameter
 
 from headframe.console import views
+from headframe.console.floor import COLOURS, floor
 from headframe.model.api import Bill
 from headframe.model.command import StopWorkload, Submit
-from headframe.model.errors import Forbidden, HeadframeError, Unauthenticated
+from headframe.model.errors import BadRequest, Forbidden, HeadframeError, Unauthenticated
 from headframe.model.ids import ENTROPY_BYTES, workload_id
 from headframe.model.money import Entry, Quote, Usage
 from headframe.model.people import ALLOWS, Project, Scope
@@ -167,6 +168,14 @@ async def _submit(context: Context, request: Req, project: Project, text: str) -
     return key
 
 
+@get("/floor", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type=_HTML)
+async def floor_page(context: Context, request: Req, by: str = "state") -> str:
+    """Every card as one cell."""
+    if by not in COLOURS:
+        raise BadRequest(f"the floor is coloured by {', '.join(COLOURS)}")
+    return views.floor(_frame(context, request), floor(context.world, context.watch.latest, by))
+
+
 @get("/nodes", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type=_HTML)
 async def nodes(context: Context, request: Req) -> str:
     """All nodes."""
@@ -263,6 +272,6 @@ def _redirect(path: str) -> Response[str]:
 ROUTER = Router(
     "/",
     route_handlers=[
-        static, sign_in_page, sign_in, sign_out, overview, workloads, workload, stop, new_page, new, nodes, node, billing, events,
+        static, sign_in_page, sign_in, sign_out, overview, workloads, workload, stop, new_page, new, floor_page, nodes, node, billing, events,
     ],
 )  # fmt: skip

@@ -5,6 +5,7 @@ const badge = document.querySelector(".live");
 const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
 const ESCAPES = /\u001b(?:\[[0-?]*[ -\/]*[@-~]|\][^\u0007\u001b]*(?:\u0007|\u001b\\)?|.)?/g;
 const LINES_MAX = 5000;
+const PAUSE_MS = document.querySelector("[data-slow]") ? 5000 : 250; // a page of ten thousand cells is not fetched at each event
 let busy = false, again = false;
 
 async function refresh() {
@@ -14,8 +15,7 @@ async function refresh() {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" }, redirect: "error" });
     if (answer.ok) swap(new DOMParser().parseFromString(await answer.text(), "text/html"));
   } catch { /* the server is away: the stream tells when it is back */ }
-  busy = false;
-  if (again) { again = false; setTimeout(refresh, 250); }
+  setTimeout(() => { busy = false; if (again) { again = false; refresh(); } }, PAUSE_MS);
 }
 
 function swap(fresh) {
