@@ -13,8 +13,9 @@ from headframe.health.rules import NODE_RULES, RULES, WATCH_RULES, with_limits
 from headframe.health.watch import window
 from headframe.health.xid import BURST_MS, blamed, codes, read, slot
 from headframe.model.errors import BadRequest
-from headframe.model.fleet import Grade
+from headframe.model.fleet import Grade, Graded
 from headframe.model.health import History, Host, Inventory, Level, Measured, Sample, Watched, Xid
+from support import gpu
 
 CODES = codes(text("xid.csv"))
 NOW = 1_750_000_000_000
@@ -140,14 +141,15 @@ def test_a_machine_limits_what_its_cards_can_do_together(host, models, expected,
 
 
 def test_a_grade_ends_with_its_month_and_with_any_change_of_the_card():
-    card = Inventory(model="x", memory_mib=1, vbios="1", driver="570", slot="0000:01:00", power_limit_w=300)
-    assert stale(card, card, NOW, NOW + DAY_MS) == ""
-    assert stale(card, card, NOW, NOW + 31 * DAY_MS) == "older than 30 days"
-    changes = {"vbios": "2", "driver": "580", "slot": "0000:02:00", "power_limit_w": 350}
-    said = [stale(card, msgspec.structs.replace(card, **{name: value}), NOW, NOW) for name, value in changes.items()]
+    graded = Graded(at_ms=NOW, depth="quick", vbios="1", driver="570", slot="0000:01:00", power_limit_w=300)
+    card = gpu(0, 0, vbios="1", driver="570", pci_bus="00000000:01:00.0", max_w=300)
+    assert stale(graded, card, NOW + DAY_MS) == ""
+    assert stale(graded, card, NOW + 31 * DAY_MS) == "its check is older than 30 days"
+    changes = {"vbios": "2", "driver": "580", "pci_bus": "00000000:02:00.0", "max_w": 350}
+    said = [stale(graded, msgspec.structs.replace(card, **{name: value}), NOW) for name, value in changes.items()]
     assert said == [
         "its VBIOS changed from 1 to 2", "its driver changed from 570 to 580", "its slot changed from 0000:01:00 to 0000:02:00",
-        "its power limit changed from 300 to 350",
+        "its power limit changed from 300 W to 350 W",
     ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headframe.model.command import Enrol
+from headframe.model.command import Enrol, MoveGpu
 from headframe.model.fleet import Gpu
 from headframe.model.health import Cause, Finding, Level, Report, Sample, Xid
 from headframe.model.states import AllocationState, GpuState, Reason
@@ -112,10 +112,10 @@ def test_an_xid_is_the_card_in_its_slots_and_is_forgotten_once_a_person_has_put_
     watch.hear(Report(samples=(sample,), xids=(Xid(at_ms=0, code=79, slot="0000:01:00"), Xid(at_ms=0, code=79, slot="0000:77:00"))), NOW_MS)
     assert [finding.rule for finding in watch.findings(world, NOW_MS)[key]] == ["xid-79"]
     assert watch.findings(world, NOW_MS) == {}  # nothing new was heard
-    for state, expected in ((GpuState.SUSPECT, ()), (GpuState.READY, ())):
-        world.put(msgspec.structs.replace(world.gpus[key], state=state))
-        watch.hear(Report(samples=(sample,)), NOW_MS + 1000)
-        assert watch.findings(world, NOW_MS + 1000) == {key: expected}
+    world.put(msgspec.structs.replace(world.gpus[key], state=GpuState.SUSPECT))
+    commit(world, decide(world, MoveGpu(gpu_id=key, enable=True, by="op"), NOW_MS))
+    watch.hear(Report(samples=(sample,)), NOW_MS + 1000)
+    assert watch.findings(world, NOW_MS + 1000) == {key: ()}
 
 
 def test_the_charts_keep_six_hours_by_the_minute_with_gaps_where_nothing_was_said(watched):
@@ -164,3 +164,14 @@ def test_a_machine_that_enrols_again_keeps_what_is_known_of_its_cards():
     fresh = [msgspec.structs.replace(card, state=GpuState.NEW, why="", concern="", concern_rule="") for card in before.values()]
     assert commit(world, decide(world, Enrol(node=world.nodes["node-0"], gpus=tuple(fresh)), NOW_MS)) == []
     assert world.gpus == before
+
+
+def test_a_card_that_clocks_far_below_its_equals_is_a_concern_once_there_are_enough_to_compare():
+    def said(equals):
+        world, watch = fleet(nodes=1, gpus_each=equals + 1), Watch()
+        keys = sorted(world.gpus)
+        watch.hear(Report(samples=tuple(Sample(gpu_id=key, at_ms=0, use=1.0, sm_mhz=1500 if key == keys[0] else 1700) for key in keys)), NOW_MS)
+        return {key: [str(finding) for finding in found] for key, found in watch.findings(world, NOW_MS).items() if found}
+
+    assert said(6) == {}
+    assert said(7) == {"GPU-0-0": ["clocks at 88% of its equals' (needs ≥ 95%): jobs go at the pace of their slowest card"]}

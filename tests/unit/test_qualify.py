@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from headframe.model.command import Qualify
+from headframe.model.command import Qualify, SetGpu
 from headframe.model.errors import BadFile, Conflicting
 from headframe.model.fleet import Grade
 from headframe.model.health import CardFacts, Depth, Host, HostFacts, Inventory, Measured
@@ -154,3 +154,29 @@ def test_what_else_a_check_prints_is_no_fact():
         '{"type":',
     ]
     assert said(lines) == (HOST, found("g"))
+
+
+def test_a_grade_that_no_longer_holds_is_gone_with_the_next_sweep_and_the_card_works_on():
+    world = fleet(nodes=1, gpus_each=1)
+    world.put(msgspec.structs.replace(world.gpus["GPU-0-0"], max_w=350))
+    qualify(world)
+    ended(world, (found("GPU-0-0"), HOST))
+
+    def sweep(days):
+        now_ms = NOW_MS + days * 86_400_000
+        return [event.text for event in commit(world, decisions(world, Facts(nodes={"node-0": now_ms}, sweep=True), now_ms))]
+
+    assert sweep(29) == []
+    assert sweep(31) == ["rig-0 GPU 0: no longer train, its check is older than 30 days"]
+    assert sweep(32) == []
+    card = world.gpus["GPU-0-0"]
+    assert (card.state, card.grade) == (GpuState.READY, Grade.UNMEASURED)
+    assert card.graded.raises == ("it has to be measured again: `headframe node qualify rig-0`",)
+
+
+def test_a_persons_grade_takes_the_place_of_a_measured_one_and_does_not_expire():
+    world = fleet(nodes=1, gpus_each=1)
+    qualify(world)
+    ended(world, (found("GPU-0-0"), HOST))
+    commit(world, decide(world, SetGpu(gpu_id="GPU-0-0", grade=Grade.INFERENCE), NOW_MS))
+    assert (world.gpus["GPU-0-0"].grade, world.gpus["GPU-0-0"].graded) == (Grade.INFERENCE, None)

@@ -66,7 +66,7 @@ def _gpu(nvml: Any, index: int, node: NodeId, now_ms: int) -> Gpu | None:
     except nvml.NVMLError:
         return None
     return Gpu(
-        id=GpuId(known.pop("id", f"{node}-gpu-{index}")), node_id=node, index=index, model=said.model, memory_mib=said.memory_mib, driver=said.driver,
+        id=GpuId(known.pop("id", f"{node}-gpu-{index}")), node_id=node, index=index, model=said.model, memory_mib=said.memory_mib, driver=said.driver, vbios=said.vbios,
         compute_capability=said.compute_capability, pcie_gen=said.link_gen_max or 0, max_w=said.power_limit_w or 0,
         state=GpuState.NEW, joined_ms=now_ms, **known,
     )  # fmt: skip

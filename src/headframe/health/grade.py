@@ -11,7 +11,8 @@ import msgspec
 
 from headframe.health.catalogue import Claim, Model, claim
 from headframe.health.rules import NODE_RULES, RULES, Rule
-from headframe.model.fleet import Grade
+from headframe.health.xid import slot
+from headframe.model.fleet import Gpu, Grade, Graded
 from headframe.model.health import CardCheck, CardFacts, Cause, Finding, Grading, Host, HostFacts, Inventory, Measured, NodeCheck
 from headframe.model.units import MS_PER_HOUR
 
@@ -126,15 +127,13 @@ def host_readings(host: Host, cards: Sequence[Inventory]) -> dict[str, float | N
     }
 
 
-def stale(graded: Inventory, card: Inventory, graded_ms: int, now_ms: int) -> str:
-    """Why a grade no longer holds, "" where it does: it is too old, or the card is not as it was."""
-    if now_ms - graded_ms > VALID_MS:
-        return "older than 30 days"
-    for name, datum in (("VBIOS", "vbios"), ("driver", "driver"), ("slot", "slot"), ("power limit", "power_limit_w"), ("memory", "memory_mib")):
-        before, after = getattr(graded, datum), getattr(card, datum)
-        if before != after:
-            return f"its {name} changed from {before or 'unknown'} to {after or 'unknown'}"
-    return ""
+def stale(graded: Graded, gpu: Gpu, now_ms: int) -> str:
+    """Why a grade no longer holds, "" where it does: it is too old, or the card is not as it was checked."""
+    if now_ms - graded.at_ms > VALID_MS:
+        return "its check is older than 30 days"
+    now = (("VBIOS", graded.vbios, gpu.vbios), ("driver", graded.driver, gpu.driver), ("slot", graded.slot, slot(gpu.pci_bus)),
+           ("power limit", f"{graded.power_limit_w or 0} W", f"{gpu.max_w} W"))  # fmt: skip
+    return next((f"its {name} changed from {before or 'unknown'} to {after or 'unknown'}" for name, before, after in now if before != after), "")
 
 
 def numbers(facts: msgspec.Struct) -> dict[str, float | None]:

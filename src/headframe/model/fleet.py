@@ -150,6 +150,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     """A card, known by its UUID. `pcie_width` is in lanes (0: not known); cards of one `p2p` domain (not empty) reach each other's
     memory directly; `mig` is the profile of a MIG instance, which is a card of its own here; `max_w` its power limit; `why` says why it is in its state,
     `concern` what is wrong with it in service, by the rule `concern_rule`; a suspect card with one was taken out by that rule.
+    `ready_ms` is when a person or a check last put it into service: what was said of it before counts no more.
     """
 
     id: GpuId
@@ -160,6 +161,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     compute_capability: str = ""
     pci_bus: str = ""
     driver: str = ""
+    vbios: str = ""
     pcie_gen: int = 0
     pcie_width: int = 0
     p2p: str = ""
@@ -172,4 +174,5 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     concern: str = ""
     concern_rule: str = ""
     graded: Graded | None = None
+    ready_ms: int = 0
     joined_ms: int

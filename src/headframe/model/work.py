@@ -222,13 +222,14 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engines saw in one look: when each node was last heard of, the allocations seen, and since when expected
-    ones have not been, and what is wrong with cards, worst first (a card without an entry was not heard of).
+    ones have not been, and what is wrong with cards, worst first (a card without an entry was not heard of); what checks that ended told; and whether what looks at everything is due.
     """
 
     nodes: dict[NodeId, int] = {}
     observations: tuple[Observation, ...] = ()
     missing_since_ms: dict[AllocationId, int] = {}
     findings: dict[GpuId, tuple[Finding, ...]] = {}
+    sweep: bool = False
     checked: dict[AllocationId, tuple[CardFacts | HostFacts, ...]] = {}
 
 

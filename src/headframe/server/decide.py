@@ -150,8 +150,25 @@ def _merged(known: Gpu | None, gpu: Gpu) -> Gpu:
     if known is None:
         return msgspec.structs.replace(gpu, state=GpuState.READY)
     sharing = gpu.sharing if gpu.sharing is Sharing.EXCLUSIVE else known.sharing
-    return msgspec.structs.replace(gpu, state=known.state, why=known.why, concern=known.concern, concern_rule=known.concern_rule,
-                                  joined_ms=known.joined_ms, grade=known.grade, graded=known.graded, sharing=sharing)  # fmt: skip
+    return msgspec.structs.replace(known, sharing=sharing, **{name: getattr(gpu, name) for name in _FOUND})
+
+
+_FOUND = (
+    "node_id",
+    "index",
+    "model",
+    "memory_mib",
+    "compute_capability",
+    "pci_bus",
+    "driver",
+    "vbios",
+    "pcie_gen",
+    "pcie_width",
+    "p2p",
+    "mig",
+    "max_w",
+)
+"""What a machine finds of a card each time; all else was said or concluded, and is kept."""
 
 
 def _differs(known: Gpu | None, gpu: Gpu) -> bool:

@@ -97,7 +97,8 @@ def _gpu(world: World, command: MoveGpu, now_ms: int) -> Iterator[Draft]:
     for door in doors if gpu.state is not doors[-1] else ():
         if door not in GPU_MOVES[gpu.state]:
             raise Conflicting(f"{gpu.id} is {gpu.state}, which can't become {door}")
-        gpu = msgspec.structs.replace(gpu, state=door, why=why, concern="", concern_rule="")
+        gpu = msgspec.structs.replace(gpu, state=door, why=why, concern="", concern_rule="",
+                                   ready_ms=now_ms if door is GpuState.READY else gpu.ready_ms)  # fmt: skip
         yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{node} GPU {gpu.index}: {door}{_because(world, command)}", rows=(gpu,))
     if command.evict and not command.enable:
         for allocation in leaving(world, gpu.node_id):

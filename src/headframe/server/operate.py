@@ -113,7 +113,8 @@ def _set_gpu(world: World, command: SetGpu) -> Draft:
     gpu = world.gpus.get(command.gpu_id)
     if gpu is None:
         raise NotFound(f"no GPU {command.gpu_id}", "list them: `headframe nodes --json`")
-    after = msgspec.structs.replace(gpu, grade=command.grade or gpu.grade, sharing=command.sharing or gpu.sharing)
+    graded = None if command.grade else gpu.graded  # a person's word takes the place of what was measured, and does not expire
+    after = msgspec.structs.replace(gpu, grade=command.grade or gpu.grade, graded=graded, sharing=command.sharing or gpu.sharing)
     return Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{gpu.id}: grade {after.grade}, sharing {after.sharing}", rows=(after,))
 
 

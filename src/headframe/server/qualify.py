@@ -10,7 +10,7 @@ import msgspec
 
 from headframe.data import text
 from headframe.health.catalogue import Model, catalogue
-from headframe.health.grade import examined, half_tflops, typical
+from headframe.health.grade import examined, half_tflops, stale, typical
 from headframe.model.command import Qualify
 from headframe.model.errors import Conflicting
 from headframe.model.event import Draft, Kind
@@ -116,7 +116,7 @@ def _after(world: World, gpu: Gpu, check: CardCheck | None, host: HostFacts | No
     why = "; ".join(reasons[:1]) if grade is Grade.REJECT else gpu.why if state is GpuState.SUSPECT else ""
     row = msgspec.structs.replace(
         gpu, grade=grade, state=state, why=why, concern=gpu.concern if as_before else "",
-        concern_rule=gpu.concern_rule if as_before else "", graded=_kept(check, host, reasons, now_ms),
+        concern_rule=gpu.concern_rule if as_before else "", ready_ms=now_ms if state is GpuState.READY else gpu.ready_ms, graded=_kept(check, host, reasons, now_ms),
     )  # fmt: skip
     text_ = f"{where}: {state}, grade {grade}" + (f": {reasons[0]}" if reasons else "")
     return Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=text_, rows=(row,))
@@ -130,6 +130,18 @@ def _kept(check: CardCheck, host: HostFacts, reasons: Sequence[str], now_ms: int
         memory_gb_s=measured.memory_gb_s, memory_known_gb_s=model and model.memory_gb_s, half_tflops=half_tflops(measured),
         half_known_tflops=model and model.half_tflops, vbios=card.vbios, driver=card.driver, slot=card.slot, power_limit_w=card.power_limit_w,
     )  # fmt: skip
+
+
+def expired(world: World, now_ms: int) -> Iterator[Draft]:
+    """Grades that no longer hold: the card is unmeasured again, and says why. It goes on working: a person decides when it is checked."""
+    for key in sorted(world.gpus):
+        gpu = world.gpus[key]
+        why = stale(gpu.graded, gpu, now_ms) if gpu.graded and gpu.grade is not Grade.UNMEASURED else ""
+        if why and gpu.graded:
+            again = f"it has to be measured again: `headframe node qualify {world.nodes[gpu.node_id].name}`"
+            row = msgspec.structs.replace(gpu, grade=Grade.UNMEASURED, graded=msgspec.structs.replace(gpu.graded, reasons=(why,), raises=(again,)))
+            text_ = f"{world.nodes[gpu.node_id].name} GPU {gpu.index}: no longer {gpu.grade}, {why}"
+            yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=text_, rows=(row,))
 
 
 def _peers(world: World, facts: CardFacts) -> float | None:

@@ -27,9 +27,10 @@ from headframe.reconcile.reservations import reservations
 from headframe.server.decide import live_rate_nano
 from headframe.server.desk import Desk
 from headframe.server.operate import moves
-from headframe.server.qualify import graded, is_check, said
+from headframe.server.qualify import expired, graded, is_check, said
 from headframe.server.watch import Watch
 
+SWEEP_MS = 3_600_000
 LINES_MAX = 1000
 """Of a check's log; it tells one line for each card."""
 
@@ -44,6 +45,7 @@ class Tick:
         self._watch = watch or Watch()
         self._heard_ms: dict[NodeId, int] = {}
         self._missing_since_ms: dict[AllocationId, int] = {}
+        self._swept_ms = 0
 
     async def run(self, epoch: int) -> None:
         """Catch up with what other servers committed, look, decide, commit under `epoch`, act."""
@@ -64,7 +66,13 @@ class Tick:
             absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
         return Facts(nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
-                     findings=self._watch.findings(world, now_ms))  # fmt: skip
+                     sweep=self._sweep(now_ms), findings=self._watch.findings(world, now_ms))  # fmt: skip
+
+    def _sweep(self, now_ms: int) -> bool:
+        """Whether it is time for what looks at everything; once an hour, so that other ticks cost what changed."""
+        due = now_ms - self._swept_ms >= SWEEP_MS
+        self._swept_ms = now_ms if due else self._swept_ms
+        return due
 
     async def _checked(self, sight: Sight) -> dict[AllocationId, tuple[CardFacts | HostFacts, ...]]:
         """What checks that have ended told, in their logs."""
@@ -100,6 +108,7 @@ def decisions(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
     yield from nodes(world, facts, now_ms)
     yield from cards(world, facts, now_ms)
     yield from graded(world, facts, now_ms)
+    yield from expired(world, now_ms) if facts.sweep else ()
     yield from jobs(world, facts, now_ms)
     yield from reservations(world, now_ms)
     yield from meter(world, seen_ms, now_ms)

@@ -7,12 +7,14 @@ some minutes, so that a card on the edge does not flap.
 import math
 from array import array
 from collections import deque
+from collections.abc import Sequence
 
 import msgspec
 
 from headframe.data import text
-from headframe.health.judge import WEEK_MS, Verdict, judge
-from headframe.health.watch import window
+from headframe.health.grade import typical
+from headframe.health.judge import Verdict, judge
+from headframe.health.watch import LOADED_FROM, window
 from headframe.health.xid import codes, slot
 from headframe.model.api import CardReading
 from headframe.model.fleet import Gpu
@@ -40,6 +42,7 @@ class Card:
         self.losses: deque[int] = deque(maxlen=LOSSES_MAX)
         self.verdict = Verdict()
         self.lasting: dict[str, tuple[Finding, int]] = {}
+        self.since_ms = 0
         self.minute = 0
         self.minutes: dict[str, array[float]] = {name: array("f") for name in CHARTED}
 
@@ -62,17 +65,15 @@ class Card:
             del values[:-MINUTES_MAX]
         self.minute = max(minute, self.minute)
 
-    def judged(self, gpu: Gpu, now_ms: int) -> tuple[Finding, ...]:
-        """What is wrong with it now, worst first. Out of service it starts afresh: a person, or new checks, will have looked at it."""
+    def judged(self, gpu: Gpu, equals_mhz: float | None, now_ms: int) -> tuple[Finding, ...]:
+        """What is wrong with it now, worst first. What was said before a person or a check put it into service counts no more."""
+        if gpu.ready_ms > self.since_ms:
+            self.since_ms, self.verdict, self.lasting = gpu.ready_ms, Verdict(), {}
         if gpu.state is not GpuState.READY:
-            self.verdict, self.lasting = Verdict(), {}
-            self.xids.clear()
-            self.losses.clear()
             return ()
-        history = History(
-            link_gen=0, link_width=gpu.pcie_width, xids=tuple(self.xids), missing_ms=tuple(at for at in self.losses if now_ms - at < WEEK_MS)
-        )
-        self.verdict = judge(window(self.samples), history, CODES, self.verdict, now_ms)
+        xids, losses = tuple(xid for xid in self.xids if xid.at_ms > self.since_ms), tuple(at for at in self.losses if at > self.since_ms)
+        history = History(link_gen=0, link_width=gpu.pcie_width, xids=xids, missing_ms=losses)
+        self.verdict = judge(window(self.samples, equals_mhz), history, CODES, self.verdict, now_ms)
         self.lasting |= {finding.rule: (finding, now_ms) for finding in self.verdict.findings}
         self.lasting = {rule: kept for rule, kept in self.lasting.items() if now_ms - kept[1] < CLEAR_MS}
         now = {finding.rule for finding in self.verdict.findings}
@@ -103,7 +104,18 @@ class Watch:
         """What is wrong with the cards that were heard of since this was last asked."""
         self._place(world)
         fresh, self._fresh = self._fresh, {}
-        return {key: self.cards[key].judged(world.gpus[key], now_ms) for key in fresh if key in world.gpus}
+        there = [key for key in fresh if key in world.gpus]
+        usual = self._usual(world, there)
+        return {key: self.cards[key].judged(world.gpus[key], usual.get(_kind(world.gpus[key])), now_ms) for key in there}
+
+    def _usual(self, world: World, keys: Sequence[GpuId]) -> dict[tuple[str, int], float]:
+        """The median clock under load of equal cards at an equal power limit, where enough of them work."""
+        clocks: dict[tuple[str, int], list[float]] = {}
+        for key in keys:
+            last = self.cards[key].samples[-1]
+            if last.sm_mhz and (last.use or 0) >= LOADED_FROM:
+                clocks.setdefault(_kind(world.gpus[key]), []).append(last.sm_mhz)
+        return {kind: usual for kind, known in clocks.items() if (usual := typical(known))}
 
     def latest(self, gpu_id: GpuId) -> Sample | None:
         """The last reading of a card, None where there never was one."""
@@ -127,6 +139,10 @@ class Watch:
                 if gpu and slot(gpu.pci_bus) == xid.slot:
                     self.cards[gpu_id].xids.append(msgspec.structs.replace(xid, work=_holder(world, gpu)))
                     self._fresh[gpu_id] = None
+
+
+def _kind(gpu: Gpu) -> tuple[str, int]:
+    return gpu.model, gpu.max_w
 
 
 def _holder(world: World, gpu: Gpu) -> str:

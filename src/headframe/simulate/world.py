@@ -385,7 +385,8 @@ class Simulation:
         self._at(self.at_ms + MS_PER_HOUR, self._mended)
 
     def _mended(self) -> None:
-        """Somebody has been to every card: checks are over by now, and what is out goes back."""
+        """Somebody has been to every card: checks are over by now, and what is out goes back. Work that waits for credit gets it."""
+        self._do(GrantCredit(project_id=ProjectId("pr-0"), amount_nano=100_000 * NANO_PER_USD, memo="", id="calm"))
         for card in self.store.load().rows:
             if isinstance(card, Gpu) and card.state is GpuState.SUSPECT:
                 self._do(MoveGpu(gpu_id=card.id, enable=True, by=KeyId("op")))
