@@ -30,6 +30,7 @@ from headframe.server.workload_file import Parsed, parse
 from headframe.store.base import Query
 
 FOLLOW_S = 0.15
+STILL_HERE_S = 5.0
 LOG_PAGE = 1000
 Limit = Annotated[int, Parameter(ge=1, le=500)]
 
@@ -127,7 +128,7 @@ async def follow(
 
 
 async def _follow(context: Context, key: WorkloadId, attempt: int, after: int) -> AsyncIterator[ServerSentEventMessage]:
-    told = ""
+    told, quiet_s = "", 0.0
     while True:
         row = found(await current(context, key), "such workload")
         page = await log_page(context, row, attempt, after, LOG_PAGE)
@@ -139,7 +140,12 @@ async def _follow(context: Context, key: WorkloadId, attempt: int, after: int) -
             told = state
             yield ServerSentEventMessage(event="state", data=_text(_view(context, context.world, row)))
         if page.lines:
+            quiet_s = 0.0
             continue
+        if quiet_s >= STILL_HERE_S:  # a proxy or a client would take a longer silence for a lost link
+            quiet_s = 0.0
+            yield ServerSentEventMessage(comment="still here")
+        quiet_s += FOLLOW_S
         if page.done and row.attempt > attempt:
             attempt, after = attempt + 1, 0
         elif page.done and row.state in WORKLOAD_ENDS:
