@@ -7,9 +7,22 @@ import msgspec
 from headframe.model.fleet import Grade
 
 
-class Inventory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Errors(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a card with ECC counts since its driver was loaded, and what its driver asks for (NVML field 230)."""
+
+    ecc_uncorrected: int | None = None
+    ecc_corrected: int | None = None
+    remap_pending: bool | None = None
+    remap_failed: bool | None = None
+    sram_threshold: bool | None = None
+    retired_pages: int | None = None
+    retired_pending: bool | None = None
+    recovery_action: int | None = None
+
+
+class Inventory(Errors, frozen=True, kw_only=True, omit_defaults=True):
     """What a card says of itself at rest. `slot` is its place on the bus; offsets are in MHz above the maker's clocks, as miners
-    set them; counters are totals since the driver was loaded.
+    set them.
     """
 
     model: str
@@ -27,14 +40,6 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     core_offset_mhz: int | None = None
     memory_offset_mhz: int | None = None
     ecc: bool | None = None
-    ecc_uncorrected: int | None = None
-    ecc_corrected: int | None = None
-    remap_pending: bool | None = None
-    remap_failed: bool | None = None
-    sram_threshold: bool | None = None
-    retired_pages: int | None = None
-    retired_pending: bool | None = None
-    recovery_action: int | None = None
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -87,7 +92,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cpu_errors: int | None = None
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Sample(Errors, frozen=True, kw_only=True, omit_defaults=True):
     """One reading of a card in service, by the node's clock. `reasons` is NVML's mask of why clocks are held back, `use` and `fan` are
     parts of 1, counters are totals, `answer_ms` is how long the driver took; what was not read is None.
     """
@@ -111,17 +116,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     link_gen: int | None = None
     link_width: int | None = None
     replays: int | None = None
-    ecc_uncorrected: int | None = None
-    ecc_corrected: int | None = None
-    remap_pending: bool | None = None
-    remap_failed: bool | None = None
-    sram_threshold: bool | None = None
-    retired_pages: int | None = None
-    retired_pending: bool | None = None
-    recovery_action: int | None = None
 
 
-class Watched(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Watched(Errors, frozen=True, kw_only=True, omit_defaults=True):
     """A card in service over a short window: the worst of each reading. Shares are of the samples, rates per minute or second."""
 
     present: bool = True
@@ -141,13 +138,6 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     replays_min: float | None = None
     nvlink_crc_s: float | None = None
     nvlinks_down: int | None = None
-    ecc_uncorrected: int | None = None
-    ecc_corrected: int | None = None
-    remap_pending: bool | None = None
-    remap_failed: bool | None = None
-    sram_threshold: bool | None = None
-    retired_pages: int | None = None
-    recovery_action: int | None = None
     answer_s: float | None = None
 
 
