@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from headframe.agent.host import host
-from headframe.agent.nvml import inventory, opened, text
+from headframe.agent.nvml import inventory, opened, uuid
 from headframe.agent.probe import usable_memory_mib
-from headframe.agent.watch import KERNEL_LOG, reports
+from headframe.agent.watch import KERNEL_LOG, LINE_BYTES_MAX, line_within, reports
 from headframe.health.watch import window
 from headframe.model.health import CardFacts, Depth, HostFacts, Inventory, Measured, Sample, Step, Xid
 
@@ -24,7 +24,6 @@ SILENT_S = {Depth.QUICK: 90.0, Depth.FULL: 2400.0}
 """A child that has said nothing for so long hangs: its longest step, with room for slow cards."""
 KILL_S = 10.0
 SAMPLE_S = 1.0
-_LINE_BYTES_MAX = 1 << 20
 
 Told = Callable[[Step], None]
 _NOTHING = msgspec.structs.asdict(Measured())
@@ -72,7 +71,7 @@ def list_cards() -> list[Card]:
 def _card(nvml: Any, index: int) -> Card:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        return Card(gpu_id=text(nvml.nvmlDeviceGetUUID(handle)), index=index, said=inventory(nvml, handle))
+        return Card(gpu_id=uuid(nvml, handle), index=index, said=inventory(nvml, handle))
     except nvml.NVMLError as error:
         gone = Measured(lost=True)
         return Card(gpu_id=f"card-{index}", index=index, said=Inventory(model="unknown", memory_mib=0), measured=gone, notes=(str(error),))
@@ -92,12 +91,12 @@ async def _work(cards: Sequence[Card], depth: Depth, told: Told, extra: Sequence
         return
     command = [sys.executable, "-m", "headframe.agent.steps", "--cards", str(len(there)), "--depth", depth, *extra]
     child = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, limit=_LINE_BYTES_MAX,
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, limit=LINE_BYTES_MAX,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(card.gpu_id for card in there)},
     )  # fmt: skip
     assert child.stdout is not None
     assert child.stderr is not None
-    complaint = asyncio.ensure_future(child.stderr.read(_LINE_BYTES_MAX))
+    complaint = asyncio.ensure_future(child.stderr.read(LINE_BYTES_MAX))
     hung = False
     try:
         async for step in _steps(child.stdout, SILENT_S[depth]):
@@ -114,10 +113,7 @@ async def _work(cards: Sequence[Card], depth: Depth, told: Told, extra: Sequence
 
 async def _steps(stream: asyncio.StreamReader, silent_s: float) -> AsyncIterator[Step]:
     while True:
-        try:
-            line = await asyncio.wait_for(stream.readline(), silent_s)
-        except TimeoutError:
-            return
+        line = await line_within(stream, silent_s)
         if not line:
             return
         with contextlib.suppress(msgspec.DecodeError):  # a library that prints is not our child speaking

@@ -126,6 +126,11 @@ def asked(table: Mapping[str, Read], nvml: Any, card: Any) -> dict[str, Any]:
     return known
 
 
+def uuid(nvml: Any, card: Any) -> str:
+    """What a card is known by."""
+    return text(nvml.nvmlDeviceGetUUID(card))
+
+
 def text(value: bytes | str) -> str:
     """NVML's strings, bytes in some versions."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

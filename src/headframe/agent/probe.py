@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from headframe.agent.nvml import Read, asked, inventory, opened, text
+from headframe.agent.nvml import Read, asked, inventory, opened, text, uuid
 from headframe.model.command import Enrol
 from headframe.model.fleet import Gpu, Node, Sharing
 from headframe.model.ids import GpuId, NodeId, RackId, SiteId
@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 SHARING = {0: Sharing.TIME_SLICE, 2: Sharing.EXCLUSIVE, 3: Sharing.EXCLUSIVE}
 """By NVML's compute mode; in 2 (prohibited) and 3 (one process) a card takes one holder at most."""
 _PLACED: dict[str, Read] = {
-    "id": lambda nvml, card: text(nvml.nvmlDeviceGetUUID(card)),
+    "id": uuid,
     "pci_bus": lambda nvml, card: text(nvml.nvmlDeviceGetPciInfo(card).busId),
     "pcie_width": lambda nvml, card: nvml.nvmlDeviceGetCurrPcieLinkWidth(card),
     "sharing": lambda nvml, card: SHARING.get(nvml.nvmlDeviceGetComputeMode(card), Sharing.TIME_SLICE),

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from headframe.agent.nvml import INVENTORY, asked, opened, sample, text
+from headframe.agent.nvml import opened, sample, uuid
 from headframe.health.xid import read
 from headframe.model.health import Report, Sample, Xid
 
@@ -29,7 +29,7 @@ SILENT_S = 35.0
 AGAIN_S = 60.0
 KERNEL_LOG = Path("/dev/kmsg")
 CHUNK_BYTES = 8192
-_LINE_BYTES_MAX = 1 << 20
+LINE_BYTES_MAX = 1 << 20
 
 
 async def reports(interval_s: float = INTERVAL_S, kernel_log: Path = KERNEL_LOG) -> AsyncIterator[Report]:
@@ -37,13 +37,11 @@ async def reports(interval_s: float = INTERVAL_S, kernel_log: Path = KERNEL_LOG)
     known: tuple[str, ...] = ()
     while True:
         command = [sys.executable, "-m", "headframe.agent.watch", str(interval_s), str(kernel_log)]
-        child = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, limit=_LINE_BYTES_MAX
-        )
+        child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, limit=LINE_BYTES_MAX)
         assert child.stdout is not None
         try:
             while True:
-                line = await _line(child.stdout, SILENT_S + interval_s)
+                line = await line_within(child.stdout, SILENT_S + interval_s)
                 if line is None:  # wedged: said of all cards, for it is not known which
                     yield Report(samples=tuple(Sample(gpu_id=key, at_ms=0, answer_ms=int(SILENT_S * 1000)) for key in known))
                     break
@@ -61,7 +59,8 @@ async def reports(interval_s: float = INTERVAL_S, kernel_log: Path = KERNEL_LOG)
         await asyncio.sleep(AGAIN_S)
 
 
-async def _line(stream: asyncio.StreamReader, limit_s: float) -> bytes | None:
+async def line_within(stream: asyncio.StreamReader, limit_s: float) -> bytes | None:
+    """The next line, empty at the end; None where it takes longer than `limit_s`."""
     try:
         return await asyncio.wait_for(stream.readline(), limit_s)
     except TimeoutError:
@@ -132,12 +131,10 @@ def watch(interval_s: float, kernel_log: Path) -> None:
 
 def _cards(nvml: Any) -> dict[int, str]:
     """The cards there were at the start, by index."""
-    uuid = {"id": lambda nvml, card: text(nvml.nvmlDeviceGetUUID(card))}
     found: dict[int, str] = {}
     for index in range(nvml.nvmlDeviceGetCount()):
         with contextlib.suppress(nvml.NVMLError):
-            known = asked({**uuid, "slot": INVENTORY["slot"]}, nvml, nvml.nvmlDeviceGetHandleByIndex(index))
-            found |= {index: known["id"]} if "id" in known else {}
+            found[index] = uuid(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
     return found
 
 

@@ -12,7 +12,7 @@ from headframe.cli.jobs import Json
 from headframe.cli.session import err, fail, out, show, table
 from headframe.data import text
 from headframe.health.catalogue import catalogue
-from headframe.health.grade import examined
+from headframe.health.grade import examined, half_tflops
 from headframe.model.health import CardCheck, Depth, NodeCheck, Step
 from headframe.model.units import mib
 
@@ -58,7 +58,7 @@ def _people(done: NodeCheck) -> None:
     shown = table(">#", "GPU", ">memory", "link", ">from host", ">memory speed", ">16 bit", "grade")
     for each in done.cards:
         shown.add_row(str(each.facts.index), each.model or each.facts.card.model, mib(each.facts.card.memory_mib), _link(each), _rate(each.facts.measured.h2d_gb_s, "GB/s"),
-                      _rate(each.facts.measured.memory_gb_s, "GB/s"), _rate(_half(each), "TFLOP/s"), each.grading.grade)  # fmt: skip
+                      _rate(each.facts.measured.memory_gb_s, "GB/s"), _rate(half_tflops(each.facts.measured), "TFLOP/s"), each.grading.grade)  # fmt: skip
     if done.cards:
         out.print(shown)
     for each in done.cards:
@@ -82,11 +82,6 @@ def _reasons(what: str, reasons: list[str], raises: tuple[str, ...]) -> None:
 def _link(each: CardCheck) -> str:
     measured = each.facts.measured
     return f"gen{measured.link_gen} x{measured.link_width}" if measured.link_gen and measured.link_width else "–"
-
-
-def _half(each: CardCheck) -> float | None:
-    rates = each.facts.measured.tflops or {}
-    return max((rate for dtype, rate in rates.items() if dtype.endswith("16")), default=None)
 
 
 def _rate(value: float | None, unit: str) -> str:

@@ -1,7 +1,6 @@
 """node, gpu: machines and cards, what is wrong with them, and in and out of service."""
 
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -12,7 +11,7 @@ from headframe.cli.jobs import Json
 from headframe.cli.session import client, err, fail, out, seconds, show, table, watts
 from headframe.model.api import CheckBody, EnableBody, GpuBody, NodeBody, NodeReadings, NodeView, ServiceBody
 from headframe.model.fleet import Gpu, Grade, Sharing
-from headframe.model.health import Depth, Sample
+from headframe.model.health import Depth
 from headframe.model.states import GpuState, NodeState, Service
 from headframe.model.units import MILLI, counted, gpus, mib
 
@@ -45,7 +44,7 @@ def node_qualify(
 ) -> None:  # fmt: skip
     """Check a machine's cards that hold no work, and grade them anew."""
     with client() as cloud:
-        made, said = cloud.check_node(name, CheckBody(depth=depth)), None
+        made = cloud.check_node(name, CheckBody(depth=depth))
         testing = {card.id for card in made.gpus if card.state is GpuState.TESTING}
         with err.status(f"{made.node.name}: checking {counted(len(testing), 'card')}"):
             while wait and any(card.state is GpuState.TESTING for card in made.gpus if card.id in testing):
@@ -115,10 +114,10 @@ def gpu_show(uuid: str, *, json: Json = False) -> None:
     """One card."""
     with client() as cloud:
         found = next((gpu for row in cloud.nodes() for gpu in row.gpus if gpu.id == uuid), None)
-        said = cloud.readings(found.node_id) if found else None
-    if found is None:
-        fail(f"no GPU {uuid!r}", "list them: `headframe node show NAME`", 3)
-    show(found, json, lambda: _show_gpus((found,), {reading.gpu_id: reading.sample for reading in (said.items if said else ()) if reading.sample}))
+        if found is None:
+            fail(f"no GPU {uuid!r}", "list them: `headframe node show NAME`", 3)
+        said = cloud.readings(found.node_id)
+    show(found, json, lambda: _show_gpus((found,), said))
 
 
 @gpu_app.command("disable")
@@ -163,17 +162,18 @@ def _show_node(found: NodeView, said: NodeReadings) -> None:
     out.print(f"{gpus(found.gpu_free_milli)} of {len(found.gpus)} GPUs free, {found.cpu_free_milli / MILLI:g} of {node.cpu_milli / MILLI:g} cores, "
               f"{mib(found.memory_free_mib)} of {mib(node.memory_mib)} memory, {node.os}, in {node.rack_id}", style="dim", markup=False)  # fmt: skip
     if found.gpus:
-        _show_gpus(found.gpus, {reading.gpu_id: reading.sample for reading in said.items if reading.sample})
+        _show_gpus(found.gpus, said)
     for allocation in found.allocations:
         out.print(f"{allocation.workload_id}: {allocation.state}, attempt {allocation.attempt}", markup=False)
 
 
-def _show_gpus(cards: tuple[Gpu, ...], said: Mapping[str, Sample]) -> None:
+def _show_gpus(cards: tuple[Gpu, ...], said: NodeReadings) -> None:
+    latest = {reading.gpu_id: reading.sample for reading in said.items}
     shown = table(">#", "GPU", ">memory", "link", ">°C", ">W", ">use", "grade", "state", "id")
     for card in cards:
         link = f"{f'gen{card.pcie_gen} ' if card.pcie_gen else ''}x{card.pcie_width}" if card.pcie_width else "–"
         state = card.state if card.state is GpuState.READY or not card.why else f"{card.state}: {card.why}"
-        sample = said.get(card.id)
+        sample = latest.get(card.id)
         read = (_told(sample.temperature_c), _told(sample.power_w), _told(sample.use, "%")) if sample else ("–", "–", "–")
         shown.add_row(str(card.index), card.model, mib(card.memory_mib), link, *read, card.grade, state, card.id)
     out.print(shown)

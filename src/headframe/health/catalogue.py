@@ -9,26 +9,10 @@ import msgspec
 
 from headframe.model.health import Inventory
 
-_NOISE = frozenset(
-    [
-        "NVIDIA",
-        "AMD",
-        "ATI",
-        "GEFORCE",
-        "TESLA",
-        "RADEON",
-        "INSTINCT",
-        "QUADRO",
-        "GENERATION",
-        "EDITION",
-        "SERVER",
-        "WORKSTATION",
-        "GPU",
-        "GRAPHICS",
-        "SERIES",
-        "CORPORATION",
-    ]
-)
+_NOISE = frozenset([
+    "NVIDIA", "AMD", "ATI", "GEFORCE", "TESLA", "RADEON", "INSTINCT", "QUADRO", "GENERATION", "EDITION", "SERVER", "WORKSTATION", "GPU", "GRAPHICS",
+    "SERIES", "CORPORATION",
+])  # fmt: skip
 _MEMORY = re.compile(r"(\d+)GB?")
 _FORM = re.compile(r"PCIE|SXM\d?|NVL")
 _KIND = re.compile(r"HBM\w*|GDDR\w*")
@@ -41,18 +25,14 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     vendor: str
-    architecture: str
     capability: str
     memory_gib: float
     memory_type: str
     memory_gb_s: float | None
     half_tflops: float | None
     fp32_tflops: float | None
-    tdp_w: float | None
     pcie_gen: int | None
     pcie_lanes: int | None
-    ecc: bool | None
-    quirks: str
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,11 +52,10 @@ def catalogue(text: str) -> tuple[Model, ...]:
 def _model(row: dict[str, str]) -> Model:
     gen, lanes = _number(row["pcie_gen"]), _number(row["pcie_lanes"])
     return Model(
-        name=row["model"], vendor=row["vendor"].lower(), architecture=row["architecture"], capability=row["compute_capability_or_gfx"],
+        name=row["model"], vendor=row["vendor"].lower(), capability=row["compute_capability_or_gfx"],
         memory_gib=float(row["vram_gib"]), memory_type=row["memory_type"], memory_gb_s=_number(row["memory_bandwidth_gb_s"]),
-        half_tflops=_number(row["fp16_tensor_tflops_dense"]), fp32_tflops=_number(row["fp32_tflops"]), tdp_w=_number(row["tdp_w"]),
+        half_tflops=_number(row["fp16_tensor_tflops_dense"]), fp32_tflops=_number(row["fp32_tflops"]),
         pcie_gen=None if gen is None else int(gen), pcie_lanes=None if lanes is None else int(lanes),
-        ecc={"yes": True, "no": False}.get(row["ecc"]), quirks=row["quirks"],
     )  # fmt: skip
 
 

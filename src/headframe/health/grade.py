@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from headframe.health.catalogue import Claim, Model, claim
-from headframe.health.rules import NODE_RULES, RULES, Rule
+from headframe.health.rules import NODE_RULES, RULES, Rule, fired, told
 from headframe.health.xid import slot
 from headframe.model.fleet import Gpu, Grade, Graded
 from headframe.model.health import CardCheck, CardFacts, Cause, Finding, Grading, Host, HostFacts, Inventory, Measured, NodeCheck
@@ -20,7 +20,8 @@ VALID_MS = 30 * 24 * MS_PER_HOUR
 """A grade is good for so long (ours): cards age, and dust settles."""
 PEERS_LEAST = 8
 """So many results of equal cards replace the maker's figures (SuperBench learns its baseline likewise)."""
-NEEDED = {"h2d_gb_s": "copies from the host", "memory_gb_s": "memory bandwidth", "tflops": "matrix products", "soak_loss": "the soak"}
+NEEDED = {"h2d_gb_s": "copies from the host", "memory_gb_s": "memory bandwidth", "tflops": "matrix products", "soak_loss": "the soak",
+          "pattern_errors": "memory patterns"}  # fmt: skip
 LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938}
 """What one lane carries by PCIe generation, each way, in theory."""
 LINK_SHARE = 0.85
@@ -153,12 +154,7 @@ def _share(have: float | None, whole: float | None) -> float | None:
 
 
 def _findings(values: Mapping[str, float | None], rules: Sequence[Rule]) -> tuple[Finding, ...]:
-    fired = [rule for rule in rules if (value := values[rule.datum]) is not None and rule.fires(value)]
-    fired.sort(key=lambda rule: -_RANK[_cap(rule)])  # worst first; a stable sort keeps the table's order within
-    told: dict[str, Finding] = {}
-    for rule in fired:  # the worst rule of a reading speaks for the milder ones
-        told.setdefault(rule.datum, _finding(rule, values[rule.datum] or 0))
-    return tuple(told.values())
+    return told(sorted(fired(rules, values), key=lambda rule: -_RANK[_cap(rule)]), values)  # stable: the table's order within
 
 
 def _cap(rule: Rule) -> Grade:
@@ -166,17 +162,11 @@ def _cap(rule: Rule) -> Grade:
     return rule.leaves
 
 
-def _finding(rule: Rule, value: float) -> Finding:
-    need = rule.need.format(rule.limit)
-    return Finding(rule=rule.name, cause=rule.cause, have=rule.have.format(value), need=need, why=rule.why, source=rule.source, cap=_cap(rule))
-
-
 def _known(case: Case, rules: Sequence[Rule]) -> tuple[Finding, ...]:
     """All findings, contradictions in the card's own words; first what has no result, unless the card is condemned without it."""
     said = {"chip": case.claim.wrong_chip, "memory-odd": case.claim.wrong_memory, "device-error": case.measured.device_error}
     found = [msgspec.structs.replace(each, have=said.get(each.rule) or each.have) for each in _findings(readings(case), rules)]
     missing = [what for datum, what in NEEDED.items() if getattr(case.measured, datum) is None]
-    missing += ["memory patterns"] if case.measured.pattern_errors is None else []
     condemned = any(each.cap in {Grade.REJECT, Grade.MINING_ONLY} for each in found)
     if missing and not condemned:
         none = Finding(rule="unmeasured", cause=Cause.UNMEASURED, have=f"no result of {', '.join(missing)}", need="", source="ours", cap=Grade.UNMEASURED,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from headframe.health.grade import numbers
-from headframe.health.rules import WATCH_RULES, Rule
+from headframe.health.rules import WATCH_RULES, Rule, fired, told
 from headframe.health.xid import Code, blamed
 from headframe.model.health import Cause, Finding, History, Level, Watched, Xid
 from headframe.model.units import MS_PER_HOUR
@@ -44,13 +44,10 @@ def judge(
 ) -> Verdict:
     """The verdict on one card. Times of the record that lie in the future (a clock that was set back) count as now."""
     values = _readings(watched, history, now_ms)
-    fired = [rule for rule in rules if (value := values[rule.datum]) is not None and rule.fires(value)]
-    since = {rule.name: min(before.since_ms.get(rule.name, now_ms), now_ms) for rule in fired}
-    held = [rule for rule in fired if now_ms - since[rule.name] >= rule.hold_ms]
-    told: dict[str, Finding] = {}
-    for rule in held:
-        told.setdefault(rule.datum, _finding(rule, values[rule.datum] or 0))
-    findings = [*told.values(), *_of_xids(history.xids, codes, now_ms)]
+    tripped = fired(rules, values)
+    since = {rule.name: min(before.since_ms.get(rule.name, now_ms), now_ms) for rule in tripped}
+    held = [rule for rule in tripped if now_ms - since[rule.name] >= rule.hold_ms]
+    findings = [*told(held, values), *_of_xids(history.xids, codes, now_ms)]
     return Verdict(findings=tuple(sorted(findings, key=lambda each: each.level is not Level.BAD)), since_ms=since)
 
 
@@ -86,12 +83,6 @@ def _power_odd(watched: Watched) -> float | None:
         return None
     share = watched.power_w / watched.power_limit_w
     return share if share > POWER_MOST else 0
-
-
-def _finding(rule: Rule, value: float) -> Finding:
-    assert isinstance(rule.leaves, Level), f"{rule.name} is no rule of service"
-    return Finding(rule=rule.name, cause=rule.cause, have=rule.have.format(value), need=rule.need.format(rule.limit), why=rule.why,
-                   source=rule.source, level=rule.leaves, mend=rule.mend)  # fmt: skip
 
 
 def _of_xids(xids: Sequence[Xid], codes: Mapping[int, Code], now_ms: int) -> Iterator[Finding]:

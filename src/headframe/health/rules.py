@@ -6,14 +6,14 @@ rule's source is "ours", no vendor or published practice gives a value.
 
 import operator
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Grade
-from headframe.model.health import Cause, Level
+from headframe.model.health import Cause, Finding, Level
 
 _C, _G = Cause, Grade
 _COMPARE = {"<": operator.lt, ">": operator.gt, "≤": operator.le, "≥": operator.ge}
@@ -40,6 +40,25 @@ class Rule(msgspec.Struct, frozen=True):
     def fires(self, value: float) -> bool:
         """Whether a reading trips it."""
         return bool(_COMPARE[self.when](value, self.limit))
+
+    def found(self, value: float) -> Finding:
+        """What it says of a reading."""
+        cap, level = (self.leaves, None) if isinstance(self.leaves, Grade) else (None, self.leaves)
+        return Finding(rule=self.name, cause=self.cause, have=self.have.format(value), need=self.need.format(self.limit), why=self.why,
+                       source=self.source, cap=cap, level=level, mend=self.mend)  # fmt: skip
+
+
+def fired(rules: Iterable[Rule], values: Mapping[str, float | None]) -> list[Rule]:
+    """The rules that these readings trip; what is not known trips none."""
+    return [rule for rule in rules if (value := values[rule.datum]) is not None and rule.fires(value)]
+
+
+def told(rules: Iterable[Rule], values: Mapping[str, float | None]) -> tuple[Finding, ...]:
+    """The findings of rules that fired, worst first: the first rule of a reading speaks for the milder ones."""
+    first: dict[str, Rule] = {}
+    for rule in rules:
+        first.setdefault(rule.datum, rule)
+    return tuple(rule.found(values[rule.datum] or 0) for rule in first.values())
 
 
 _WRONG = "no workload tolerates wrong results"

@@ -1,8 +1,9 @@
 """Readings of a card in service, gathered into the window that is judged: shares of the samples, rates between the first and the last."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from headframe.model.health import Sample, Watched
+from headframe.model.health import Errors, Sample, Watched
 
 SLOWDOWN, SOFTWARE_THERMAL, HARDWARE_THERMAL, POWER_BRAKE = 0x8, 0x20, 0x40, 0x80
 """NVML's reasons for held-back clocks (nvml.h); 0x20 covers the memory too."""
@@ -22,10 +23,7 @@ def window(samples: Sequence[Sample], equals_mhz: float | None = None) -> Watche
         software_thermal=_share(loaded, SOFTWARE_THERMAL), hardware_thermal=_share(there, HARDWARE_THERMAL),
         hardware_slowdown=_share(there, SLOWDOWN), power_brake=_share(there, POWER_BRAKE),
         clock_share=_clock(loaded, equals_mhz), link_gen=_most(loaded, lambda each: each.link_gen), link_width=_most(loaded, lambda each: each.link_width),
-        replays_min=_rate(there, lambda each: each.replays), recovery_action=_latest(there, lambda each: each.recovery_action),
-        ecc_uncorrected=_latest(there, lambda each: each.ecc_uncorrected), ecc_corrected=_latest(there, lambda each: each.ecc_corrected),
-        remap_pending=_flag(there, lambda each: each.remap_pending), remap_failed=_flag(there, lambda each: each.remap_failed),
-        sram_threshold=_flag(there, lambda each: each.sram_threshold), retired_pages=_latest(there, lambda each: each.retired_pages),
+        replays_min=_rate(there, lambda each: each.replays), **_errors(there),
     )  # fmt: skip
 
 
@@ -41,8 +39,9 @@ def _latest(samples: Sequence[Sample], datum: Callable[[Sample], int | float | N
     return round(known[-1]) if (known := _known(samples, datum)) else None
 
 
-def _flag(samples: Sequence[Sample], datum: Callable[[Sample], bool | None]) -> bool | None:
-    return bool(known[-1]) if (known := _known(samples, datum)) else None
+def _errors(samples: Sequence[Sample]) -> dict[str, Any]:
+    """The last known of each counter and flag."""
+    return {name: value for each in samples for name in Errors.__struct_fields__ if (value := getattr(each, name)) is not None}
 
 
 def _share(samples: Sequence[Sample], reason: int) -> float | None:

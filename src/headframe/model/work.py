@@ -192,6 +192,10 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True, tag="allocation"):
         """Thousandths of GPUs held on all nodes together."""
         return sum(share.milli for part in self.parts for share in part.shares)
 
+    def holds(self, gpu: GpuId) -> bool:
+        """Whether it has a share of this card."""
+        return any(share.gpu_id == gpu for part in self.parts for share in part.shares)
+
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """Why `nodes` candidates said no: the rule, what is needed, the best there is, and what would change it."""

@@ -280,6 +280,19 @@ class World:
         """All price lists, oldest first."""
         return sorted(self.price_lists.values(), key=lambda prices: prices.version)
 
+    def named(self, gpu: Gpu) -> str:
+        """A card for people: its machine's name and its number there."""
+        return f"{self.nodes[gpu.node_id].name} GPU {gpu.index}"
+
+    def person(self, key: KeyId) -> str:
+        """Who acts with a key, by the key's name."""
+        return self.keys[key].name if key in self.keys else key
+
+    def holders(self, gpu: Gpu) -> list[Allocation]:
+        """Who holds some of a card, in id order."""
+        there = self.on_node.get(gpu.node_id, {})
+        return [there[key] for key in sorted(there) if there[key].holds(gpu.id)]
+
     def live(self) -> list[Allocation]:
         """Allocations that hold GPUs, in id order."""
         return [self.held[key] for key in sorted(self.held)]

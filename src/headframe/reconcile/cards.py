@@ -16,8 +16,7 @@ from headframe.model.states import GpuState, Reason
 from headframe.model.units import counted
 from headframe.model.work import Facts
 from headframe.model.world import World
-from headframe.reconcile.jobs import stop
-from headframe.reconcile.nodes import leaving
+from headframe.reconcile.nodes import vacate
 
 TAKEN_SHARE = 10
 """Of so many cards of a site one may be taken without a person (NVSentinel's circuit breaker is a share likewise)."""
@@ -56,11 +55,8 @@ def _suspect(world: World, gpu: Gpu, worst: Finding, now_ms: int) -> Iterator[Dr
     after = msgspec.structs.replace(
         gpu, state=GpuState.SUSPECT, why=f"{text}; {worst.mend}" if worst.mend else text, concern=text, concern_rule=worst.rule
     )
-    where = f"{world.nodes[gpu.node_id].name} GPU {gpu.index}"
-    yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{where}: suspect, {text} ({worst.source})", rows=(after,))
-    for allocation in leaving(world, gpu.node_id):
-        if any(share.gpu_id == gpu.id for part in allocation.parts for share in part.shares):
-            yield stop(world, allocation, Reason.NODE_FAULT, now_ms)
+    yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{world.named(gpu)}: suspect, {text} ({worst.source})", rows=(after,))
+    yield from vacate(world, world.holders(gpu), Reason.NODE_FAULT, now_ms)
 
 
 def _noted(world: World, gpu: Gpu, found: Sequence[Finding], left: str) -> Iterator[Draft]:
@@ -70,8 +66,7 @@ def _noted(world: World, gpu: Gpu, found: Sequence[Finding], left: str) -> Itera
         return
     concern = f"{found[0]}{f' ({left})' if left else ''}" if found else ""
     after = msgspec.structs.replace(gpu, concern=concern, concern_rule=rule)
-    text = f"{world.nodes[gpu.node_id].name} GPU {gpu.index}: {concern or 'well again'}"
-    yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=text, rows=(after,))
+    yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{world.named(gpu)}: {concern or 'well again'}", rows=(after,))
 
 
 def _counts(world: World, site: Site) -> list[int]:

@@ -4,13 +4,12 @@ A node that is not heard of may still be running its work (a partition looks lik
 ended here: they keep their GPUs until the engine, which alone can be certain, says that they have ended.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Node
-from headframe.model.ids import NodeId
 from headframe.model.states import AllocationState, NodeState, Reason
 from headframe.model.units import duration
 from headframe.model.work import Allocation, Facts
@@ -45,11 +44,12 @@ def _drained(world: World, node: Node, now_ms: int) -> Iterator[Draft]:
         empty = msgspec.structs.replace(node, state=NodeState.MAINTENANCE, drain_ms=0)
         yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{node.name}: empty, in maintenance", rows=(empty,))
     elif node.drain_ms and now_ms >= node.drain_ms:
-        for allocation in leaving(world, node.id):
-            yield stop(world, allocation, Reason.PREEMPTED, now_ms)
+        there = world.on_node[node.id]
+        yield from vacate(world, [there[key] for key in sorted(there)], Reason.PREEMPTED, now_ms)
 
 
-def leaving(world: World, node_id: NodeId) -> list[Allocation]:
-    """What holds something there and has not been told to stop, in id order."""
-    there = world.on_node.get(node_id, {})
-    return [there[key] for key in sorted(there) if there[key].state is not AllocationState.STOPPING]
+def vacate(world: World, holders: Iterable[Allocation], because: Reason, now_ms: int) -> Iterator[Draft]:
+    """Tell those to stop that have not been told yet."""
+    for allocation in holders:
+        if allocation.state is not AllocationState.STOPPING:
+            yield stop(world, allocation, because, now_ms)

@@ -153,21 +153,8 @@ def _merged(known: Gpu | None, gpu: Gpu) -> Gpu:
     return msgspec.structs.replace(known, sharing=sharing, **{name: getattr(gpu, name) for name in _FOUND})
 
 
-_FOUND = (
-    "node_id",
-    "index",
-    "model",
-    "memory_mib",
-    "compute_capability",
-    "pci_bus",
-    "driver",
-    "vbios",
-    "pcie_gen",
-    "pcie_width",
-    "p2p",
-    "mig",
-    "max_w",
-)
+_FOUND = ("node_id", "index", "model", "memory_mib", "compute_capability", "pci_bus", "driver", "vbios", "pcie_gen", "pcie_width", "p2p",
+          "mig", "max_w")  # fmt: skip
 """What a machine finds of a card each time; all else was said or concluded, and is kept."""
 
 

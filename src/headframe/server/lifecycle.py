@@ -15,8 +15,7 @@ from headframe.model.fleet import Node
 from headframe.model.states import GPU_MOVES, NODE_MOVES, GpuState, NodeState, Reason, Service
 from headframe.model.units import counted
 from headframe.model.world import World
-from headframe.reconcile.jobs import stop
-from headframe.reconcile.nodes import leaving
+from headframe.reconcile.nodes import vacate
 
 _OUT = frozenset({NodeState.MAINTENANCE, NodeState.QUARANTINED})
 
@@ -85,22 +84,18 @@ def _said(world: World, node: Node, what: str, command: MoveNode) -> Draft:
 
 def _because(world: World, command: MoveNode | MoveGpu) -> str:
     """Who, and why if they said so."""
-    by = world.keys[command.by].name if command.by in world.keys else command.by
-    return f" (by {by}{f': {command.why}' if command.why else ''})"
+    return f" (by {world.person(command.by)}{f': {command.why}' if command.why else ''})"
 
 
 def _gpu(world: World, command: MoveGpu, now_ms: int) -> Iterator[Draft]:
     gpu = world.gpus[command.gpu_id]
     doors = (GpuState.TESTING, GpuState.READY) if command.enable else (GpuState.SUSPECT,)
     why = "" if command.enable else command.why or "disabled"
-    node = world.nodes[gpu.node_id].name
     for door in doors if gpu.state is not doors[-1] else ():
         if door not in GPU_MOVES[gpu.state]:
             raise Conflicting(f"{gpu.id} is {gpu.state}, which can't become {door}")
         gpu = msgspec.structs.replace(gpu, state=door, why=why, concern="", concern_rule="",
                                    ready_ms=now_ms if door is GpuState.READY else gpu.ready_ms)  # fmt: skip
-        yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{node} GPU {gpu.index}: {door}{_because(world, command)}", rows=(gpu,))
+        yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{world.named(gpu)}: {door}{_because(world, command)}", rows=(gpu,))
     if command.evict and not command.enable:
-        for allocation in leaving(world, gpu.node_id):
-            if any(share.gpu_id == gpu.id for part in allocation.parts for share in part.shares):
-                yield stop(world, allocation, Reason.PREEMPTED, now_ms)
+        yield from vacate(world, world.holders(gpu), Reason.PREEMPTED, now_ms)

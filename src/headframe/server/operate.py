@@ -90,9 +90,7 @@ def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
 
 
 def _set_site(world: World, command: SetSite) -> Iterator[Draft]:
-    site = world.sites.get(command.site_id)
-    if site is None:
-        raise NotFound(f"no site {command.site_id!r}", "list them: `headframe site ls`")
+    site = world.sites[command.site_id]
     if command.shadow is not None and command.shadow != site.shadow:
         does = "only tells what is wrong with cards" if command.shadow else "takes bad cards out of service"
         after = msgspec.structs.replace(site, shadow=command.shadow)

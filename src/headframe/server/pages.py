@@ -21,7 +21,7 @@ from headframe.model.people import ALLOWS, Project, Scope
 from headframe.model.states import WorkloadState
 from headframe.model.work import Allocation, Workload
 from headframe.server.api.events import event_view
-from headframe.server.api.fleet import node_view, offers
+from headframe.server.api.fleet import node_named, node_view, offers
 from headframe.server.api.money import month_invoice
 from headframe.server.api.workloads import find, log_page, view, visible_project
 from headframe.server.auth import SESSION_COOKIE, SESSION_MS, Principal, may_see, project_for
@@ -187,8 +187,7 @@ async def nodes(context: Context, request: Req) -> str:
 async def node(context: Context, request: Req, node: str) -> str:
     """One node."""
     world = context.world
-    named = next((row for row in world.nodes.values() if node in {row.id, row.name}), None)
-    item = node_view(world, found(named, f"node {node[:80]!r}"), with_work=True)
+    item = node_view(world, node_named(world, node), with_work=True)
     subjects = [item.node.id, *(gpu.id for gpu in item.gpus)]
     each = await context.read(lambda store: [event for subject in subjects for event in store.events(0, PAGE_MAX, None, subject)])
     events = sorted(each, key=lambda event: event.seq)[-PAGE_MAX:]

@@ -36,26 +36,23 @@ def qualify(world: World, command: Qualify, now_ms: int) -> Iterator[Draft]:
         raise Conflicting(f"{node.name} is {node.state}: only a ready node can be checked", f"`headframe node resume {node.name}` puts it back")
     if (HOUSE, _name(node)) in world.names:
         raise Conflicting(f"{node.name} is being checked", f"see `headframe node show {node.name}`")
-    cards = [gpu for gpu in world.node_gpus[node.id].values() if GpuState.TESTING in GPU_MOVES[gpu.state] and not _held(world, gpu)]
+    cards = [gpu for gpu in world.node_gpus[node.id].values() if GpuState.TESTING in GPU_MOVES[gpu.state] and not world.holders(gpu)]
     busy = sum(gpu.state is not GpuState.RETIRED for gpu in world.node_gpus[node.id].values()) - len(cards)
     if not cards:
-        raise Conflicting(
-            f"no card of {node.name} is free to be checked", f"drain it first: `headframe node drain {node.name}`" if busy else "it has none"
-        )
+        raise Conflicting(f"no card of {node.name} is free to be checked", "wait for its work to end" if busy else "it has none")
     left = f", {counted(busy, 'card')} with work left out" if busy else ""
-    by = world.keys[command.by].name if command.by in world.keys else command.by
     rows = (
         *([] if HOUSE in world.projects else [Project(id=HOUSE, name="house", created_ms=now_ms)]),
         *_started(world, node, cards, command, now_ms),
     )
     yield Draft(kind=Kind.WORKLOAD_STARTING, subject=command.id, project_id=HOUSE, rows=rows,
-                text=f"{node.name}: {command.depth} check of {counted(len(cards), 'card')}{left} (by {by})")  # fmt: skip
+                text=f"{node.name}: {command.depth} check of {counted(len(cards), 'card')}{left} (by {world.person(command.by)})")  # fmt: skip
 
 
 def _started(world: World, node: Node, cards: Sequence[Gpu], command: Qualify, now_ms: int) -> Iterator[Workload | Allocation | Gpu]:
     free = world.free[node.id]
     if free.cpu_milli <= 0 or free.memory_mib < MEMORY_LEAST_MIB:
-        raise Conflicting(f"{node.name} has no processor or memory to spare for a check", "wait for work to end, or drain it")
+        raise Conflicting(f"{node.name} has no processor or memory to spare for a check", "wait for work to end")
     ordered = sorted(cards, key=lambda gpu: gpu.index)
     shares = tuple(Share(gpu_id=gpu.id, index=gpu.index, model=gpu.model, milli=MILLI) for gpu in ordered)
     part = Part(rank=0, node_id=node.id, shares=shares, cpu_milli=min(free.cpu_milli, CPU_MOST_MILLI), memory_mib=min(free.memory_mib, MEMORY_MOST_MIB),
@@ -74,18 +71,11 @@ def _name(node: Node) -> str:
     return f"check-{node.id}"
 
 
-def _held(world: World, gpu: Gpu) -> bool:
-    there = world.on_node.get(gpu.node_id, {}).values()
-    return any(share.gpu_id == gpu.id for allocation in there for part in allocation.parts for share in part.shares)
-
-
 def graded(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
     """What checks that have just ended found: to be decided before their end is."""
     for seen in facts.observations:
-        allocation = world.allocations.get(seen.allocation_id)
-        if allocation is None or seen.state is not AllocationState.ENDED or allocation.state is AllocationState.ENDED:
-            continue
-        if world.workloads[allocation.workload_id].spec.type == CHECK:
+        if seen.state is AllocationState.ENDED and is_check(world, seen.allocation_id):
+            allocation = world.allocations[seen.allocation_id]
             yield from _ended(world, allocation, facts.checked.get(allocation.id, ()), seen.detail, now_ms)
 
 
@@ -103,7 +93,7 @@ def _ended(world: World, allocation: Allocation, found: Sequence[CardFacts | Hos
 
 def _after(world: World, gpu: Gpu, check: CardCheck | None, host: HostFacts | None, detail: str, now_ms: int) -> Draft:
     """The card with its new grade. One without a result keeps its grade, and the state it had: what was suspect says why."""
-    where = f"{world.nodes[gpu.node_id].name} GPU {gpu.index}"
+    where = world.named(gpu)
     before = GpuState.SUSPECT if gpu.why else GpuState.READY
     if check is None or host is None:
         row = msgspec.structs.replace(gpu, state=before)
@@ -140,7 +130,7 @@ def expired(world: World, now_ms: int) -> Iterator[Draft]:
         if why and gpu.graded:
             again = f"it has to be measured again: `headframe node qualify {world.nodes[gpu.node_id].name}`"
             row = msgspec.structs.replace(gpu, grade=Grade.UNMEASURED, graded=msgspec.structs.replace(gpu.graded, reasons=(why,), raises=(again,)))
-            text_ = f"{world.nodes[gpu.node_id].name} GPU {gpu.index}: no longer {gpu.grade}, {why}"
+            text_ = f"{world.named(gpu)}: no longer {gpu.grade}, {why}"
             yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=text_, rows=(row,))
 
 

@@ -20,7 +20,7 @@ from headframe.model.api import CardReading
 from headframe.model.fleet import Gpu
 from headframe.model.health import Finding, History, Report, Sample, Xid
 from headframe.model.ids import GpuId
-from headframe.model.states import AllocationState, GpuState
+from headframe.model.states import GpuState
 from headframe.model.world import World
 
 WINDOW_MS = 60_000
@@ -137,17 +137,9 @@ class Watch:
             for gpu_id in self.cards:
                 gpu = world.gpus.get(gpu_id)
                 if gpu and slot(gpu.pci_bus) == xid.slot:
-                    self.cards[gpu_id].xids.append(msgspec.structs.replace(xid, work=_holder(world, gpu)))
+                    self.cards[gpu_id].xids.append(msgspec.structs.replace(xid, work=next((held.workload_id for held in world.holders(gpu)), "")))
                     self._fresh[gpu_id] = None
 
 
 def _kind(gpu: Gpu) -> tuple[str, int]:
     return gpu.model, gpu.max_w
-
-
-def _holder(world: World, gpu: Gpu) -> str:
-    """The workload that runs on a card, "" for none."""
-    for allocation in world.on_node.get(gpu.node_id, {}).values():
-        if allocation.state is not AllocationState.ENDED and any(share.gpu_id == gpu.id for part in allocation.parts for share in part.shares):
-            return allocation.workload_id
-    return ""

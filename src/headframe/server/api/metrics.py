@@ -26,7 +26,7 @@ def _free(gpu: Gpu, said: Sample) -> float | None:
     return None if said.memory_used_mib is None else gpu.memory_mib - said.memory_used_mib
 
 
-GAUGES: dict[str, tuple[str, _Read]] = {
+READINGS: dict[str, tuple[str, _Read]] = {
     "DCGM_FI_DEV_GPU_TEMP": ("GPU temperature (in C).", lambda _, said: said.temperature_c),
     "DCGM_FI_DEV_MEMORY_TEMP": ("Memory temperature (in C).", lambda _, said: said.memory_temperature_c),
     "DCGM_FI_DEV_POWER_USAGE": ("Power draw (in W).", lambda _, said: said.power_w),
@@ -35,13 +35,12 @@ GAUGES: dict[str, tuple[str, _Read]] = {
     "DCGM_FI_DEV_GPU_UTIL": ("GPU utilization (in %).", lambda _, said: None if said.use is None else said.use * 100),
     "DCGM_FI_DEV_FB_USED": ("Framebuffer memory used (in MiB).", lambda _, said: said.memory_used_mib),
     "DCGM_FI_DEV_FB_FREE": ("Framebuffer memory free (in MiB).", _free),
-}
-COUNTERS: dict[str, tuple[str, _Read]] = {
     "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION": ("Total energy consumption since boot (in mJ).", lambda _, said: said.energy_mj),
     "DCGM_FI_DEV_PCIE_REPLAY_COUNTER": ("Total number of PCIe retries.", lambda _, said: said.replays),
     "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL": ("Total number of double-bit volatile ECC errors.", lambda _, said: said.ecc_uncorrected),
     "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL": ("Total number of single-bit volatile ECC errors.", lambda _, said: said.ecc_corrected),
 }
+"""All as gauges: dcgm-exporter's counters have no "_total", and dashboards know them by these names."""
 
 
 class Fleet(Collector):
@@ -53,10 +52,7 @@ class Fleet(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families, in the order of the tables."""
-        for name, (text, read) in GAUGES.items():
-            yield self._filled(GaugeMetricFamily(name, text, labels=_LABELS), read)
-        for name, (text, read) in COUNTERS.items():
-            # dcgm-exporter's counters have no "_total": a gauge keeps the name as dashboards know it
+        for name, (text, read) in READINGS.items():
             yield self._filled(GaugeMetricFamily(name, text, labels=_LABELS), read)
         yield from _fleet(self._world)
 
