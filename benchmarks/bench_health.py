@@ -42,7 +42,7 @@ def main() -> None:
     for round_ in range(ROUNDS):
         now_ms = NOW_MS + round_ * EVERY_S * 1000
         for body in bodies:
-            watch.hear(decoder.decode(body), now_ms)
+            watch.hear(decoder.decode(body), "node-0", now_ms)
         watch.findings(world, now_ms)
     rate = NODES * CARDS * ROUNDS / (time.process_time() - began)
     need = 5000 * CARDS / EVERY_S

@@ -16,6 +16,8 @@ import pytest
 
 from components import find
 from headframe import Client
+from headframe.client.agent import AgentClient
+from headframe.model.agent import AddBody, Hello, Joined
 from headframe.model.command import CreateProject, Found, GrantCredit
 from headframe.model.event import Event
 from headframe.model.fleet import Gpu, Node, Rack
@@ -39,7 +41,7 @@ def node(n: int, **changes) -> Node:
         site_id=SITE,
         rack_id=RACK,
         state=NodeState.READY,
-        engine="local",
+        engine="simulated",
         cpu_milli=32_000,
         memory_mib=65_536,
         disk_mib=1_000_000,
@@ -217,6 +219,54 @@ class Server:
             made = operator.create_project(name)
             operator.grant_credit(made.id, credit_usd * NANO_PER_USD)
             return Client(self.url, operator.create_key(name, scope, made.id).secret)
+
+
+def hello(number: int = 1, gpus: int = 0, **changes) -> Hello:
+    """What a machine would say that has this serial."""
+    row = node(0, id=NodeId(f"node-{number:012x}"), name=f"joined-{number}", state=NodeState.NEW, **changes)
+    return Hello(node=row, gpus=tuple(gpu(number, k, node_id=row.id) for k in range(gpus)))
+
+
+def join(server: "Server", operator: Client, number: int = 1, gpus: int = 0) -> tuple[AgentClient, Joined]:
+    """A machine that has joined, as a client with its key and what it was told."""
+    with AgentClient(server.url, operator.invite(AddBody()).token) as stranger:
+        joined = stranger.join(hello(number, gpus))
+    return AgentClient(server.url, joined.key), joined
+
+
+class Rig:
+    """A real `headframe agent` in a process of its own, for a server beside it; with `nvml`, its cards are those of that stand-in."""
+
+    def __init__(self, root: Path, server: Server) -> None:
+        self.root = root
+        self.data = root / "agent"
+        self.server = server
+        self.process: subprocess.Popen[bytes] | None = None
+        root.mkdir(exist_ok=True)
+
+    @property
+    def log(self) -> str:
+        return (self.root / "agent.log").read_text()
+
+    def join(self, name: str = "rig-1", **environment: str) -> "Rig":
+        with self.server.operator() as operator:
+            token = operator.invite(AddBody(rack="shed")).token
+        return self._spawn("join", self.server.url, token, "--name", name, "--new-identity", **environment)
+
+    def run(self, **environment: str) -> "Rig":
+        return self._spawn("run", **environment)
+
+    def _spawn(self, *arguments: str, **environment: str) -> "Rig":
+        env = {**os.environ, "HEADFRAME_CONFIG": str(self.root / "none.json"), **environment}
+        argv = [sys.executable, "-m", "headframe", "agent", *arguments, "--data", str(self.data), "--watch-interval", "0.2"]
+        with (self.root / "agent.log").open("ab") as log:
+            self.process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)
+        return self
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+        self.process.wait(timeout=20)
 
 
 def wait_for(true, limit_s: float = 30, every_s: float = 0.05):

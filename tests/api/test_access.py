@@ -9,9 +9,10 @@ import pytest
 
 from headframe import Client
 from headframe.client import ApiError
+from headframe.model.agent import AddBody
 from headframe.model.people import ALLOWS, Scope
 from headframe.server.context import PUBLIC
-from support import wait_for
+from support import join, wait_for
 
 PUBLIC_ROUTES = {
     ("GET", "/v1/health"),
@@ -40,7 +41,9 @@ def world(shared):
     mine, other = shared.tenant("mine"), shared.tenant("other")
     with shared.operator() as operator:
         project = next(row for row in operator.projects().items if row.name == "mine")
-        keys = {scope: operator.create_key(f"k {scope}", scope, project.id).secret for scope in Scope}
+        keys = {scope: operator.create_key(f"k {scope}", scope, project.id).secret for scope in Scope if scope not in {Scope.NODE, Scope.JOIN}}
+        keys[Scope.NODE] = join(shared, operator)[1].key
+        keys[Scope.JOIN] = operator.invite(AddBody()).token
         keys["other"] = other._http.headers["Authorization"].removeprefix("Bearer ")
         live = mine.submit(TINY).workload
         ids = {
@@ -51,6 +54,7 @@ def world(shared):
             "rack": "rack 1",
             "site": "site-1",
             "gpu": "GPU-0",
+            "digest": "0" * 64,
             "reservation": "none",
             "volume": "data",
             "month": "2026-11",

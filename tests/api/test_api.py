@@ -140,7 +140,7 @@ def test_what_can_never_run_is_refused_at_once(tenant):
         tenant.submit(tiny("big").replace("gpu: 0", "gpu: H100:8"))
     assert refused.value.problem.code == "infeasible"
     assert "8 GPU (H100)" in refused.value.problem.detail
-    with pytest.raises(ApiError, match="best has 1 that fit"):
+    with pytest.raises(ApiError, match="machines that are started as one"):
         tenant.submit(tiny("gang") + "\nnodes: 2")
 
 

@@ -43,6 +43,10 @@ def do(coroutine):
     return asyncio.run(coroutine)
 
 
+def nth(n, number=1):
+    return msgspec.structs.replace(allocation(n), id=f"wl-{n}.{number}", attempt=number)
+
+
 def see(engine, n=1):
     return next((seen for seen in do(engine.observe()).observations if seen.allocation_id == f"wl-{n}.1"), None)
 
@@ -52,7 +56,7 @@ def ended(engine, n=1):
 
 
 def text(engine, n=1):
-    return [line.text for line in do(engine.logs(f"wl-{n}.1", 0, 1000)) if line.stream != "sys"]
+    return [line.text for line in do(engine.logs(nth(n), 0, 1000)) if line.stream != "sys"]
 
 
 def test_work_runs_and_its_end_is_seen_with_times_and_exit_code(engine):
@@ -159,7 +163,7 @@ def test_after_a_reboot_the_attempt_is_lost_not_run_again(engine, tmp_path):
     wait_for(lambda: (seen := see(engine)) and seen.state is AllocationState.RUNNING)
     journal = [json.loads(line) for line in (engine._active / "wl-1.1" / "journal").read_text().splitlines()]
     os.kill(journal[0]["pid"], signal.SIGKILL)
-    os.killpg(journal[1]["pid"], signal.SIGKILL)
+    os.kill(journal[1]["pid"], signal.SIGKILL)
     time.sleep(0.1)
     rebooted = LocalEngine(tmp_path / "engine", "me", tmp_path / "workdirs", wall_ms, "boot-2")
     assert ended(rebooted).reason is Reason.NODE_LOST
@@ -176,10 +180,10 @@ def test_a_checkpoint_is_kept_from_one_attempt_to_the_next_until_it_is_discarded
                 and len(do(engine.observe()).observations) == attempt
             )
         )
-    assert [line.text for line in do(engine.logs("wl-1.2", 0, 10))] == ["1"]
-    for attempt in (1, 2):
-        do(engine.forget(f"wl-1.{attempt}"))
-        do(engine.discard(f"wl-1.{attempt}"))
+    assert [line.text for line in do(engine.logs(nth(1, 2), 0, 10))] == ["1"]
+    for number in (1, 2):
+        do(engine.forget(f"wl-1.{number}"))
+        do(engine.discard(nth(1, number)))
     assert not (engine._checkpoints / "wl-1").exists()
 
 

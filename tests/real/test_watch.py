@@ -46,6 +46,7 @@ class Machine:
         self.server = Server(root)
         library = fake_nvml(root)
         self.server.start(
+            "--no-check-new",
             "--watch-interval",
             "0.1",
             "--kernel-log",

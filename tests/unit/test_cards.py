@@ -18,6 +18,8 @@ from support import NOW_MS, commit, fleet, put, running
 BAD = Finding(rule="lost", cause=Cause.SUPPLY, have="is gone", need="", why="work is lost", source="ours", level=Level.BAD, mend="reseat it")
 WARN = Finding(rule="hot", cause=Cause.HEAT, have="is hot", need="", why="it may throttle", source="ours", level=Level.WARN)
 
+NODE = "node-0"
+
 
 def judged(world, findings):
     return commit(world, cards(world, Facts(findings=findings), NOW_MS))
@@ -96,7 +98,7 @@ def test_a_finding_lasts_ten_minutes_beyond_its_last_sign_so_that_a_card_on_the_
 
     def rules(minute, memory_c):
         now_ms = NOW_MS + minute * 60_000
-        watch.hear(Report(samples=(Sample(gpu_id=key, at_ms=0, memory_temperature_c=memory_c),)), now_ms)
+        watch.hear(Report(samples=(Sample(gpu_id=key, at_ms=0, memory_temperature_c=memory_c),)), NODE, now_ms)
         return [finding.rule for finding in watch.findings(world, now_ms)[key]]
 
     edge = [rules(minute, 96 if minute % 3 == 0 else 90) for minute in range(9)]
@@ -109,19 +111,19 @@ def test_a_finding_lasts_ten_minutes_beyond_its_last_sign_so_that_a_card_on_the_
 def test_an_xid_is_the_card_in_its_slots_and_is_forgotten_once_a_person_has_put_the_card_back(watched):
     world, key, watch = watched
     sample = Sample(gpu_id=key, at_ms=0)
-    watch.hear(Report(samples=(sample,), xids=(Xid(at_ms=0, code=79, slot="0000:01:00"), Xid(at_ms=0, code=79, slot="0000:77:00"))), NOW_MS)
+    watch.hear(Report(samples=(sample,), xids=(Xid(at_ms=0, code=79, slot="0000:01:00"), Xid(at_ms=0, code=79, slot="0000:77:00"))), NODE, NOW_MS)
     assert [finding.rule for finding in watch.findings(world, NOW_MS)[key]] == ["xid-79"]
     assert watch.findings(world, NOW_MS) == {}  # nothing new was heard
     world.put(msgspec.structs.replace(world.gpus[key], state=GpuState.SUSPECT))
     commit(world, decide(world, MoveGpu(gpu_id=key, enable=True, by="op"), NOW_MS))
-    watch.hear(Report(samples=(sample,)), NOW_MS + 1000)
+    watch.hear(Report(samples=(sample,)), NODE, NOW_MS + 1000)
     assert watch.findings(world, NOW_MS + 1000) == {key: ()}
 
 
 def test_the_charts_keep_six_hours_by_the_minute_with_gaps_where_nothing_was_said(watched):
     _, key, watch = watched
     for minute in (0, 1, 4, MINUTES_MAX + 50):
-        watch.hear(Report(samples=(Sample(gpu_id=key, at_ms=0, temperature_c=60 + minute % 10),)), NOW_MS + minute * 60_000)
+        watch.hear(Report(samples=(Sample(gpu_id=key, at_ms=0, temperature_c=60 + minute % 10),)), NODE, NOW_MS + minute * 60_000)
         told = watch.reading(key).minutes["temperature_c"]
         if minute == 4:
             assert told == (60.0, 61.0, None, None, 64.0)
@@ -151,7 +153,7 @@ def test_whatever_cards_say_and_whatever_the_clock_does_the_watch_goes_on(sample
     for name in ("a", "b"):
         world.put(Gpu(**{**msgspec.structs.asdict(gpu), "id": name}))
     for sample, now_ms in zip(samples, times, strict=False):
-        watch.hear(Report(samples=(sample,)), now_ms)
+        watch.hear(Report(samples=(sample,)), NODE, now_ms)
         assert all(finding.level for found in watch.findings(world, now_ms).values() for finding in found)
         watch.reading(sample.gpu_id)
 
@@ -170,7 +172,7 @@ def test_a_card_that_clocks_far_below_its_equals_is_a_concern_once_there_are_eno
     def said(equals):
         world, watch = fleet(nodes=1, gpus_each=equals + 1), Watch()
         keys = sorted(world.gpus)
-        watch.hear(Report(samples=tuple(Sample(gpu_id=key, at_ms=0, use=1.0, sm_mhz=1500 if key == keys[0] else 1700) for key in keys)), NOW_MS)
+        watch.hear(Report(samples=tuple(Sample(gpu_id=key, at_ms=0, use=1.0, sm_mhz=1500 if key == keys[0] else 1700) for key in keys)), NODE, NOW_MS)
         return {key: [str(finding) for finding in found] for key, found in watch.findings(world, NOW_MS).items() if found}
 
     assert said(6) == {}

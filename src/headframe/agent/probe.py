@@ -12,7 +12,7 @@ import psutil
 
 from headframe.agent.nvml import Read, asked, inventory, opened, text, uuid
 from headframe.model.command import Enrol
-from headframe.model.fleet import Gpu, Node, Sharing
+from headframe.model.fleet import LOCAL, Gpu, Node, Sharing
 from headframe.model.ids import GpuId, NodeId, RackId, SiteId
 from headframe.model.states import GpuState, NodeState
 from headframe.model.units import MILLI
@@ -36,7 +36,7 @@ def probe(site: SiteId, rack: RackId, data: Path, now_ms: int) -> Enrol:
     """This machine as an enrolment; `data` is where work will lie, so its file system is the disk that is sold."""
     node_id = NodeId("node-" + _machine_serial(data)[:12])
     node = Node(
-        id=node_id, name=platform.node() or node_id, site_id=site, rack_id=rack, state=NodeState.NEW, engine="local",
+        id=node_id, name=platform.node() or node_id, site_id=site, rack_id=rack, state=NodeState.NEW, engine=LOCAL,
         cpu_milli=len(os.sched_getaffinity(0)) * MILLI, memory_mib=max(256, usable_memory_mib() - RESERVED_MEMORY_MIB),
         disk_mib=shutil.disk_usage(data).total // MIB, cpu_model=_cpu_model(), os=_os_name(), boot_id=boot_id(),
         joined_ms=now_ms, seen_ms=now_ms, arch=platform.machine(),
@@ -92,13 +92,14 @@ def _reach(nvml: Any, a: int, b: int) -> bool:
 
 
 def _machine_serial(data: Path) -> str:
-    """The system's machine id, hashed so that it is not disclosed; else one drawn once and kept with the data."""
+    """One drawn once and kept with the data, where there is one; else the system's machine id, hashed so that it is not disclosed."""
+    own = data / "machine-id"
+    if own.exists():
+        return hashlib.sha256(b"headframe" + own.read_bytes()).hexdigest()
     for path in (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id")):
         if path.exists() and (text := path.read_text().strip()):
             return hashlib.sha256(b"headframe" + text.encode()).hexdigest()
-    own = data / "machine-id"
-    if not own.exists():
-        own.write_text(os.urandom(16).hex())
+    own.write_text(os.urandom(16).hex())
     return hashlib.sha256(b"headframe" + own.read_bytes()).hexdigest()
 
 

@@ -9,6 +9,7 @@ import typer
 from headframe.cli.fleet import nodes
 from headframe.cli.jobs import Json
 from headframe.cli.session import client, err, fail, out, seconds, show, table, watts
+from headframe.model.agent import AddBody
 from headframe.model.api import CheckBody, EnableBody, GpuBody, NodeBody, NodeReadings, NodeView, ServiceBody
 from headframe.model.fleet import Gpu, Grade, Sharing
 from headframe.model.health import Depth
@@ -27,6 +28,26 @@ def add(app: typer.Typer) -> None:
     """Register this module's verbs."""
     app.add_typer(node_app, name="node")
     app.add_typer(gpu_app, name="gpu")
+
+
+@node_app.command("add")
+def node_add(
+    *, rack: Annotated[str, typer.Option(help="The rack it is in.")] = "",
+    expires: Annotated[str, typer.Option(help="For how long the token may be used.")] = "1h",
+    url: Annotated[str, typer.Option(help="How the machine reaches this server, where that differs.")] = "", json: Json = False,
+) -> None:  # fmt: skip
+    """The command that makes a machine one of the fleet; its token works once."""
+    with client() as cloud:
+        made, server = cloud.invite(AddBody(rack=rack, expires_in_s=seconds(expires))), url or cloud.url
+    command = f"headframe agent join {server} {made.token}" + (f" --pin {made.pin}" if made.pin else "")
+
+    def people() -> None:
+        err.print(f"On the machine, within {expires}, with Headframe installed there:", style="dim")
+        out.print(command, markup=False, soft_wrap=True)
+        if any(name in server for name in ("127.0.0.1", "localhost", "[::1]")):
+            err.print("this server is reached from this machine alone: for others, start it with --host and TLS, and add --url here", style="yellow")
+
+    show({"command": command, "key_id": made.key_id, "expires_ms": made.expires_ms}, json, people)
 
 
 @node_app.command("show")

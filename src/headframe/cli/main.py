@@ -2,7 +2,7 @@
 
 import typer
 
-from headframe.cli import check, fleet, jobs, machines, money, operate, server, simulate
+from headframe.cli import agent, check, fleet, jobs, machines, money, operate, server, simulate
 
 app = typer.Typer(
     name="headframe", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -15,6 +15,7 @@ machines.add(app)
 operate.add(app)
 server.add(app)
 check.add(app)
+agent.add(app)
 simulate.add(app)
 
 

@@ -1,5 +1,6 @@
 """HTTP to types and back. Retries only what is idempotent: reads, and writes under the Idempotency-Key that it sends itself."""
 
+import ssl
 import time
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import httpx
 import msgspec
 
 from headframe.client.workdir import pack
+from headframe.model.agent import AddBody, Invitation
 from headframe.model.api import (
     Bill,
     BudgetBody,
@@ -81,7 +83,7 @@ class Unreachable(Exception):
 class Client:
     """One server and one key. Close it, or use it in a `with`."""
 
-    def __init__(self, url: str, key: str = "", *, verify: bool | str = True, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str, key: str = "", *, verify: bool | str | ssl.SSLContext = True, timeout_s: float = TIMEOUT_S) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.url = url
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, verify=verify, trust_env=False)
@@ -291,6 +293,10 @@ class Client:
     def remove_volume(self, name: str, project: str = "") -> VolumeView:
         """Delete a volume and what is in it."""
         return self._call("DELETE", f"/v1/volumes/{_segment(name)}", VolumeView, params={"project": project} if project else {})
+
+    def invite(self, body: AddBody) -> Invitation:
+        """A token with which one machine may join."""
+        return self._send("POST", "/v1/nodes/invitations", Invitation, body)
 
     def keys(self) -> KeyList:
         """The keys that this key may see."""

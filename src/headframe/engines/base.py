@@ -5,7 +5,8 @@ from typing import Protocol
 
 import msgspec
 
-from headframe.model.ids import AllocationId, NodeId, VolumeId
+from headframe.model.fleet import Volume
+from headframe.model.ids import AllocationId, NodeId
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -41,14 +42,14 @@ class Engine(Protocol):
         """The end is recorded: stop reporting it. Its logs are kept."""
         ...
 
-    async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
+    async def logs(self, allocation: Allocation, after: int, limit: int) -> Sequence[LogLine]:
         """Lines from the cursor `after` on; a cursor that has been rotated away goes on at the oldest line kept."""
         ...
 
-    async def erase(self, volume: VolumeId) -> None:
+    async def erase(self, volume: Volume) -> None:
         """Delete a volume that nothing mounts any more."""
         ...
 
-    async def discard(self, allocation: AllocationId) -> None:
+    async def discard(self, allocation: Allocation) -> None:
         """Delete the logs and the checkpoints of what has ended and was forgotten."""
         ...

@@ -27,9 +27,10 @@ from headframe.engines import supervisor
 from headframe.engines.base import GRACE_S, Sight
 from headframe.engines.cgroup import make_cgroups, remove_cgroups
 from headframe.engines.runtime import SETUP_EXIT, Launch, launch_for
-from headframe.model.ids import AllocationId, NodeId, VolumeId, volume_id
+from headframe.model.fleet import Volume
+from headframe.model.ids import AllocationId, NodeId, volume_id
 from headframe.model.states import AllocationState, Reason
-from headframe.model.work import Allocation, LogLine, Observation, Workload
+from headframe.model.work import CHECK, Allocation, LogLine, Observation, Workload
 
 LOG_LINES_MAX = 2000
 KEEPER_AGAIN_MS, KEEPER_LIMIT_MS = 2_000, 20_000
@@ -52,9 +53,11 @@ _journal_line = msgspec.json.Decoder(JournalLine)
 
 
 class LocalEngine:
-    """See `Engine`; `workdirs` is where uploaded workdirs lie, by digest; `wake` is called when a keeper has news."""
+    """See `Engine`; `workdirs` is where uploaded workdirs lie, by digest; `wake` is called when a keeper has news. With a `lease`, work ends
+    by itself once the time in that file (seconds of CLOCK_BOOTTIME) is past.
+    """
 
-    def __init__(self, root: Path, node_id: NodeId, workdirs: Path, clock_ms: Callable[[], int], boot_id: str) -> None:
+    def __init__(self, root: Path, node_id: NodeId, workdirs: Path, clock_ms: Callable[[], int], boot_id: str, lease: Path | None = None) -> None:
         self._node_id = node_id
         self._active, self._ended = root / "active", root / "ended"
         self._checkpoints = root / "checkpoints"
@@ -62,6 +65,7 @@ class LocalEngine:
         self._workdirs = workdirs
         self._clock_ms = clock_ms
         self._boot_id = boot_id
+        self._lease = lease
         self._socket_path = root / "notify.sock"
         self._over: dict[str, Observation] = {}
         self._spawned: list[subprocess.Popen[bytes]] = []
@@ -126,20 +130,33 @@ class LocalEngine:
         self._over.pop(allocation, None)
         self._handed_ms.pop(allocation, None)
 
-    async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
+    async def logs(self, allocation: Allocation, after: int, limit: int) -> Sequence[LogLine]:
         for root in (self._active, self._ended):  # in this order: it may be put away while we read, and is never brought back
             with contextlib.suppress(FileNotFoundError):
-                lines = await asyncio.to_thread(read_log, root / allocation / "log", after, min(limit, LOG_LINES_MAX))
+                lines = await asyncio.to_thread(read_log, root / allocation.id / "log", after, min(limit, LOG_LINES_MAX))
                 if lines:
                     return lines
         return []
 
-    async def erase(self, volume: VolumeId) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._volumes / volume, ignore_errors=True)
+    async def erase(self, volume: Volume) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._volumes / volume.id, ignore_errors=True)
 
-    async def discard(self, allocation: AllocationId) -> None:
-        for files in (self._ended / allocation / "log", self._checkpoints / allocation.rpartition(".")[0]):
+    async def discard(self, allocation: Allocation) -> None:
+        for files in (self._ended / allocation.id / "log", self._checkpoints / allocation.workload_id):
             await asyncio.to_thread(shutil.rmtree, files, ignore_errors=True)
+
+    def told(self, allocation: AllocationId) -> tuple[str, ...]:
+        """What a check wrote: what it found. Of other work, nothing."""
+        directory = self._active / allocation
+        try:
+            kind = json.loads((directory / "spec.json").read_bytes()).get("type")
+            return tuple(line.text for line in read_log(directory / "log", 0, LOG_LINES_MAX)) if kind == CHECK else ()
+        except (OSError, ValueError):
+            return ()
+
+    def knows(self, allocation: AllocationId) -> bool:
+        """Whether it runs here, or its end here is not yet recorded."""
+        return (self._active / allocation).exists()
 
     def _look(self, directory: Path) -> Observation | None:
         over = self._over.get(directory.name)
@@ -195,7 +212,7 @@ class LocalEngine:
         return {
             "id": allocation.id, "rank": allocation.parts[0].rank, "boot_id": self._boot_id, "cwd": str(work),
             "setup": launch.setup, "setup_shown": workload.spec.setup, "run": launch.run, "env": launch.env,
-            "on_stop": launch.on_stop, "max_duration_s": workload.spec.max_duration_s, "grace_s": GRACE_S,
+            "on_stop": launch.on_stop, "max_duration_s": workload.spec.max_duration_s, "lease": str(self._lease or ""), "type": workload.spec.type, "grace_s": GRACE_S,
             "setup_exit": SETUP_EXIT if workload.spec.image and workload.spec.setup else None,
             "cgroups": make_cgroups(self._cgroup(allocation.id), allocation.parts[0]) if not workload.spec.image else [],
         }  # fmt: skip

@@ -7,7 +7,8 @@ machine that has lost its link kills its own work after `FENCE_MS`; the engine v
 from collections.abc import Callable, Sequence
 
 from headframe.engines.base import Sight
-from headframe.model.ids import AllocationId, NodeId, VolumeId
+from headframe.model.fleet import Volume
+from headframe.model.ids import AllocationId, NodeId
 from headframe.model.states import AllocationState, Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -168,13 +169,13 @@ class SimulatedEngine:
         self._machines.never.pop(allocation, None)
         self._machines.refused.add(allocation)
 
-    async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
-        run = self._machines.runs.get(allocation)
+    async def logs(self, allocation: Allocation, after: int, limit: int) -> Sequence[LogLine]:
+        run = self._machines.runs.get(allocation.id)
         texts = self._machines.tells(run.allocation)[after : after + limit] if run else []
         return [LogLine(at_ms=run.start_ms, rank=0, stream="out", text=text, next=after + n + 1) for n, text in enumerate(texts)] if run else []
 
-    async def erase(self, volume: VolumeId) -> None:
+    async def erase(self, volume: Volume) -> None:
         """There is nothing to delete."""
 
-    async def discard(self, allocation: AllocationId) -> None:
+    async def discard(self, allocation: Allocation) -> None:
         """There is nothing to delete."""

@@ -21,6 +21,7 @@ LOG_SEGMENTS_MAX = 8
 LINE_BYTES_MAX = 16 * 1024
 DRAIN_S = 2.0
 END_S = 10.0
+LEASE_LOOK_S = 5.0
 PR_SET_CHILD_SUBREAPER = 36
 LOCK_TRIES = 200
 SETUP_FAILED = "setup-failed"
@@ -39,6 +40,7 @@ class Keeper:
         self.stopping = None
         self.kill_at = None
         self.began = None
+        self.lease_look = 0.0
 
     def path(self, name):
         return os.path.join(self.directory, name)
@@ -179,11 +181,24 @@ class Keeper:
         limit = self.limit_at()
         if limit is not None and time.monotonic() >= limit:
             self.begin_stop({"reason": "max-duration", "grace_s": self.spec["grace_s"]})
+        elif not self.stopping and self.lease_over():
+            self.begin_stop({"reason": "node-lost", "grace_s": self.spec["grace_s"]})
         elif not self.stopping and self.stop_asked():
             self.begin_stop(self.stopping)
         if self.kill_at is not None and time.monotonic() >= self.kill_at:
             self.kill_tree(signal.SIGKILL)
             self.kill_at = time.monotonic() + 1
+
+    def lease_over(self):
+        """Whether whoever gave us the work counts on it having ended: it may be running elsewhere by now."""
+        if not self.spec["lease"] or time.monotonic() < self.lease_look:
+            return False
+        self.lease_look = time.monotonic() + LEASE_LOOK_S
+        try:
+            with open(self.spec["lease"], encoding="ascii") as file:
+                return time.clock_gettime(time.CLOCK_BOOTTIME) > float(file.read())
+        except (OSError, ValueError):
+            return True
 
     def stop_asked(self):
         """Whether `stop.json` is there; what it says is kept."""

@@ -16,6 +16,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
 
     site_name: str
     key: Key
+    check_new: bool = False
 
 
 class Enrol(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +24,16 @@ class Enrol(msgspec.Struct, frozen=True, kw_only=True):
 
     node: Node
     gpus: tuple[Gpu, ...]
+
+
+class Join(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine with a token becomes one of the fleet, with a key of its own; the token is used up. `rack_id` is for a rack that is not known."""
+
+    node: Node
+    gpus: tuple[Gpu, ...]
+    token: KeyId
+    key: Key
+    rack_id: RackId
 
 
 class CreateProject(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +159,7 @@ class SetSite(msgspec.Struct, frozen=True, kw_only=True):
 
     site_id: SiteId
     shadow: bool | None = None
+    check_new: bool | None = None
 
 
 class SetQuota(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +199,7 @@ class Defragment(msgspec.Struct, frozen=True, kw_only=True):
 Command = (
     Found
     | Enrol
+    | Join
     | CreateProject
     | SetBudget
     | GrantCredit

@@ -38,6 +38,7 @@ UNKNOWN_GPU_W = 300
 class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
     """A building with a power contract. With `defragment`, work that keeps checkpoints is moved together where that lets others
     start; without it, moves are only proposed. With `shadow`, what is wrong with cards is told but nothing is done about it.
+    With `check_new`, cards get their first work once they have been checked.
     """
 
     id: SiteId
@@ -45,6 +46,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
     created_ms: int
     defragment: bool = False
     shadow: bool = False
+    check_new: bool = False
 
 
 class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
@@ -63,6 +65,12 @@ class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
     def limit_w(self) -> int:
         """What may be drawn at most, 0 for no limit: what is drawn is heat."""
         return min(filter(None, (self.power_limit_w, self.cooling_limit_w)), default=0)
+
+
+LOCAL, JOINED, SIMULATED = "local", "joined", "simulated"
+"""What runs work on a machine: the server's own process keepers, those of the machine's agent, or nothing real."""
+TOGETHER = frozenset({SIMULATED})
+"""Those that start several machines as one."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from headframe.model.ids import KeyId, ProjectId, UserId
+from headframe.model.ids import KeyId, NodeId, ProjectId, UserId
 
 
 class Scope(StrEnum):
@@ -15,6 +15,7 @@ class Scope(StrEnum):
     MEMBER = "member"
     READ = "read"
     NODE = "node"
+    JOIN = "join"
 
 
 ALLOWS: dict[Scope, frozenset[Scope]] = {
@@ -23,6 +24,7 @@ ALLOWS: dict[Scope, frozenset[Scope]] = {
     Scope.MEMBER: frozenset({Scope.MEMBER, Scope.READ}),
     Scope.READ: frozenset({Scope.READ}),
     Scope.NODE: frozenset({Scope.NODE}),
+    Scope.JOIN: frozenset({Scope.JOIN}),
 }
 """What a holder of each scope is also allowed: never more than itself, which is why granting can't escalate."""
 
@@ -77,13 +79,17 @@ class User(msgspec.Struct, frozen=True, kw_only=True, tag="user"):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
-    """An API key as stored: never the secret, only its HMAC. `project_id` is empty for the operator's and for nodes'."""
+    """An API key as stored: never the secret, only its HMAC. `project_id` is empty for the operator's and for machines': a machine's
+    own is bound to its `node_id`, one to join with leads to a `rack` and is revoked by its use.
+    """
 
     id: KeyId
     name: str
     scope: Scope
     project_id: ProjectId
     user_id: UserId
+    node_id: NodeId = NodeId("")
+    rack: str = ""
     mac: str
     created_ms: int
     expires_ms: int = 0

@@ -249,6 +249,9 @@ class World:
                 self._touch(node.id)
 
     def _index_gpu(self, old: Gpu | None, new: Gpu | None) -> None:
+        if old is not None and new is not None and old.node_id != new.node_id:  # it was put into another machine
+            self._index_gpu(old, None)
+            old = None
         gpu = new or old
         assert gpu is not None
         self._touch(gpu.node_id)

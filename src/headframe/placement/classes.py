@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from headframe.model.fleet import Gpu, Node
+from headframe.model.fleet import TOGETHER, Gpu, Node
 from headframe.model.ids import GpuId, NodeId
 from headframe.model.units import MILLI
 from headframe.model.work import GpuRequest, Resources
@@ -57,7 +57,16 @@ class Classes:
             return known[2], known[3]
         cards = tuple(sorted(there, key=_by_kind))
         rack = self.world.racks.get(node.rack_id)
-        key = (node.cpu_milli, node.memory_mib, node.disk_mib, node.arch, node.taints, rack.limit_w if rack else 0, *map(like, cards))
+        key = (
+            node.cpu_milli,
+            node.memory_mib,
+            node.disk_mib,
+            node.arch,
+            node.engine in TOGETHER,
+            node.taints,
+            rack.limit_w if rack else 0,
+            *map(like, cards),
+        )
         number = self._numbers.get(key, -1)
         if number < 0:
             number = self._numbers[key] = len(self.all)
@@ -89,6 +98,8 @@ def _mask(need: Resources, kind: Class) -> int:
 
 def _will_do(need: Resources, kind: Class) -> bool:
     if (need.arch and need.arch != kind.node.arch) or not set(kind.node.taints) <= set(need.tolerations):
+        return False
+    if need.gang and kind.node.engine not in TOGETHER:
         return False
     return not need.exclusive or len(kind.cards) == cards_of(need.gpu)[1]
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import msgspec
 
-from headframe.model.fleet import Gpu, Grade, Node, Sharing
+from headframe.model.fleet import TOGETHER, Gpu, Grade, Node, Sharing
 from headframe.model.ids import GpuId
 from headframe.model.states import GpuState, NodeState
 from headframe.model.units import MILLI, gpus, mib
@@ -106,6 +106,12 @@ def _processor(need: Resources, room: Room) -> No | None:
     return No("arch", need.arch, room.node.arch or "not known", 0, "build for the machines there are, or leave `arch` out")
 
 
+def _together(need: Resources, room: Room) -> No | None:
+    if not need.gang or room.node.engine in TOGETHER:
+        return None
+    return No("gang", "machines that are started as one", "machines that each run their own work", 0, "ask for `nodes: 1` with more GPUs")
+
+
 def _amounts(need: Resources, room: Room) -> No | None:
     if need.cpu_milli > room.cpu_milli:
         have = f"{room.cpu_milli / MILLI:g}"
@@ -146,7 +152,7 @@ def _power(need: Resources, room: Room) -> No | None:
     return No("power", f"{watts} W", f"{room.power_w} W left in the rack", room.power_w, change)
 
 
-NODE_RULES = (_ready, _tolerated, _processor, _amounts, _alone, _cards, _power)
+NODE_RULES = (_ready, _tolerated, _processor, _together, _amounts, _alone, _cards, _power)
 
 
 def take(spec: Spec, room: Room, rank: int) -> Part:

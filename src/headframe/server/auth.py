@@ -12,6 +12,7 @@ import re
 import secrets
 import zlib
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,11 +21,11 @@ from headframe.model.ids import KeyId, ProjectId, UserId, base32
 from headframe.model.people import ALLOWS, Key, Project, Scope
 from headframe.model.world import World
 
-KINDS = {Scope.OPERATOR: "op", Scope.ADMIN: "adm", Scope.MEMBER: "mem", Scope.READ: "ro", Scope.NODE: "node"}
+KINDS = {Scope.OPERATOR: "op", Scope.ADMIN: "adm", Scope.MEMBER: "mem", Scope.READ: "ro", Scope.NODE: "node", Scope.JOIN: "join"}
 SECRET_BYTES, CHECKSUM_CHARS = 32, 7
 SESSION_MS = 12 * 3_600_000
 SESSION_COOKIE = "headframe_session"
-_KEY = re.compile(r"^hf_(op|adm|mem|ro|node)_([0-9a-z]{16})_([0-9a-z]{52})([0-9a-z]{7})$")
+_KEY = re.compile(r"^hf_(op|adm|mem|ro|node|join)_([0-9a-z]{16})_([0-9a-z]{52})([0-9a-z]{7})$")
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,12 +47,12 @@ class Auth:
         assert len(pepper) >= SECRET_BYTES, "a pepper has at least 32 bytes"
         self._pepper = pepper
 
-    def new_key(self, name: str, scope: Scope, project: ProjectId, now_ms: int, expires_ms: int = 0) -> tuple[Key, str]:
-        """A key to store and the text to show once."""
+    def new_key(self, name: str, scope: Scope, project: ProjectId, now_ms: int, expires_ms: int = 0, **bound: Any) -> tuple[Key, str]:
+        """A key to store and the text to show once; `bound` says what a machine's key is bound to."""
         key_id, secret = base32(secrets.token_bytes(10)), base32(secrets.token_bytes(SECRET_BYTES))
         key = Key(
             id=KeyId(key_id), name=name, scope=scope, project_id=project, user_id=UserId(""),
-            mac=self._mac(key_id, secret), created_ms=now_ms, expires_ms=expires_ms,
+            mac=self._mac(key_id, secret), created_ms=now_ms, expires_ms=expires_ms, **bound,
         )  # fmt: skip
         body = f"hf_{KINDS[scope]}_{key_id}_{secret}"
         return key, body + _checksum(body)

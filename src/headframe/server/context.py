@@ -14,6 +14,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from headframe.engines.base import Engine
+from headframe.engines.joined import JoinedEngine
 from headframe.model.command import Command
 from headframe.model.errors import BadRequest, IdempotencyMismatch, InFlight, NotFound, Unauthenticated
 from headframe.model.event import Event
@@ -49,6 +50,8 @@ class Context:
         clock_ms: Callable[[], int],
         secure: bool,
         watch: Watch | None = None,
+        joined: JoinedEngine | None = None,
+        pin: str = "",
         note: str = "",
     ) -> None:
         self.desk = desk
@@ -59,6 +62,8 @@ class Context:
         self.clock_ms = clock_ms
         self.secure = secure
         self.watch = watch or Watch()
+        self.joined = joined
+        self.pin = pin
         self.note = note
         self._in_flight: set[str] = set()
         self._changed = asyncio.Event()

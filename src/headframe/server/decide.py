@@ -16,6 +16,7 @@ from headframe.model.command import (
     Enrol,
     Found,
     GrantCredit,
+    Join,
     RevokeKey,
     SetBudget,
     SetPrices,
@@ -24,17 +25,18 @@ from headframe.model.command import (
 )
 from headframe.model.errors import Infeasible, NameTaken, NoCredit, NotFound, OverBudget, TooExpensive
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import Gpu, Rack, Sharing, Site
+from headframe.model.fleet import Rack, Site
 from headframe.model.ids import KeyId, ProjectId, RackId, SiteId, WorkloadId
 from headframe.model.money import ANY_MODEL, EntryKind, GpuPrice, PriceList, Quote
 from headframe.model.people import Project
-from headframe.model.states import AllocationState, GpuState, NodeState, Reason, WorkloadState
+from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import money, parse_usd, usd
 from headframe.model.work import Spec, Workload
 from headframe.model.world import World
 from headframe.placement import are_parts, at_most, explain, feasible, kinds
 from headframe.placement.fit import matches
 from headframe.reconcile.jobs import stop
+from headframe.server.enrol import enrol
 from headframe.server.operate import operate
 
 SITE = SiteId("site-1")
@@ -46,8 +48,8 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
     match command:
         case Found():
             yield from _found(world, command, now_ms)
-        case Enrol():
-            yield from _enrol(world, command)
+        case Enrol() | Join():
+            yield from enrol(world, command, now_ms)
         case CreateProject():
             yield _create_project(world, command, now_ms)
         case SetBudget():
@@ -103,7 +105,7 @@ def project_of(world: World, project_id: ProjectId) -> Project:
 def _found(world: World, command: Found, now_ms: int) -> Iterator[Draft]:
     if world.sites:
         return
-    site = Site(id=SITE, name=command.site_name, created_ms=now_ms)
+    site = Site(id=SITE, name=command.site_name, created_ms=now_ms, check_new=command.check_new)
     rack = Rack(id=RACK, site_id=SITE, name="rack 1", created_ms=now_ms)
     yield Draft(kind=Kind.SITE_CREATED, subject=SITE, text=f"site {site.name} founded", rows=(site, rack))
     yield Draft(kind=Kind.PRICES_SET, subject="prices", text="first price list", rows=(_first_prices(now_ms),))
@@ -117,49 +119,6 @@ def _first_prices(now_ms: int) -> PriceList:
         id="prices-1", version=1, effective_ms=now_ms, gpus=(any_gpu,), cpu_core_hour_nano=parse_usd("0.01"),
         memory_gib_hour_nano=parse_usd("0.002"), disk_gib_hour_nano=parse_usd("0.0001"),
     )  # fmt: skip
-
-
-def _enrol(world: World, command: Enrol) -> Iterator[Draft]:
-    node = command.node
-    known = world.nodes.get(node.id)
-    if known is None:
-        for state in (NodeState.NEW, NodeState.QUALIFYING, NodeState.READY):
-            row = msgspec.structs.replace(node, state=state)
-            cards = tuple(_carded(gpu, state) for gpu in command.gpus)
-            text = f"{node.name}: {state}" + (f" with {len(cards)} GPU" if state is NodeState.READY else "")
-            yield Draft(kind=Kind.NODE_JOINED, subject=node.id, text=text, rows=(row, *cards))
-        return
-    same = msgspec.structs.replace(
-        node, state=known.state, joined_ms=known.joined_ms, seen_ms=known.seen_ms, rack_id=known.rack_id, taints=known.taints,
-        idle_w=known.idle_w, faults=known.faults, faults_ms=known.faults_ms, why=known.why, drain_ms=known.drain_ms,
-    )  # fmt: skip
-    cards = [gpu for gpu in command.gpus if _differs(world.gpus.get(gpu.id), gpu)]
-    if same != known or cards:
-        rows = (same, *(_merged(world.gpus.get(gpu.id), gpu) for gpu in cards))
-        yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{node.name}: inventory changed", rows=rows)
-
-
-def _carded(gpu: Gpu, node_state: NodeState) -> Gpu:
-    """A card goes through the same doors as its node."""
-    states = {NodeState.NEW: GpuState.NEW, NodeState.QUALIFYING: GpuState.TESTING, NodeState.READY: GpuState.READY}
-    return msgspec.structs.replace(gpu, state=states[node_state])
-
-
-def _merged(known: Gpu | None, gpu: Gpu) -> Gpu:
-    """What is found now, with what is known from before: its state, and a person's word."""
-    if known is None:
-        return msgspec.structs.replace(gpu, state=GpuState.READY)
-    sharing = gpu.sharing if gpu.sharing is Sharing.EXCLUSIVE else known.sharing
-    return msgspec.structs.replace(known, sharing=sharing, **{name: getattr(gpu, name) for name in _FOUND})
-
-
-_FOUND = ("node_id", "index", "model", "memory_mib", "compute_capability", "pci_bus", "driver", "vbios", "pcie_gen", "pcie_width", "p2p",
-          "mig", "max_w")  # fmt: skip
-"""What a machine finds of a card each time; all else was said or concluded, and is kept."""
-
-
-def _differs(known: Gpu | None, gpu: Gpu) -> bool:
-    return known is None or _merged(known, gpu) != known
 
 
 def _create_project(world: World, command: CreateProject, now_ms: int) -> Draft:

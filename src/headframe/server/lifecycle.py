@@ -30,7 +30,7 @@ def serve(world: World, command: MoveNode | MoveGpu, now_ms: int) -> Iterator[Dr
         case MoveNode(to=Service.RESUME):
             yield from _resume(world, command)
         case MoveNode():
-            yield _retire(world, command)
+            yield _retire(world, command, now_ms)
 
 
 def _drain(world: World, command: MoveNode) -> Iterator[Draft]:
@@ -61,7 +61,7 @@ def _resume(world: World, command: MoveNode) -> Iterator[Draft]:
         yield _said(world, node, str(door), command)
 
 
-def _retire(world: World, command: MoveNode) -> Draft:
+def _retire(world: World, command: MoveNode, now_ms: int) -> Draft:
     node = world.nodes[command.node_id]
     held = len(world.on_node.get(node.id, {}))
     if held:
@@ -69,7 +69,9 @@ def _retire(world: World, command: MoveNode) -> Draft:
     if node.state is NodeState.READY:
         raise Conflicting(f"{node.name} is in service", f"drain it first: `headframe node drain {node.name}`")
     _may(node, NodeState.RETIRED)
-    return _said(world, msgspec.structs.replace(node, state=NodeState.RETIRED, why=command.why, drain_ms=0), "retired", command)
+    made = _said(world, msgspec.structs.replace(node, state=NodeState.RETIRED, why=command.why, drain_ms=0), "retired", command)
+    keys = (msgspec.structs.replace(key, revoked_ms=now_ms) for key in world.keys.values() if key.node_id == node.id and not key.revoked_ms)
+    return msgspec.structs.replace(made, rows=(*made.rows, *keys))
 
 
 def _may(node: Node, to: NodeState) -> None:

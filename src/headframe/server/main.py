@@ -18,11 +18,14 @@ import msgspec
 import uvicorn
 
 from headframe.engines.base import Engine
+from headframe.engines.joined import JoinedEngine
 from headframe.engines.local import LocalEngine
+from headframe.engines.several import Several
 from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
+from headframe.model.fleet import JOINED, LOCAL, Node
 from headframe.model.health import Report
-from headframe.model.ids import ProjectId, RackId, SiteId
+from headframe.model.ids import AllocationId, NodeId, ProjectId, RackId, SiteId
 from headframe.model.people import Scope
 from headframe.placement.fleet import LOOK_AHEAD_FROM, Fleet
 from headframe.placement.warm import warmed
@@ -33,7 +36,7 @@ from headframe.server.decide import RACK, SITE, decide
 from headframe.server.desk import Desk
 from headframe.server.lead import RENEW_MS, Leadership
 from headframe.server.tick import Tick
-from headframe.server.tls import self_signed
+from headframe.server.tls import pinned, self_signed
 from headframe.server.watch import Watch
 from headframe.store.base import Store
 from headframe.store.open import open_store
@@ -43,6 +46,8 @@ TICK_LIMIT_S = 1.0
 """The tick runs at least this often; writes and facts wake it at once."""
 FOLLOW_S = 0.5
 SHUTDOWN_S = 3
+CONNECTIONS_MAX = 20_000
+"""Each machine that joined holds one or two."""
 WARM_WAIT_S, WARM_LOOK_S = 1.5, 5.0
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _log = logging.getLogger("headframe")
@@ -59,6 +64,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: Path | None = None
     tls_self_signed: bool = False
     pepper: Path | None = None
+    check_new: bool = True
 
     @property
     def url(self) -> str:
@@ -126,14 +132,16 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     auth = Auth(load_pepper(config.pepper or config.data / "pepper"))
     desk = Desk(store, clock_ms, asyncio.to_thread)
     desk.open()
-    key = await _found(desk, auth, hooks.keep_key)
+    key = await _found(desk, auth, hooks.keep_key, check_new=config.check_new and not stage)
     machine = await asyncio.to_thread(hooks.probe, SITE, RACK, config.data, clock_ms())
     leadership, workdirs = _leadership(config, store), config.data / "workdirs"
     workdirs.mkdir(exist_ok=True, mode=0o700)
     node = machine.node
-    engine: Running = stage.engine if stage else LocalEngine(config.data / "allocations", node.id, workdirs, wall_ms, node.boot_id)
+    joined = _joined(desk)
+    engine: Running = stage.engine if stage else _engines(config, desk, node, workdirs, joined)
     watch = Watch()
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
+                      joined=None if stage else joined, pin=_pin(config),
                       secure=config.url.startswith("https"), note=stage.note if stage else "")  # fmt: skip
     server = uvicorn.Server(_uvicorn(config, context))
     wake = asyncio.Event()
@@ -147,7 +155,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         asyncio.create_task(_lead(leadership, wake), name="lead"),
         asyncio.create_task(_tick(Tick(desk, engine, clock_ms, watch), leadership, wake, desk, machine), name="tick"),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
-        *([asyncio.create_task(_listen(hooks.reports(), watch, clock_ms, wake), name="reports")] if hooks.reports else []),
+        *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
     ]
     try:
@@ -161,12 +169,31 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         store.close()
 
 
+def _engines(config: Config, desk: Desk, node: Node, workdirs: Path, joined: JoinedEngine) -> Several:
+    """This machine's own engine, and the machines that joined."""
+    world = desk.world
+    local = LocalEngine(config.data / "allocations", node.id, workdirs, wall_ms, node.boot_id)
+
+    def home(allocation: AllocationId) -> NodeId | None:
+        known = world.allocations.get(allocation)
+        return known.parts[0].node_id if known else None
+
+    return Several({LOCAL: local, JOINED: joined}, lambda key: world.nodes[key].engine if key in world.nodes else LOCAL, home)
+
+
+def _joined(desk: Desk) -> JoinedEngine:
+    world = desk.world
+    engine = JoinedEngine(desk.clock_ms, lambda node: world.on_node.get(node, {}).values(), world.allocations.get)
+    engine.expect(node.id for node in world.nodes.values() if node.engine == JOINED)
+    return engine
+
+
 def _leadership(config: Config, store: Store) -> Leadership:
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     return Leadership(store, holder, monotonic_ms, asyncio.to_thread, alone=not config.database)
 
 
-async def _found(desk: Desk, auth: Auth, keep_key: Callable[[str], None]) -> str:
+async def _found(desk: Desk, auth: Auth, keep_key: Callable[[str], None], *, check_new: bool) -> str:
     """On a new store: the first site, prices and the operator's key, whose text is returned this once.
 
     The key is kept before it is committed: a crash between the two leaves a key that is not known, never a store without one.
@@ -176,7 +203,7 @@ async def _found(desk: Desk, auth: Auth, keep_key: Callable[[str], None]) -> str
         return ""
     key, text = auth.new_key("operator", Scope.OPERATOR, ProjectId(""), desk.clock_ms())
     keep_key(text)
-    command = Found(site_name=socket.gethostname(), key=key)
+    command = Found(site_name=socket.gethostname(), key=key, check_new=check_new)
     events = await desk.write(lambda world, now_ms: decide(world, command, now_ms))
     return text if events else ""
 
@@ -218,10 +245,10 @@ async def _tick(tick: Tick, leadership: Leadership, wake: asyncio.Event, desk: D
             await asyncio.sleep(TICK_LIMIT_S)
 
 
-async def _listen(reports: AsyncIterator[Report], watch: Watch, clock_ms: Callable[[], int], wake: asyncio.Event) -> None:
+async def _listen(reports: AsyncIterator[Report], watch: Watch, node: NodeId, clock_ms: Callable[[], int], wake: asyncio.Event) -> None:
     """What this machine's cards say, as it comes."""
     async for report in reports:
-        if watch.hear(report, clock_ms()):
+        if watch.hear(report, node, clock_ms()):
             wake.set()
 
 
@@ -247,8 +274,12 @@ def _uvicorn(config: Config, context: Context) -> uvicorn.Config:
     tls: dict[str, Any] = {"ssl_certfile": cert, "ssl_keyfile": key, "ssl_version": ssl.PROTOCOL_TLS_SERVER} if cert else {}
     return uvicorn.Config(
         secured(app(context), tls=context.secure), host=config.host, port=config.port, log_config=None, access_log=False, server_header=False, lifespan="on",
-        timeout_graceful_shutdown=SHUTDOWN_S, limit_concurrency=2000, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024, **tls,
+        timeout_graceful_shutdown=SHUTDOWN_S, limit_concurrency=CONNECTIONS_MAX, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024, **tls,
     )  # fmt: skip
+
+
+def _pin(config: Config) -> str:
+    return pinned(self_signed(config.data, config.host)[0]) if config.tls_self_signed else ""
 
 
 def _bound(config: Config) -> socket.socket:

@@ -91,6 +91,10 @@ def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
 
 def _set_site(world: World, command: SetSite) -> Iterator[Draft]:
     site = world.sites[command.site_id]
+    if command.check_new is not None and command.check_new != site.check_new:
+        does = "checks cards before their first work" if command.check_new else "puts new cards to work unchecked"
+        site = msgspec.structs.replace(site, check_new=command.check_new)
+        yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=f"{site.name}: {does}", rows=(site,))
     if command.shadow is not None and command.shadow != site.shadow:
         does = "only tells what is wrong with cards" if command.shadow else "takes bad cards out of service"
         after = msgspec.structs.replace(site, shadow=command.shadow)

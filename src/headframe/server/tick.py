@@ -26,6 +26,7 @@ from headframe.reconcile.nodes import nodes
 from headframe.reconcile.reservations import reservations
 from headframe.server.decide import live_rate_nano
 from headframe.server.desk import Desk
+from headframe.server.enrol import unchecked
 from headframe.server.operate import moves
 from headframe.server.qualify import expired, graded, is_check, said
 from headframe.server.watch import Watch
@@ -81,7 +82,8 @@ class Tick:
             for seen in sight.observations
             if seen.state is AllocationState.ENDED and is_check(self._desk.world, seen.allocation_id)
         ]
-        return {key: said([line.text for line in await self._engine.logs(key, 0, LINES_MAX)]) for key in over}
+        known = self._desk.world.allocations
+        return {key: said([line.text for line in await self._engine.logs(known[key], 0, LINES_MAX)]) for key in over}
 
     async def _act(self, sight: Sight) -> None:
         """Wanted against seen: start what is granted, stop what should not be, forget what is settled."""
@@ -108,7 +110,9 @@ def decisions(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
     yield from nodes(world, facts, now_ms)
     yield from cards(world, facts, now_ms)
     yield from graded(world, facts, now_ms)
-    yield from expired(world, now_ms) if facts.sweep else ()
+    if facts.sweep:
+        yield from expired(world, now_ms)
+        yield from unchecked(world, now_ms)
     yield from jobs(world, facts, now_ms)
     yield from reservations(world, now_ms)
     yield from meter(world, seen_ms, now_ms)

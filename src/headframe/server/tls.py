@@ -38,6 +38,12 @@ def self_signed(data: Path, host: str) -> tuple[Path, Path]:
     return cert_path, key_path
 
 
+def pinned(cert_path: Path) -> str:
+    """The SHA-256 of a certificate, in hexadecimal: what a machine that joins is told to expect."""
+    cert = x509.load_pem_x509_certificate(cert_path.read_bytes())
+    return cert.fingerprint(hashes.SHA256()).hex()
+
+
 def _names(host: str) -> list[x509.GeneralName]:
     names: list[x509.GeneralName] = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
     try:

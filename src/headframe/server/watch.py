@@ -19,7 +19,7 @@ from headframe.health.xid import codes, slot
 from headframe.model.api import CardReading
 from headframe.model.fleet import Gpu
 from headframe.model.health import Finding, History, Report, Sample, Xid
-from headframe.model.ids import GpuId
+from headframe.model.ids import GpuId, NodeId
 from headframe.model.states import GpuState
 from headframe.model.world import World
 
@@ -89,15 +89,15 @@ class Watch:
     def __init__(self) -> None:
         self.cards: dict[GpuId, Card] = {}
         self._fresh: dict[GpuId, None] = {}
-        self._unplaced: deque[Xid] = deque(maxlen=XIDS_MAX)
+        self._unplaced: deque[tuple[NodeId, Xid]] = deque(maxlen=XIDS_MAX)
 
-    def hear(self, report: Report, now_ms: int) -> bool:
-        """Take a report in; whether there was anything in it."""
+    def hear(self, report: Report, node_id: NodeId, now_ms: int) -> bool:
+        """Take a node's report in, as of `now_ms`; whether there was anything in it."""
         for sample in report.samples:
             key = GpuId(sample.gpu_id)
             self.cards.setdefault(key, Card()).hear(sample, now_ms)
             self._fresh[key] = None
-        self._unplaced.extend(msgspec.structs.replace(xid, at_ms=now_ms) for xid in report.xids)
+        self._unplaced.extend((node_id, msgspec.structs.replace(xid, at_ms=now_ms)) for xid in report.xids)
         return bool(report.samples or report.xids)
 
     def findings(self, world: World, now_ms: int) -> dict[GpuId, tuple[Finding, ...]]:
@@ -133,10 +133,9 @@ class Watch:
     def _place(self, world: World) -> None:
         """Xids name a slot: the card in it, with the work that held it then."""
         while self._unplaced:
-            xid = self._unplaced.popleft()
-            for gpu_id in self.cards:
-                gpu = world.gpus.get(gpu_id)
-                if gpu and slot(gpu.pci_bus) == xid.slot:
+            node_id, xid = self._unplaced.popleft()
+            for gpu_id, gpu in world.node_gpus.get(node_id, {}).items():
+                if gpu_id in self.cards and slot(gpu.pci_bus) == xid.slot:
                     self.cards[gpu_id].xids.append(msgspec.structs.replace(xid, work=next((held.workload_id for held in world.holders(gpu)), "")))
                     self._fresh[gpu_id] = None
 

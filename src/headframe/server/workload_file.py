@@ -170,6 +170,8 @@ def _spec(root: yaml.MappingNode, reader: _Reader) -> Spec | None:
         _topology(found["topology"], reader, options)
     values: dict[str, Any] = {"run": "", **texts, **options}
     _volumes_good(values, found, reader)
+    if values.get("nodes", 1) > 1:
+        values["resources"] = msgspec.structs.replace(values.get("resources", Resources()), gang=True)
     return None if reader.mistakes else Spec(**values)
 
 

@@ -9,7 +9,8 @@ import msgspec
 from headframe.engines.base import Engine, Sight
 from headframe.model.errors import DiskFull, Unavailable
 from headframe.model.event import Event
-from headframe.model.ids import AllocationId, VolumeId
+from headframe.model.fleet import Volume
+from headframe.model.ids import AllocationId
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 from headframe.store.base import Lease, Reply
@@ -148,14 +149,14 @@ class FaultyEngine:
         self._before()
         return await self._engine.observe()
 
-    async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
+    async def logs(self, allocation: Allocation, after: int, limit: int) -> Sequence[LogLine]:
         self._before()
         return await self._engine.logs(allocation, after, limit)
 
-    async def erase(self, volume: VolumeId) -> None:
+    async def erase(self, volume: Volume) -> None:
         await self._engine.erase(volume)
 
-    async def discard(self, allocation: AllocationId) -> None:
+    async def discard(self, allocation: Allocation) -> None:
         await self._engine.discard(allocation)
 
     def _before(self) -> None:

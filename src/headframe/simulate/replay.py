@@ -13,8 +13,8 @@ from headframe.engines.base import Sight
 from headframe.model.command import CreateProject, Enrol, Found, GrantCredit, Submit
 from headframe.model.errors import HeadframeError
 from headframe.model.event import Draft, Event
-from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, UserId, VolumeId, WorkloadId
+from headframe.model.fleet import SIMULATED, Gpu, Node, Volume
+from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, UserId, WorkloadId
 from headframe.model.money import Usage
 from headframe.model.people import Key, Scope
 from headframe.model.report import Sample
@@ -142,14 +142,14 @@ class Fast:
     async def forget(self, allocation: AllocationId) -> None:
         """It has no journal."""
 
-    async def logs(self, allocation: AllocationId, after: int, limit: int) -> Sequence[LogLine]:
+    async def logs(self, allocation: Allocation, after: int, limit: int) -> Sequence[LogLine]:
         del allocation, after, limit
         return []
 
-    async def erase(self, volume: VolumeId) -> None:
+    async def erase(self, volume: Volume) -> None:
         """There is nothing to delete."""
 
-    async def discard(self, allocation: AllocationId) -> None:
+    async def discard(self, allocation: Allocation) -> None:
         """There is nothing to delete."""
 
 
@@ -284,7 +284,7 @@ def submitted(commands: Sequence[Submit], refused: list[HeadframeError]) -> Call
 def enrol(machine: Machine, at_ms: int) -> Enrol:
     """A machine as it would introduce itself."""
     node_id = NodeId(machine.name)
-    row = Node(id=node_id, name=machine.name, site_id=SITE, rack_id=RACK, state=NodeState.NEW, engine="simulated", cpu_milli=machine.cpu_milli,
+    row = Node(id=node_id, name=machine.name, site_id=SITE, rack_id=RACK, state=NodeState.NEW, engine=SIMULATED, cpu_milli=machine.cpu_milli,
                memory_mib=machine.memory_mib, disk_mib=1_000_000, joined_ms=at_ms, seen_ms=at_ms)  # fmt: skip
     cards = tuple(
         Gpu(id=GpuId(f"{machine.name}-{k}"), node_id=node_id, index=k, model=machine.model, memory_mib=24_576, state=GpuState.NEW, joined_ms=at_ms)

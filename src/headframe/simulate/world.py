@@ -15,7 +15,7 @@ from headframe.engines.simulated import NOTHING, Machine, Machines, SimulatedEng
 from headframe.model.command import CreateProject, Enrol, Found, GrantCredit, MoveGpu, Qualify, SetPrices, StopWorkload, Submit
 from headframe.model.errors import Fenced, HeadframeError
 from headframe.model.event import Event
-from headframe.model.fleet import Gpu, Node
+from headframe.model.fleet import SIMULATED, Gpu, Node
 from headframe.model.health import CardFacts, Depth, Host, HostFacts, Inventory, Measured, Report, Sample
 from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, UserId, WorkloadId
 from headframe.model.money import GpuPrice
@@ -167,7 +167,7 @@ class Simulation:
         model, memory = MODELS[n % len(MODELS)]
         node = NodeId(f"node-{n:03}")
         self.machines.machines[node] = Machine(node, self.rng.randint(-skew_ms, skew_ms))
-        row = Node(id=node, name=f"rig-{n:03}", site_id=SITE, rack_id=RACK, state=NodeState.NEW, engine="simulated", cpu_milli=32_000,
+        row = Node(id=node, name=f"rig-{n:03}", site_id=SITE, rack_id=RACK, state=NodeState.NEW, engine=SIMULATED, cpu_milli=32_000,
                    memory_mib=262_144, disk_mib=1_000_000, joined_ms=self.at_ms, seen_ms=self.at_ms)  # fmt: skip
         cards = tuple(
             Gpu(id=GpuId(f"GPU-{n:03}-{k}"), node_id=node, index=k, model=model, memory_mib=memory, state=GpuState.NEW, joined_ms=self.at_ms)
@@ -321,7 +321,7 @@ class Simulation:
         report = Report(samples=tuple(Sample(gpu_id=card, at_ms=0, present=present) for card in cards))
         for server in self.servers:
             if server is not None:
-                server.watch.hear(report, self.at_ms)
+                server.watch.hear(report, NodeId(""), self.at_ms)
         self._at(self.at_ms + 1, self._wake)
 
     def _break(self, machine: Machine, *, power: bool, for_ms: int) -> None:

@@ -63,7 +63,7 @@ async def set_site(context: Context, request: Request[Principal, Any, Any], site
     def answer(world: World) -> Site:
         return world.sites[key]
 
-    return await context.write(request, SetSite(site_id=key, shadow=data.shadow), answer)
+    return await context.write(request, SetSite(site_id=key, shadow=data.shadow, check_new=data.check_new), answer)
 
 
 @put("/v1/racks/{rack:str}", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
@@ -199,7 +199,7 @@ async def remove_volume(context: Context, request: Request[Principal, Any, Any],
         return _volume_view(world, msgspec.structs.replace(row, removed=True))
 
     gone = await context.write(request, RemoveVolume(id=row.id), answer)
-    await context.engine.erase(row.id)
+    await context.engine.erase(row)
     return gone
 
 

@@ -113,9 +113,11 @@ async def create_key(context: Context, request: Request[Principal, Any, Any], da
     named(data.name)
     if data.scope not in ALLOWS[request.user.key.scope] and request.user.key.scope is not Scope.OPERATOR:
         raise Forbidden(f"a key of scope {request.user.key.scope} can't create one of scope {data.scope}")
+    if data.scope in {Scope.NODE, Scope.JOIN}:
+        raise BadRequest("a machine's keys are made by joining", "`headframe node add` prints the command for it")
     if not 0 <= data.expires_in_s <= EXPIRY_MAX_S:
         raise BadRequest("a key expires within ten years, or never (0)")
-    everywhere = data.scope in {Scope.OPERATOR, Scope.NODE}
+    everywhere = data.scope is Scope.OPERATOR
     project = ProjectId("") if everywhere else project_for(context.world, request.user, data.project).id
     now_ms = context.clock_ms()
     expires_ms = now_ms + data.expires_in_s * 1000 if data.expires_in_s else 0

@@ -101,7 +101,9 @@ async def remove(context: Context, request: Request[Principal, Any, Any], worklo
     if row.state not in WORKLOAD_ENDS:
         raise Conflicting(f"{row.name} is {row.state}", "stop it first: `headframe stop`")
     for attempt in range(1, row.attempt + 1):
-        await context.engine.discard(allocation_id(row.id, attempt))
+        gone = await _attempt(context, row, attempt)
+        if gone:
+            await context.engine.discard(gone)
 
 
 @get("/v1/workloads/{workload:str}/logs", opt={"scope": Scope.READ}, responses=answers(404))
@@ -159,14 +161,18 @@ async def _follow(context: Context, key: WorkloadId, attempt: int, after: int) -
 
 async def log_page(context: Context, row: Workload, attempt: int, after: int, limit: int) -> LogPage:
     """One page of an attempt's log; `done` is judged before the lines are read, so that none is missed."""
-    key = AllocationId(f"{row.id}.{attempt}")
-    allocation = context.world.allocations.get(key) or await context.read(lambda store: store.get(Allocation, key))
+    allocation = await _attempt(context, row, attempt)
     over = allocation.reason is not None if allocation else row.state in WORKLOAD_ENDS
-    lines = await context.engine.logs(key, after, limit)
+    lines = await context.engine.logs(allocation, after, limit) if allocation else ()
     return LogPage(
         attempt=attempt, state=allocation.state if allocation else None, reason=allocation.reason if allocation else None,
         lines=tuple(lines), next=lines[-1].next if lines else after, done=over and len(lines) < limit,
     )  # fmt: skip
+
+
+async def _attempt(context: Context, row: Workload, attempt: int) -> Allocation | None:
+    key = allocation_id(row.id, attempt) if attempt else AllocationId("")
+    return context.world.allocations.get(key) or await context.read(lambda store: store.get(Allocation, key))
 
 
 async def current(context: Context, key: WorkloadId) -> Workload | None:

@@ -1,0 +1,65 @@
+"""What a machine that joined says to its server."""
+
+import hashlib
+import ssl
+from pathlib import Path
+
+import httpx
+
+from headframe.client.http import Client, Unreachable
+from headframe.model.agent import Account, Heard, Hello, Joined, Lines, Orders
+
+
+class AgentClient(Client):
+    """One machine's end of the line."""
+
+    def join(self, hello: Hello) -> Joined:
+        """Become one of the fleet; the token is used up."""
+        return self._send("POST", "/v1/agent/join", Joined, hello)
+
+    def report(self, account: Account) -> Heard:
+        """Say what runs and what the cards say."""
+        return self._send("POST", "/v1/agent/report", Heard, account)
+
+    def orders(self) -> Orders:
+        """What to do; held open until there is something."""
+        return self._send("POST", "/v1/agent/orders", Orders)
+
+    def lines(self, lines: Lines) -> Heard:
+        """Log lines that were asked for."""
+        return self._send("POST", "/v1/agent/lines", Heard, lines)
+
+    def workdir(self, digest: str, target: Path) -> None:
+        """Fetch a workdir that work here needs, whole or not at all; raises Unreachable where it is not what was asked for."""
+        part, found = target.with_suffix(".part"), hashlib.sha256()
+        try:
+            with self._http.stream("GET", f"/v1/agent/workdirs/{digest}") as answer, part.open("wb") as file:
+                for chunk in answer.iter_bytes():
+                    found.update(chunk)
+                    file.write(chunk)
+            if answer.status_code != httpx.codes.OK or found.hexdigest() != digest:
+                raise Unreachable(f"workdir {digest[:12]} did not come whole from {self.url}")
+            part.rename(target)
+        except httpx.TransportError as error:
+            raise Unreachable(f"no Headframe server answers at {self.url}: {error}") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def pinned_certificate(url: str, pin: str) -> str:
+    """The certificate (PEM) of the server at `url`, where its SHA-256 is `pin`; raises Unreachable where it is not."""
+    at = httpx.URL(url)
+    try:
+        pem = ssl.get_server_certificate((at.host, at.port or 443), timeout=10)
+    except OSError as error:
+        raise Unreachable(f"no Headframe server answers at {url}: {error}") from error
+    if hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest() != pin.lower():
+        raise Unreachable(f"the certificate at {url} is not the one that was promised: something stands between, or the command is an old one")
+    return pem
+
+
+def trusting(pem: Path) -> ssl.SSLContext:
+    """Trust just this certificate, by whatever address its server is reached."""
+    context = ssl.create_default_context(cafile=str(pem))
+    context.check_hostname = False
+    return context
