@@ -273,8 +273,8 @@ def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
 
 LATER = """
 from alembic import op
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 
 def upgrade():
@@ -302,7 +302,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
         with migrated._engine.connect() as db:
             assert "later" in {row[1] for row in db.exec_driver_sql("PRAGMA table_info(node)")}
         migrated.close()
-    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0002.bak'}").dump() == before
+    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0003.bak'}").dump() == before
     with pytest.raises(StoreMismatch, match="newer"):
         open_store(f"sqlite:///{path}")
 
@@ -338,8 +338,8 @@ def test_an_older_postgresql_store_is_copied_into_a_schema_of_its_own_before_it_
     migrated = open_store(postgres.url)
     assert migrated.dump() == before
     with migrated._engine.connect() as db:
-        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0002.entry").scalar() == 1
-        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0002.alembic_version").scalar() == "0002"
+        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0003.entry").scalar() == 1
+        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0003.alembic_version").scalar() == "0003"
         assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0003"
     migrated.close()
 

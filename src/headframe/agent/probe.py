@@ -112,6 +112,13 @@ def usable_memory_mib() -> int:
     return total // MIB
 
 
+def macs() -> tuple[str, ...]:
+    """The hardware addresses of this machine's ports."""
+    ports = psutil.net_if_addrs().values()
+    found = {each.address.lower() for port in ports for each in port if each.family == psutil.AF_LINK}
+    return tuple(sorted(found - {"00:00:00:00:00:00", ""}))
+
+
 def _cpu_model() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from headframe.agent.probe import probe
+from headframe.agent.probe import macs, probe
 from headframe.client.agent import AgentClient, pinned_certificate, trusting
 from headframe.model.agent import Hello
 from headframe.model.errors import Conflicting
@@ -28,7 +28,7 @@ def hello(data: Path, name: str = "") -> Hello:
     """This machine, as it is now."""
     found = probe(SiteId(""), RackId(""), data, time.time_ns() // 1_000_000)
     node = msgspec.structs.replace(found.node, name=name) if name else found.node
-    return Hello(node=node, gpus=found.gpus, version=VERSION)
+    return Hello(node=node, gpus=found.gpus, macs=macs(), version=VERSION)
 
 
 def take(url: str, token: str, data: Path, *, name: str = "", pin: str = "", new_identity: bool = False) -> Seat:

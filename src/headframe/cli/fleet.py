@@ -1,14 +1,23 @@
-"""nodes, offers, events."""
+"""nodes, offers, events; fleet: machines that are awaited."""
 
+from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from headframe.cli.jobs import Json
-from headframe.cli.session import client, out, show, table
+from headframe.cli.session import client, err, fail, out, show, table
+from headframe.client.inventory import Found
 from headframe.model.api import EventView, NodeView, Offers
-from headframe.model.units import MILLI, gpus, mib, usd
+from headframe.model.fleet import Rig
+from headframe.model.units import MILLI, counted, gpus, mib, usd
+
+SHOWN_MAX = 20
+fleet_app = typer.Typer(no_args_is_help=True, help="Machines that an inventory lists: import them, and see which have joined.")
 
 
 def add(app: typer.Typer) -> None:
@@ -16,6 +25,7 @@ def add(app: typer.Typer) -> None:
     app.command()(nodes)
     app.command()(offers)
     app.command()(events)
+    app.add_typer(fleet_app, name="fleet")
 
 
 def nodes(*, json: Json = False) -> None:
@@ -44,6 +54,70 @@ def events(
         if follow:
             for event in cloud.follow_events(page.next):
                 _show_event(event, json=json)
+
+
+@fleet_app.command("import")
+def fleet_import(
+    files: Annotated[list[Path], typer.Argument(help="HiveOS workers2, `gpu-detect listjson` or rig.conf; or CSV.", exists=True, dir_okay=False)], *,
+    rig: Annotated[str, typer.Option(help="The machine's name, where the file does not say it; else the file's name.")] = "",
+    rack: Annotated[str, typer.Option(help="The rack of machines for which none is said.")] = "",
+    apply: Annotated[bool, typer.Option("--apply", help="Keep it; without this, only what was understood is shown.")] = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Read an inventory: what was understood, what is missing, what was refused. Secrets in it never leave this machine."""
+    from headframe.client.inventory import merged, read
+
+    try:
+        found = merged(read(path, rig) for path in files)
+    except ValueError as error:
+        fail(str(error), "`headframe fleet import --help` lists what is known", 2)
+    rigs = tuple(msgspec.structs.replace(each, rack=each.rack or rack) for each in found.rigs)
+    found = msgspec.structs.replace(found, rigs=rigs)
+    if not json:
+        _show_found(found)
+    if found.bad:
+        show(found, json, lambda: None)
+        fail(f"{counted(len(found.bad), 'row')} can't be read: nothing is kept", "correct them and import again; importing twice is harmless", 2)
+    if apply:
+        with client() as cloud:
+            cloud.await_rigs(rigs)
+    show(found, json, lambda: _said_import(len(rigs), kept=apply))
+
+
+@fleet_app.command("ls")
+def fleet_ls(*, json: Json = False) -> None:
+    """The machines that inventories listed, and which of them have joined."""
+    with client() as cloud:
+        rows = cloud.rigs().items
+    show(rows, json, lambda: _show_rigs(rows))
+
+
+def _said_import(count: int, *, kept: bool) -> None:
+    if kept:
+        out.print(f"{counted(count, 'machine')} awaited: each takes its place when it joins (`headframe node add` prints the command)")
+    else:
+        out.print("nothing is kept yet: add --apply", style="dim")
+
+
+def _show_found(found: Found) -> None:
+    _show_rigs(found.rigs[:SHOWN_MAX])
+    if len(found.rigs) > SHOWN_MAX:
+        out.print(f"… and {len(found.rigs) - SHOWN_MAX} more", style="dim")
+    cards = sum(len(each.cards) for each in found.rigs)
+    out.print(f"{found.kind}: {counted(len(found.rigs), 'machine')} with {counted(cards, 'card')}")
+    for what, items in (("not told", found.missing), ("not in the catalogue, will be measured", found.unknown), ("left out", found.dropped)):
+        if items:
+            out.print(f"{what}: {', '.join(items)}", markup=False)
+    for row in found.bad:
+        err.print(f"{row.where}: {row.why}", style="red", markup=False)
+
+
+def _show_rigs(rows: Sequence[Rig]) -> None:
+    shown = table("machine", "rack", "MAC", ">cards", "models", "joined")
+    for row in rows:
+        models = Counter(card.model for card in row.cards)
+        named = ", ".join(f"{count} x {model}" for model, count in sorted(models.items()))
+        shown.add_row(row.name, row.rack, row.mac, str(len(row.cards)), named, row.node_id or "–")
+    out.print(shown)
 
 
 def _show_event(event: EventView, *, json: bool) -> None:

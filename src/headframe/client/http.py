@@ -46,6 +46,8 @@ from headframe.model.api import (
     RackView,
     ReservationBody,
     ReservationList,
+    RigList,
+    RigsBody,
     ServiceBody,
     SiteBody,
     SiteList,
@@ -58,7 +60,7 @@ from headframe.model.api import (
     WorkloadPage,
     WorkloadView,
 )
-from headframe.model.fleet import Gpu, Reservation, Site
+from headframe.model.fleet import Gpu, Reservation, Rig, Site
 from headframe.model.money import GpuPrice, Invoice, PriceList
 from headframe.model.people import Project, Scope
 from headframe.model.work import LogLine
@@ -293,6 +295,14 @@ class Client:
     def remove_volume(self, name: str, project: str = "") -> VolumeView:
         """Delete a volume and what is in it."""
         return self._call("DELETE", f"/v1/volumes/{_segment(name)}", VolumeView, params={"project": project} if project else {})
+
+    def rigs(self) -> RigList:
+        """The machines that inventories listed."""
+        return self._get("/v1/rigs", RigList)
+
+    def await_rigs(self, rigs: tuple[Rig, ...]) -> RigList:
+        """Await these machines, all or none."""
+        return self._send("POST", "/v1/rigs", RigList, RigsBody(rigs=rigs))
 
     def invite(self, body: AddBody) -> Invitation:
         """A token with which one machine may join."""

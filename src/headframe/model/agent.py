@@ -17,10 +17,13 @@ BATCHES_MAX, ORDERS_MAX, SEEN_MAX, TOLD_MAX = 64, 256, 4096, 2000
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine that wants to join: itself and its cards by serial and UUID. Where it stands is the operator's to say, its states the server's."""
+    """A machine that wants to join: itself and its cards by serial and UUID, and by the `macs` of its ports as
+    an inventory may know it. Where it stands is the operator's to say, its states the server's.
+    """
 
     node: Node
     gpus: tuple[Gpu, ...] = ()
+    macs: tuple[str, ...] = ()
     version: str = ""
 
 

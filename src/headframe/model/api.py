@@ -3,7 +3,7 @@
 import msgspec
 
 from headframe.model.errors import Mistake
-from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Sharing, Site, Volume
+from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Rig, Sharing, Site, Volume
 from headframe.model.health import Depth, Sample
 from headframe.model.ids import KeyId, ProjectId
 from headframe.model.money import Entry, GpuPrice, Invoice, Quote, Usage
@@ -221,6 +221,18 @@ class SiteList(msgspec.Struct, frozen=True, kw_only=True):
     """All sites by name."""
 
     items: tuple[Site, ...]
+
+
+class RigsBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Machines that an inventory lists: all are kept, or none."""
+
+    rigs: tuple[Rig, ...]
+
+
+class RigList(msgspec.Struct, frozen=True, kw_only=True):
+    """The machines that inventories listed; those with a `node_id` have joined."""
+
+    items: tuple[Rig, ...]
 
 
 class RackBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from headframe.model.fleet import Gpu, Grade, Node, Reservation, Sharing
+from headframe.model.fleet import Gpu, Grade, Node, Reservation, Rig, Sharing
 from headframe.model.health import Depth
 from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, SiteId, VolumeId, WorkloadId
 from headframe.model.money import GpuPrice
@@ -33,7 +33,14 @@ class Join(msgspec.Struct, frozen=True, kw_only=True):
     gpus: tuple[Gpu, ...]
     token: KeyId
     key: Key
+    macs: tuple[str, ...] = ()
     rack_id: RackId
+
+
+class ListRigs(msgspec.Struct, frozen=True, kw_only=True):
+    """Machines that an inventory lists, all or none; one that is known is brought up to date."""
+
+    rigs: tuple[Rig, ...]
 
 
 class CreateProject(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,6 +207,7 @@ Command = (
     Found
     | Enrol
     | Join
+    | ListRigs
     | CreateProject
     | SetBudget
     | GrantCredit

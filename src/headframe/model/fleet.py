@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from headframe.model.ids import GpuId, NodeId, ProjectId, RackId, ReservationId, SiteId, VolumeId
+from headframe.model.ids import GpuId, NodeId, ProjectId, RackId, ReservationId, RigId, SiteId, VolumeId
 from headframe.model.states import GpuState, NodeState
 
 
@@ -131,6 +131,41 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
     node_id: NodeId
     created_ms: int
     removed: bool = False
+
+
+class RigCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A card as an inventory lists it; what it does not say is empty, and only the probe knows its link."""
+
+    index: int
+    model: str
+    memory_mib: int = 0
+    bus: str = ""
+    vendor: str = ""
+    vbios: str = ""
+    serial: str = ""
+    power_limit_w: int = 0
+
+
+class Rig(msgspec.Struct, frozen=True, kw_only=True, tag="rig"):
+    """A machine that an inventory lists, awaited until it joins as `node_id`: where it stands, how it is reached by people, what is said
+    to be in it. `memory_mib` 0 is not known.
+    """
+
+    id: RigId
+    name: str
+    rack: str = ""
+    site: str = ""
+    container: str = ""
+    shelf: str = ""
+    ip: str = ""
+    mac: str = ""
+    psu: str = ""
+    breaker: str = ""
+    memory_mib: int = 0
+    cards: tuple[RigCard, ...] = ()
+    source: str = ""
+    created_ms: int = 0
+    node_id: NodeId = NodeId("")
 
 
 class Graded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -17,6 +17,7 @@ WorkloadId = NewType("WorkloadId", str)
 AllocationId = NewType("AllocationId", str)
 ReservationId = NewType("ReservationId", str)
 VolumeId = NewType("VolumeId", str)
+RigId = NewType("RigId", str)
 UsageId = NewType("UsageId", str)
 PostingId = NewType("PostingId", str)
 
@@ -40,6 +41,11 @@ def allocation_id(workload: WorkloadId, attempt: int) -> AllocationId:
     """The n-th attempt of a workload, counted from 1."""
     assert attempt >= 1, attempt
     return AllocationId(f"{workload}.{attempt}")
+
+
+def rig_id(name: str) -> RigId:
+    """A machine that is awaited is named by its name, so that importing it twice is importing it once."""
+    return RigId(f"rig.{name}")
 
 
 def volume_id(project: ProjectId, name: str) -> VolumeId:

@@ -17,6 +17,7 @@ from headframe.model.command import (
     Found,
     GrantCredit,
     Join,
+    ListRigs,
     RevokeKey,
     SetBudget,
     SetPrices,
@@ -48,7 +49,7 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
     match command:
         case Found():
             yield from _found(world, command, now_ms)
-        case Enrol() | Join():
+        case Enrol() | Join() | ListRigs():
             yield from enrol(world, command, now_ms)
         case CreateProject():
             yield _create_project(world, command, now_ms)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from headframe.model.agent import Hello
-from headframe.model.command import Enrol, Join, Qualify
+from headframe.model.command import Enrol, Join, ListRigs, Qualify
 from headframe.model.errors import BadRequest, Conflicting, Unauthenticated
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import JOINED, Gpu, Node, Rack, Sharing
@@ -19,6 +19,7 @@ from headframe.model.states import GpuState, NodeState
 from headframe.model.units import counted
 from headframe.model.world import World
 from headframe.server.qualify import qualify
+from headframe.server.rigs import arrived, awaited, listed
 
 CARDS_MAX, TEXT_MAX, NUMBER_MAX = 64, 200, 1 << 53
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")
@@ -75,10 +76,12 @@ def _plain(row: Node | Gpu) -> None:
             raise BadRequest(f"{name} is out of range")
 
 
-def enrol(world: World, command: Enrol | Join, now_ms: int) -> Iterator[Draft]:
+def enrol(world: World, command: Enrol | Join | ListRigs, now_ms: int) -> Iterator[Draft]:
     """What `command` does to `world`."""
     if isinstance(command, Join):
         yield from _joined(world, command, now_ms)
+    elif isinstance(command, ListRigs):
+        yield from listed(world, command, now_ms)
     else:
         yield from _enrolled(world, command.node, command.gpus, now_ms)
 
@@ -90,7 +93,10 @@ def _joined(world: World, command: Join, now_ms: int) -> Iterator[Draft]:
     known = world.nodes.get(node.id)
     if known is not None and known.state is NodeState.RETIRED:
         raise Conflicting(f"{known.name} was retired and can't come back under this identity", "join with --new-identity")
-    rack, fresh = _rack(world, token.rack, command.rack_id, now_ms)
+    rig = awaited(world, node, command.macs)
+    if rig is not None:
+        node = msgspec.structs.replace(node, name=rig.name)
+    rack, fresh = _rack(world, token.rack or (rig.rack if rig else ""), command.rack_id, now_ms)
     if fresh:
         yield Draft(kind=Kind.RACK_CHANGED, subject=rack.id, text=f"{rack.name}: new", rows=(rack,))
     if any(other.name == node.name and other.id != node.id for other in world.nodes.values()):
@@ -100,6 +106,8 @@ def _joined(world: World, command: Join, now_ms: int) -> Iterator[Draft]:
     keys = [token, *(key for key in world.keys.values() if key.node_id == node.id and not key.revoked_ms)]
     rows = (*(msgspec.structs.replace(key, revoked_ms=now_ms) for key in keys), command.key)
     yield Draft(kind=Kind.KEY_CREATED, subject=command.key.id, text=f"key of {node.name} created, its token is used up", rows=rows)
+    if rig is not None:
+        yield arrived(world, rig, node, command.gpus)
 
 
 def _rack(world: World, name: str, rack_id: RackId, now_ms: int) -> tuple[Rack, bool]:

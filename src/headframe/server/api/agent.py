@@ -42,6 +42,7 @@ TWIN_MS = 60_000
 """A machine that spoke so lately is in service: another of the same identity is its twin."""
 INVITED_MAX_S = 30 * 86_400
 SAMPLES_MAX, XIDS_MAX = 64, 256
+MACS_MAX = 32
 AGE_MAX_MS = 3_600_000
 
 
@@ -73,7 +74,14 @@ async def join(context: Context, request: Request[Principal, Any, Any], data: He
             "where its disk was copied: join with --new-identity; where its agent was just stopped: wait a minute",
         )
     key, text = context.auth.new_key(node.name, Scope.NODE, ProjectId(""), now_ms, node_id=node.id)
-    command = Join(node=node, gpus=gpus, token=request.user.key.id, key=key, rack_id=RackId(drawn("rack")))
+    command = Join(
+        macs=tuple(mac.lower()[:17] for mac in data.macs[:MACS_MAX]),
+        node=node,
+        gpus=gpus,
+        token=request.user.key.id,
+        key=key,
+        rack_id=RackId(drawn("rack")),
+    )
     await context.desk.write(lambda world, at_ms: decide(world, command, at_ms))
     engine.expect([node.id])
     return Joined(node_id=node.id, name=context.world.nodes[node.id].name, key=text)
@@ -90,7 +98,7 @@ async def report(context: Context, request: Request[Principal, Any, Any], data: 
     world, now_ms = context.world, context.clock_ms()
     for batch in data.batches:
         context.watch.hear(_own(world, node_id, batch), node_id, now_ms - batch.age_ms)
-    engine.hear(node_id, data, lambda key: _foreign(world, key, node_id), news=bool(data.batches))
+    engine.hear(node_id, data, lambda key: _foreign(world, key, node_id), news=any(map(_urgent, data.batches)))
     return Heard()
 
 
@@ -156,6 +164,11 @@ def _own(world: World, node_id: NodeId, batch: Batch) -> Report:
         raise BadRequest(f"a batch has at most {SAMPLES_MAX} samples and {XIDS_MAX} Xids, and is at most an hour old")
     mine = world.node_gpus.get(node_id, {})
     return Report(samples=tuple(sample for sample in told.samples if sample.gpu_id in mine), xids=told.xids)
+
+
+def _urgent(batch: Batch) -> bool:
+    """Whether this is not to wait for the next tick's time: an Xid, or a card that is gone."""
+    return bool(batch.report.xids) or not all(sample.present for sample in batch.report.samples)
 
 
 def _foreign(world: World, key: AllocationId, node_id: NodeId) -> bool:

@@ -1,0 +1,16 @@
+"""Rigs: the machines that an inventory lists; a new database has their table from the first migration already."""
+
+from alembic import op
+
+from headframe.store.tables import metadata
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    metadata.create_all(op.get_bind(), tables=[metadata.tables["rig"]])
+
+
+def downgrade() -> None:
+    raise NotImplementedError("restore the backup that was made before the upgrade")
