@@ -1,4 +1,4 @@
-"""The real components that tests drive: a browser, a container runtime, PostgreSQL. In CI what is missing is installed, and
+"""The real components that tests drive: a browser, a container runtime, PostgreSQL, Prometheus' own checker. In CI what is missing is installed, and
 failing to is a failure; elsewhere their tests are skipped with the reason.
 """
 
@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 
-PACKAGES = {"chromium": "chromium", "podman": "podman", "runc": "runc", "initdb": "postgresql"}
+PACKAGES = {"chromium": "chromium", "podman": "podman", "runc": "runc", "initdb": "postgresql", "promtool": "prometheus"}
 
 
 def find(program: str) -> str | None:

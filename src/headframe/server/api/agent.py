@@ -1,5 +1,6 @@
 """Machines that join, and what they say from then on. A machine's key is bound to it: it tells of nobody else, and reads nobody else's orders."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from headframe.server.context import Context, drawn, found, named
 from headframe.server.decide import decide
 from headframe.server.enrol import welcome
 
-HOLD_S = 20.0
-"""A question for orders is answered empty after this."""
+HOLD_S = (15.0, 25.0)
+"""A question for orders is answered empty after a time between these: machines that came back together do not stay together."""
 TWIN_MS = 60_000
 """A machine that spoke so lately is in service: another of the same identity is its twin."""
 INVITED_MAX_S = 30 * 86_400
@@ -106,7 +107,7 @@ async def report(context: Context, request: Request[Principal, Any, Any], data: 
 async def orders(context: Context, request: Request[Principal, Any, Any]) -> Orders:
     """What a machine is to do: answered when there is something, or empty after some seconds."""
     engine, node_id = _engine(context), _caller(context, request)
-    items = await engine.orders(node_id, HOLD_S)
+    items = await engine.orders(node_id, random.uniform(*HOLD_S))  # noqa: S311 - only to spread machines out
     epoch = context.leadership.epoch
     if epoch is None:
         raise Unavailable("another server leads now", "ask again")
