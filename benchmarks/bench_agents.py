@@ -98,7 +98,7 @@ def main() -> None:
             told = sorted(each for machine in machines for each in machine.took_s[1:])  # the first meets the rush of all connections at once
             print(f"{count} machines of {CARDS} cards, a report every {EVERY_S:g} s, a question held open by each:")
             print(
-                f"  {len(told) / took:,.0f} reports/s over HTTP, p50 {told[len(told) // 2] * 1000:.1f} ms, p99 {told[len(told) * 99 // 100] * 1000:.1f} ms"
+                f"  {len(told) / seconds:,.0f} reports/s over HTTP, p50 {told[len(told) // 2] * 1000:.1f} ms, p99 {told[len(told) * 99 // 100] * 1000:.1f} ms"
             )
             print(
                 f"  server: {(cpu_s(process) - before) / took:.2f} cores ({still:.2f} when nobody speaks), {process.memory_info().rss / 2**20:,.0f} MiB"

@@ -92,7 +92,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cpu_errors: int | None = None
 
 
-class Sample(Errors, frozen=True, kw_only=True, omit_defaults=True):
+class Sample(Errors, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One reading of a card in service, by the node's clock. `reasons` is NVML's mask of why clocks are held back, `use` and `fan` are
     parts of 1, counters are totals, `answer_ms` is how long the driver took; what was not read is None.
     """

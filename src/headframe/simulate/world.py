@@ -170,7 +170,16 @@ class Simulation:
         row = Node(id=node, name=f"rig-{n:03}", site_id=SITE, rack_id=RACK, state=NodeState.NEW, engine=SIMULATED, cpu_milli=32_000,
                    memory_mib=262_144, disk_mib=1_000_000, joined_ms=self.at_ms, seen_ms=self.at_ms)  # fmt: skip
         cards = tuple(
-            Gpu(id=GpuId(f"GPU-{n:03}-{k}"), node_id=node, index=k, model=model, memory_mib=memory, state=GpuState.NEW, joined_ms=self.at_ms)
+            Gpu(
+                id=GpuId(f"GPU-{n:03}-{k}"),
+                node_id=node,
+                index=k,
+                model=model,
+                memory_mib=memory,
+                state=GpuState.NEW,
+                joined_ms=self.at_ms,
+                pci_bus=f"00000000:{k + 1:02x}:00.0",
+            )
             for k in range(8)
         )
         self.cards += [card.id for card in cards]
