@@ -79,6 +79,14 @@ int nvmlDeviceGetUtilizationRates(Dev d, use_t *u) { long long v = 0; int rc = a
 int nvmlDeviceGetComputeRunningProcesses_v3(Dev d, unsigned *n, process_t *p) {
   long long v = 0; int rc = look(d->i, "processes", &v, 0); if (!rc && *n < v) rc = 7;
   *n = (unsigned)v; if (!rc && p) memset(p, 0, v * sizeof *p); return rc; }
+static int put(Dev d, const char *key, int v) {
+  long long may = 0; const char *path = getenv("FAKE_NVML_STATE"); FILE *f;
+  if (look(d->i, "may_set", &may, 0) || !may) return 4;
+  f = path ? fopen(path, "a") : 0; if (f) { fprintf(f, "%d.%s %d\n", d->i, key, v); fclose(f); } return 0; }
+int nvmlDeviceSetGpcClkVfOffset(Dev d, int v) { return put(d, "core_offset", v); }
+int nvmlDeviceSetMemClkVfOffset(Dev d, int v) { return put(d, "mem_offset", v); }
+int nvmlDeviceResetGpuLockedClocks(Dev d) { return put(d, "locked", 0); }
+int nvmlDeviceResetMemoryLockedClocks(Dev d) { return put(d, "locked", 0); }
 int nvmlDeviceGetP2PStatus(Dev d, Dev b, int index, int *o) { long long v = 1; int rc = look(d->i, "p2p", &v, 0); *o = v ? 0 : 1; return rc; }
 #ifndef OLD_DRIVER
 GET(u64, nvmlDeviceGetCurrentClocksEventReasons(Dev d, u64 *o), "reasons")

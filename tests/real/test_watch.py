@@ -28,7 +28,7 @@ TWO_CARDS = """
 *.use 97
 *.sm_mhz 1695
 *.reasons 0
-*.used_mib 20000
+*.used_mib 400
 *.field82 -1003
 *.field230 0
 """
@@ -127,7 +127,7 @@ def test_what_cards_say_is_shown_to_people_and_to_prometheus_under_the_names_of_
     text = urllib.request.urlopen(request, timeout=10).read().decode()
     labels = f'{{Hostname="{name}",UUID="GPU-watched-1",device="nvidia0",gpu="0",modelName="NVIDIA GeForce RTX 3090"}}'
     assert f"DCGM_FI_DEV_GPU_TEMP{labels} 61.0" in text
-    assert f"DCGM_FI_DEV_FB_USED{labels} 20000.0" in text
+    assert f"DCGM_FI_DEV_FB_USED{labels} 400.0" in text
     assert "DCGM_FI_DEV_MEMORY_TEMP{" not in text  # GeForce does not say, and 0 would be a lie
     assert 'headframe_gpus{grade="unmeasured",model="NVIDIA GeForce RTX 3090",state="ready"} 2.0' in text
 

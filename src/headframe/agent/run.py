@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import assert_never
 
+from headframe.agent.handover import clean
 from headframe.agent.seat import Seat, hello, line, obeyed, renew
 from headframe.client import ApiError, Unreachable
 from headframe.client.agent import AgentClient
@@ -145,6 +146,6 @@ async def serve(seat: Seat, data: Path, boot_id: str, reports: Callable[[], Asyn
     """Be the agent of this machine."""
     workdirs = data / "workdirs"
     workdirs.mkdir(exist_ok=True, mode=0o700)
-    engine = LocalEngine(data / "allocations", seat.node_id, workdirs, lambda: time.time_ns() // 1_000_000, boot_id, data / "lease")
+    engine = LocalEngine(data / "allocations", seat.node_id, workdirs, lambda: time.time_ns() // 1_000_000, boot_id, data / "lease", clean)
     with line(seat, data) as server:
         await Agent(seat, data, engine, server).run(reports)

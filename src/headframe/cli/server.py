@@ -40,6 +40,7 @@ def up(
     pepper: Annotated[Path | None, typer.Option(help="File with the secret that keys are hashed under; several servers share it.")] = None,
 ) -> None:  # fmt: skip
     """Serve this machine's hardware as a cloud: API, console, scheduler and local engine in one process."""
+    from headframe.agent.handover import clean
     from headframe.agent.probe import probe
     from headframe.agent.watch import reports
     from headframe.server.main import Config, Hooks, Started, run
@@ -59,7 +60,7 @@ def up(
         err.print(f"Headframe serves {what.node} at [bold]{what.url}[/] (Ctrl-C stops the server; work goes on)")
 
     with refusals():
-        run(config, Hooks(probe=probe, keep_key=keep_key, started=started, reports=lambda: reports(watch_interval, kernel_log)))
+        run(config, Hooks(probe=probe, keep_key=keep_key, started=started, reports=lambda: reports(watch_interval, kernel_log), clean=clean))
 
 
 def sign_in(

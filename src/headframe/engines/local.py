@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,9 @@ from headframe.engines.base import GRACE_S, Sight
 from headframe.engines.cgroup import make_cgroups, remove_cgroups
 from headframe.engines.runtime import SETUP_EXIT, Launch, launch_for
 from headframe.model.fleet import Volume
-from headframe.model.ids import AllocationId, NodeId, volume_id
+from headframe.model.ids import AllocationId, GpuId, NodeId, volume_id
 from headframe.model.states import AllocationState, Reason
+from headframe.model.units import MILLI
 from headframe.model.work import CHECK, Allocation, LogLine, Observation, Workload
 
 LOG_LINES_MAX = 2000
@@ -47,8 +48,11 @@ class JournalLine(msgspec.Struct, frozen=True):
     reason: str = ""
     exit_code: int | None = None
     detail: str = ""
+    unclean: tuple[GpuId, ...] = ()
 
 
+Clean = Callable[[Sequence[str]], Awaitable[dict[str, str]]]
+"""Hands whole cards over to their next holder: what could not be made clean, by UUID, with the reason."""
 _journal_line = msgspec.json.Decoder(JournalLine)
 
 
@@ -57,7 +61,16 @@ class LocalEngine:
     by itself once the time in that file (seconds of CLOCK_BOOTTIME) is past.
     """
 
-    def __init__(self, root: Path, node_id: NodeId, workdirs: Path, clock_ms: Callable[[], int], boot_id: str, lease: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        node_id: NodeId,
+        workdirs: Path,
+        clock_ms: Callable[[], int],
+        boot_id: str,
+        lease: Path | None = None,
+        clean: Clean | None = None,
+    ) -> None:
         self._node_id = node_id
         self._active, self._ended = root / "active", root / "ended"
         self._checkpoints = root / "checkpoints"
@@ -66,6 +79,9 @@ class LocalEngine:
         self._clock_ms = clock_ms
         self._boot_id = boot_id
         self._lease = lease
+        self._clean = clean
+        self._handing: dict[str, asyncio.Task[None]] = {}
+        self._wake: Callable[[], None] = lambda: None
         self._socket_path = root / "notify.sock"
         self._over: dict[str, Observation] = {}
         self._spawned: list[subprocess.Popen[bytes]] = []
@@ -88,19 +104,25 @@ class LocalEngine:
                     pass
             wake()
 
+        self._wake = wake
         loop.add_reader(heard, ready)
 
     async def start(self, allocation: Allocation, workload: Workload) -> None:
         if any(part.node_id != self._node_id for part in allocation.parts):
             return  # another machine's: its own engine starts it
         directory = self._active / allocation.id
-        if (self._ended / allocation.id).exists() or (directory / "journal").exists() or _locked(directory):
+        if directory.name in self._handing or (self._ended / allocation.id).exists() or (directory / "journal").exists() or _locked(directory):
             return
         try:
             if self._given_up(directory):
                 return
             await asyncio.to_thread(self._prepare, directory, allocation, workload)
-            self._spawn(directory)
+            cards = [share.gpu_id for part in allocation.parts for share in part.shares if share.milli == MILLI]
+            if self._clean is not None and cards and workload.spec.type != CHECK:
+                handing = self._handed_over(directory, cards, self._clean)  # ends by itself, in bounded time; cut off, it is begun again
+                self._handing[directory.name] = asyncio.create_task(handing)  # noqa: TID251
+            else:
+                self._spawn(directory)
         except (OSError, tarfile.TarError, ValueError) as error:
             self._journal_end(directory, Reason.START_FAILED, f"this machine could not start it: {error}")
 
@@ -170,7 +192,7 @@ class LocalEngine:
         if ended is not None:
             self._over[key] = Observation(
                 allocation_id=key, state=AllocationState.ENDED, started_ms=started_ms, ended_ms=ended.at_ms,
-                reason=Reason(ended.reason), exit_code=ended.exit_code, detail=ended.detail, seen_ms=ended.at_ms,
+                reason=Reason(ended.reason), exit_code=ended.exit_code, detail=ended.detail, unclean=ended.unclean, seen_ms=ended.at_ms,
             )  # fmt: skip
             return self._over[key]
         if alive:
@@ -226,6 +248,23 @@ class LocalEngine:
         self._spawned.append(keeper)
         self._spare = self._keeper()
 
+    async def _handed_over(self, directory: Path, cards: Sequence[str], clean: Clean) -> None:
+        """Start what waits for its cards once they are clean; work that meets others' remains never starts."""
+        try:
+            unclean = await clean(cards)
+            if unclean:
+                detail = "; ".join(f"{card}: {why}" for card, why in unclean.items())
+                self._journal_end(directory, Reason.NODE_FAULT, f"not clean: {detail}", unclean=tuple(unclean))
+            elif not (directory / "journal").exists():  # it may have been stopped meanwhile
+                self._handed_ms.pop(directory.name, None)
+                self._given_up(directory)
+                self._spawn(directory)
+        except OSError as error:
+            self._journal_end(directory, Reason.START_FAILED, f"this machine could not start it: {error}")
+        finally:
+            del self._handing[directory.name]
+            self._wake()
+
     def _given_up(self, directory: Path) -> bool:
         """Whether to wait for the keeper that was handed this; one that never shows itself ends the attempt, with what it said."""
         now_ms = self._clock_ms()
@@ -244,15 +283,15 @@ class LocalEngine:
             env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"}, cwd="/",
         )  # fmt: skip
 
-    def _journal_end(self, directory: Path, reason: Reason, detail: str, at_ms: int = 0) -> None:
+    def _journal_end(self, directory: Path, reason: Reason, detail: str, at_ms: int = 0, unclean: Sequence[str] = ()) -> None:
         """An end written by the engine, only where no keeper lives to write one."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _claimed(directory) as mine:
             if mine and not any(line.event == "ended" for line in _journal(directory)):
-                self._append_end(directory, reason, detail, at_ms)
+                self._append_end(directory, reason, detail, at_ms, unclean)
 
-    def _append_end(self, directory: Path, reason: Reason, detail: str, at_ms: int) -> None:
-        fact = {"event": "ended", "at_ms": at_ms or self._clock_ms(), "reason": reason, "exit_code": None, "detail": detail[:500]}
+    def _append_end(self, directory: Path, reason: Reason, detail: str, at_ms: int, unclean: Sequence[str]) -> None:
+        fact = {"event": "ended", "at_ms": at_ms or self._clock_ms(), "reason": reason, "exit_code": None, "detail": detail[:500], "unclean": unclean}
         with (directory / "journal").open("ab") as journal:
             journal.write(json.dumps(fact).encode() + b"\n")
             journal.flush()

@@ -171,6 +171,9 @@ WATCH_RULES: tuple[Rule, ...] = (
     Rule("recovery-p2p", "recovery_p2p", ">", 0, _W, _C.DRIVER, "the driver asks that jobs over several cards end", "it said so itself", "nvml.h, field 230", mend=_RESET),
     Rule("answer-warn", "answer_s", ">", 2, _W, _C.DRIVER, "the driver took {:.1f} s to answer", "it may be about to hang", _OURS, "≤ {:g} s", "watch it"),
 )  # fmt: skip
+UNCLEAN = Rule("unclean", "unclean", ">", 0, _B, _C.SOFTWARE, "could not be handed over clean", "the next tenant would meet what the last one left", "ours",
+               mend="stop what is on it, and reset it").found(1)  # fmt: skip
+"""A card on which work could not start: the event of its end says what was found there."""
 
 
 def with_limits(rules: Sequence[Rule], text: str) -> tuple[Rule, ...]:

@@ -213,7 +213,9 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine sees of one allocation, by the node's clock. Hearing it twice, late or out of order is harmless."""
+    """What an engine sees of one allocation, by the node's clock. Hearing it twice, late or out of order is harmless. `unclean` cards could
+    not be handed over to it.
+    """
 
     allocation_id: AllocationId
     state: AllocationState
@@ -222,6 +224,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     reason: Reason | None = None
     exit_code: int | None = None
     detail: str = ""
+    unclean: tuple[GpuId, ...] = ()
     seen_ms: int = 0
 
 

@@ -20,7 +20,7 @@ import uvicorn
 
 from headframe.engines.base import Engine
 from headframe.engines.joined import JoinedEngine
-from headframe.engines.local import LocalEngine
+from headframe.engines.local import Clean, LocalEngine
 from headframe.engines.several import Several
 from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
@@ -107,7 +107,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller brings: what this machine has, where the first key is kept, whom to tell when it serves,
-    what its cards say from then on.
+    what its cards say from then on, how they are handed from one holder to the next.
     """
 
     probe: Callable[[SiteId, RackId, Path, int], Enrol]
@@ -115,6 +115,7 @@ class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     started: Callable[[Started], None]
     stage: Stage | None = None
     reports: Callable[[], AsyncIterator[Report]] | None = None
+    clean: Clean | None = None
 
 
 def run(config: Config, hooks: Hooks) -> None:
@@ -140,7 +141,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     workdirs.mkdir(exist_ok=True, mode=0o700)
     node = machine.node
     joined = _joined(desk)
-    engine: Running = stage.engine if stage else _engines(config, desk, node, workdirs, joined)
+    engine: Running = stage.engine if stage else _engines(config, desk, node, joined, hooks.clean)
     watch = Watch()
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       joined=None if stage else joined, pin=_pin(config),
@@ -171,10 +172,10 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         store.close()
 
 
-def _engines(config: Config, desk: Desk, node: Node, workdirs: Path, joined: JoinedEngine) -> Several:
+def _engines(config: Config, desk: Desk, node: Node, joined: JoinedEngine, clean: Clean | None) -> Several:
     """This machine's own engine, and the machines that joined."""
     world = desk.world
-    local = LocalEngine(config.data / "allocations", node.id, workdirs, wall_ms, node.boot_id)
+    local = LocalEngine(config.data / "allocations", node.id, config.data / "workdirs", wall_ms, node.boot_id, clean=clean)
 
     def home(allocation: AllocationId) -> NodeId | None:
         known = world.allocations.get(allocation)

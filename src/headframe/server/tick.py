@@ -11,13 +11,14 @@ import msgspec
 from headframe.billing.meter import can_hold, extend_hold, meter
 from headframe.billing.price import price_at, rate_nano
 from headframe.engines.base import GRACE_S, Engine, Sight
+from headframe.health.rules import UNCLEAN
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Volume
-from headframe.model.health import CardFacts, HostFacts
-from headframe.model.ids import AllocationId, NodeId, ProjectId, allocation_id, volume_id
+from headframe.model.health import CardFacts, Finding, HostFacts
+from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, allocation_id, volume_id
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import money
-from headframe.model.work import Allocation, Facts, Part, Refusal, Workload
+from headframe.model.work import Allocation, Facts, Observation, Part, Refusal, Workload
 from headframe.model.world import World
 from headframe.placement import Grant, plan
 from headframe.reconcile.cards import cards
@@ -67,7 +68,7 @@ class Tick:
             absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
         return Facts(nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
-                     sweep=self._sweep(now_ms), findings=self._watch.findings(world, now_ms))  # fmt: skip
+                     sweep=self._sweep(now_ms), findings={**self._watch.findings(world, now_ms), **unclean(world, sight.observations)})  # fmt: skip
 
     def _sweep(self, now_ms: int) -> bool:
         """Whether it is time for what looks at everything; once an hour, so that other ticks cost what changed."""
@@ -102,6 +103,17 @@ class Tick:
                 await self._engine.forget(key)
             else:
                 await self._engine.stop(key, Reason.CANCELLED, GRACE_S)
+
+
+def unclean(world: World, observations: Sequence[Observation]) -> dict[GpuId, tuple[Finding, ...]]:
+    """The cards on which work could not start for what others left there: as bad as any that is wrong by itself."""
+    found: dict[GpuId, tuple[Finding, ...]] = {}
+    for seen in observations:
+        allocation = world.allocations.get(seen.allocation_id)
+        for card in seen.unclean if allocation and allocation.state is not AllocationState.ENDED else ():
+            if allocation and allocation.holds(card):
+                found[card] = (UNCLEAN,)
+    return found
 
 
 def decisions(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:

@@ -137,7 +137,7 @@ class Ward(Simulation):
             self._at(self.at_ms + MINUTE_MS, lambda: self._go_on(case, minute + 1))
 
     def _tell(self, card: GpuId, said: dict[str, Any], xids: Sequence[Xid]) -> None:
-        report = Report(samples=(Sample(**{**_WELL, "gpu_id": card, **said}),), xids=tuple(xids))
+        report = Report(samples=(msgspec.structs.replace(_WELL, gpu_id=card, **said),), xids=tuple(xids))
         for server in self.servers:
             assert server is not None
             server.watch.hear(report, NodeId(f"node-{card[4:7]}"), self.at_ms)
@@ -161,7 +161,7 @@ class Ward(Simulation):
             if row.state is GpuState.SUSPECT and row.id not in self._taken:
                 self._taken.add(row.id)
                 case = self._ill.get(row.id)
-                if case is not None and not self._alarmed:
+                if case is not None:
                     case.taken_ms = self.at_ms
                 self._at(self.at_ms + MEND_MS, lambda card=row.id: self._mend(card))
 
@@ -170,8 +170,8 @@ class Ward(Simulation):
         self._taken.discard(card)
 
 
-_WELL: dict[str, Any] = {"at_ms": 0, "temperature_c": 60, "memory_temperature_c": 80, "reasons": 0, "use": 0.5, "answer_ms": 10, "ecc_uncorrected": 0,
-                         "ecc_corrected": 0, "remap_failed": False}  # fmt: skip
+_WELL = Sample(gpu_id="", at_ms=0, temperature_c=60, memory_temperature_c=80, reasons=0, use=0.5, answer_ms=10, ecc_uncorrected=0, ecc_corrected=0,
+               remap_failed=False)  # fmt: skip
 
 
 def _slot(card: GpuId) -> str:
