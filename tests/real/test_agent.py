@@ -175,6 +175,9 @@ def test_a_machine_tells_of_nobody_else(server):
         operator.move_node("joined-5", ServiceBody(to=Service.DRAIN))  # a tick has run once this is carried out
         wait_for(lambda: seen(operator, "joined-5").node.state is NodeState.MAINTENANCE)
         assert tenant.workload("mine").workload.state == "running"
+        for path in ("", ".", "../allocations", "wl-1.1/../..", "wl-1", "/etc", "wl-1.1\n"):
+            with pytest.raises(ApiError, match="an allocation is named by"):
+                far.report(Account(clock_ms=0, observations=(Observation(allocation_id=path, state=AllocationState.ENDED, reason=Reason.FAILED),)))
         with pytest.raises(ApiError, match="another machine"):
             far.report(Account(clock_ms=0, hello=hello(6)))
         with pytest.raises(ApiError, match="no such workdir"):

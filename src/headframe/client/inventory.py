@@ -64,7 +64,7 @@ class _Reading:
 
     def rig(self, where: str, name: str, **said: Any) -> Rig | None:
         """The rig of that name, made or known; None where that is no name, or where it is said to be in two places."""
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name):
             self.refuse(
                 where, f"{name[:40]!r} is no machine's name: 1 to 63 letters, digits, dots, dashes or underscores" if name else "no rig is named"
             )
@@ -83,7 +83,7 @@ class _Reading:
     def card(self, where: str, rig: Rig, card: RigCard) -> None:
         if not card.model:
             self.refuse(where, "the card has no model")
-        elif card.bus and not _BUS.match(card.bus):
+        elif card.bus and not _BUS.fullmatch(card.bus):
             self.refuse(where, f"{card.bus[:40]!r} is no place on the bus, such as 01:00.0")
         elif any((card.bus and card.bus == other.bus) or card.index == other.index for other in rig.cards):
             self.refuse(where, f"{rig.name} has a card at {card.bus or f'index {card.index}'} already")
@@ -199,7 +199,7 @@ def _detected(where: str, rig: Rig, card: Any, index: int, reading: _Reading) ->
 def _conf(text: str, reading: _Reading, name: str) -> bool:
     """`rig.conf` of HiveOS: shell assignments, most of them of no use here, some of them secret."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    settings = [match for line in lines if (match := _SETTING.match(line))]
+    settings = [match for line in lines if (match := _SETTING.fullmatch(line))]
     if not settings or not {match[1] for match in settings} & {"RIG_ID", "WORKER_NAME", "HIVE_HOST_URL", "FARM_ID"}:
         return False
     values: dict[str, str] = {}
@@ -242,7 +242,7 @@ def _row(where: str, columns: Sequence[str], row: Sequence[str], reading: _Readi
         return
     said = {column: value for column, value in zip(columns, row, strict=True) if column in COLUMNS}
     mac = said.get("mac", "").lower().replace("-", ":")
-    if mac and not _MAC.match(mac):
+    if mac and not _MAC.fullmatch(mac):
         reading.refuse(where, f"{mac[:40]!r} is no MAC address")
         return
     rig = reading.rig(where, said.get("rig", ""), **{key: said.get(key, "") for key in _PLACE if key != "mac"}, mac=mac)
@@ -262,7 +262,7 @@ def _size(text: str, bare_mib: int) -> int | None:
     """A memory size in MiB, 0 where nothing is said, None where it is none; a bare number below 1,024 is in units of `bare_mib`."""
     if not text:
         return 0
-    match = _SIZE.match(text.strip())
+    match = _SIZE.fullmatch(text.strip())
     if match is None:
         return None
     unit = (match[2] or "").lower()
@@ -284,7 +284,7 @@ def _worker_mac(worker: dict[str, Any]) -> str:
     hardware = worker.get("hardware_info")
     for port in _list(hardware, "net_interfaces") if isinstance(hardware, dict) else ():
         mac = _text(port, "mac").lower() if isinstance(port, dict) else ""
-        if _MAC.match(mac):
+        if _MAC.fullmatch(mac):
             return mac
     return ""
 

@@ -69,10 +69,10 @@ def spark(values: Sequence[float | None], label: str) -> Markup:
     )
 
 
-def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, unit: str) -> Markup:
-    """One line per `(name, points)`, with scales: x in hours, y from zero in `unit`."""
+def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, unit: str, span_h: float = 0.0) -> Markup:
+    """One line per `(name, points)`, with scales: x in hours (at least `span_h`), y from zero in `unit`."""
     width, height, left, foot = 720.0, 220.0, 46.0, 22.0
-    right = max((x for _, points in series for x, _ in points), default=1.0) or 1.0
+    right = max(span_h, *(x for _, points in series for x, _ in points), 0.0) or 1.0
     top = max((y for _, points in series for _, y in points), default=1.0) or 1.0
     pieces: list[str] = []
     for part in range(5):

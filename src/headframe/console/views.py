@@ -8,10 +8,11 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from headframe.console.charts import cells, columns, spark, split_bar
+from headframe.console.charts import cells, columns, lines, spark, split_bar
 from headframe.console.floor import COLOURS, Floor
 from headframe.model.api import Bill, CardReading, EventView, LogPage, NodeView, Offers, WorkloadView
 from headframe.model.errors import HeadframeError
+from headframe.model.fleet import Gpu, Node
 from headframe.model.ids import GpuId
 from headframe.model.money import Quote, Usage
 from headframe.model.people import Project
@@ -126,6 +127,41 @@ def node(frame: Frame, item: NodeView, said: Mapping[GpuId, CardReading], work: 
     return _page("node.html", frame, item=item, said=said, drawn=drawn, work=work, events=events)
 
 
+def gpu(frame: Frame, node: Node, card: Gpu, said: CardReading, events: Sequence[EventView]) -> str:
+    """One card: what it says, what it is good for and why, fit to be printed, and its last hours."""
+    sample, graded = said.sample, card.graded
+    now = [("Temperature", _unit(sample and sample.temperature_c, "°C")), ("Memory", _unit(sample and sample.memory_temperature_c, "°C")),
+           ("Power", _unit(sample and sample.power_w, "W")), ("Use", _unit(sample and sample.use, "%", 100))]  # fmt: skip
+    measured = [] if graded is None else [
+        _beside("Memory bandwidth", graded.memory_gb_s, graded.memory_known_gb_s, "GB/s"),
+        _beside("16-bit products", graded.half_tflops, graded.half_known_tflops, "TFLOP/s"),
+        _beside("From the host", graded.h2d_gb_s, None, "GB/s"),
+    ]  # fmt: skip
+    setting = [] if graded is None else [("VBIOS", graded.vbios), ("Driver", graded.driver), ("Place on the bus", graded.slot),
+                                         ("Power limit", _unit(graded.power_limit_w, "W"))]  # fmt: skip
+    charts = [(f"{what} ({unit})", _hours(said.minutes.get(name, ()), what, unit, scale)) for name, (what, unit, scale) in _CHARTS.items()
+              if any(value is not None for value in said.minutes.get(name, ()))]  # fmt: skip
+    return _page("gpu.html", frame, node=node, gpu=card, now=now, measured=measured, setting=setting, charts=charts, events=events)
+
+
+def _unit(value: float | None, unit: str, scale: float = 1) -> str:
+    return "–" if value is None else f"{value * scale:.0f} {unit}"
+
+
+def _beside(what: str, here: float | None, known: float | None, unit: str) -> tuple[str, str, str, str]:
+    """A measurement beside what the model is known for; `–` for what is not known."""
+    share = f"{here / known:.0%}" if here is not None and known else "–"
+    told, usual = ("–" if value is None else f"{value:.4g} {unit}" for value in (here, known))
+    return what, told, usual, share
+
+
+def _hours(values: Sequence[float | None], what: str, unit: str, scale: float) -> Markup:
+    """A reading over the last hours, newest right."""
+    points = [(number / 60, value * scale) for number, value in enumerate(values) if value is not None]
+    return lines([(what, points)], f"{what} over the last {len(values)} minutes", unit, span_h=1.0)
+
+
+_CHARTS = {"temperature_c": ("Temperature", "°C", 1), "power_w": ("Power", "W", 1), "use": ("Use", "%", 100), "sm_mhz": ("Clock", "MHz", 1)}
 _SPARKS = {"temperature_c": ("temperature", "°C", 1), "power_w": ("power", "W", 1), "use": ("use", "%", 100)}
 
 

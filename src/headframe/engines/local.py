@@ -28,7 +28,7 @@ from headframe.engines.base import GRACE_S, Sight
 from headframe.engines.cgroup import make_cgroups, remove_cgroups
 from headframe.engines.runtime import SETUP_EXIT, Launch, launch_for
 from headframe.model.fleet import Volume
-from headframe.model.ids import AllocationId, GpuId, NodeId, volume_id
+from headframe.model.ids import AllocationId, GpuId, NodeId, is_allocation_id, volume_id
 from headframe.model.states import AllocationState, Reason
 from headframe.model.units import MILLI
 from headframe.model.work import CHECK, Allocation, LogLine, Observation, Workload
@@ -127,6 +127,7 @@ class LocalEngine:
             self._journal_end(directory, Reason.START_FAILED, f"this machine could not start it: {error}")
 
     async def stop(self, allocation: AllocationId, because: Reason, grace_s: int) -> None:
+        assert is_allocation_id(allocation), allocation
         directory = self._active / allocation
         if (self._ended / allocation).exists():
             return
@@ -146,6 +147,7 @@ class LocalEngine:
         return Sight(nodes=(self._node_id,), observations=tuple(seen))
 
     async def forget(self, allocation: AllocationId) -> None:
+        assert is_allocation_id(allocation), allocation
         directory = self._active / allocation
         if directory.exists():
             await asyncio.to_thread(self._put_away, directory)
@@ -178,7 +180,7 @@ class LocalEngine:
 
     def knows(self, allocation: AllocationId) -> bool:
         """Whether it runs here, or its end here is not yet recorded."""
-        return (self._active / allocation).exists()
+        return is_allocation_id(allocation) and (self._active / allocation).exists()
 
     def _look(self, directory: Path) -> Observation | None:
         over = self._over.get(directory.name)

@@ -4,6 +4,7 @@ An id made here is either a function of other ids (an allocation is its workload
 allocation and its start) or built from entropy that the caller passes in; nothing here draws chance.
 """
 
+import re
 from typing import NewType
 
 SiteId = NewType("SiteId", str)
@@ -22,6 +23,7 @@ UsageId = NewType("UsageId", str)
 PostingId = NewType("PostingId", str)
 
 ENTROPY_BYTES = 10
+_ALLOCATION = re.compile(r"^wl-[a-z0-9-]{1,80}\.[1-9][0-9]{0,8}$", re.ASCII)
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u to misread
 
 
@@ -46,6 +48,11 @@ def allocation_id(workload: WorkloadId, attempt: int) -> AllocationId:
 def rig_id(name: str) -> RigId:
     """A machine that is awaited is named by its name, so that importing it twice is importing it once."""
     return RigId(f"rig.{name}")
+
+
+def is_allocation_id(text: str) -> bool:
+    """Whether it has an allocation's form: what others say is used in paths, so it is looked at first."""
+    return _ALLOCATION.fullmatch(text) is not None
 
 
 def volume_id(project: ProjectId, name: str) -> VolumeId:

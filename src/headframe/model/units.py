@@ -48,7 +48,7 @@ def usd(amount_nano: int, places: int = 4) -> str:
 
 def parse_mib(text: str) -> int:
     """A size ("32GB", "500M", "16GiB", plain numbers are GB) to MiB, rounded up; powers of 1024, as memory is sold."""
-    match = _SIZE.match(text.strip())
+    match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"{text!r} is no size")
     unit = (match[2] or "G")[0].upper()
@@ -58,7 +58,7 @@ def parse_mib(text: str) -> int:
 
 def parse_duration_s(text: str) -> int:
     """A duration ("90", "45s", "30m", "12h", "1d12h") to whole seconds, at least one."""
-    match = _DURATION.match(text.strip())
+    match = _DURATION.fullmatch(text.strip())
     parts = match.groups() if match else ()
     if not any(parts):
         raise ValueError(f"{text!r} is no duration")

@@ -59,7 +59,7 @@ class Auth:
 
     def check(self, world: World, text: str, now_ms: int) -> Key:
         """The live key that `text` is, or Unauthenticated; every failure takes one MAC, whichever it is."""
-        match = _KEY.match(text)
+        match = _KEY.fullmatch(text)
         if match is None or not hmac.compare_digest(_checksum(text[:-CHECKSUM_CHARS]), match[4]):
             raise Unauthenticated("this is no Headframe key: the form or the checksum is wrong")
         key = world.keys.get(KeyId(match[2]))

@@ -185,7 +185,7 @@ def read_cursor(cursor: str | None) -> tuple[int, str] | None:
 
 def named(name: str) -> None:
     """BadRequest where that is no name."""
-    if not _NAME.match(name):
+    if not _NAME.fullmatch(name):
         raise BadRequest("a name is 1 to 63 letters, digits, spaces, dots, dashes or underscores")
 
 

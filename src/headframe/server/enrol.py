@@ -34,16 +34,16 @@ _FOUND = ("node_id", "index", "model", "memory_mib", "compute_capability", "pci_
 def welcome(hello: Hello, now_ms: int) -> tuple[Node, tuple[Gpu, ...]]:
     """What a machine may say of itself, without what it may not; raises BadRequest where that can't be."""
     node = hello.node
-    if not _NODE_ID.match(node.id):
+    if not _NODE_ID.fullmatch(node.id):
         raise BadRequest("a machine is known by `node-` and twelve hexadecimal digits")
-    if not _NAME.match(node.name):
+    if not _NAME.fullmatch(node.name):
         raise BadRequest("a machine's name is 1 to 63 letters, digits, dots, dashes or underscores", "give it one: `headframe agent join --name`")
     if len(hello.gpus) > CARDS_MAX or len({gpu.id for gpu in hello.gpus}) < len(hello.gpus):
         raise BadRequest(f"a machine has at most {CARDS_MAX} cards, and each once")
     for row in (node, *hello.gpus):
         _plain(row)
     for gpu in hello.gpus:
-        if not _ID.match(gpu.id) or gpu.id.startswith("-"):
+        if not _ID.fullmatch(gpu.id) or gpu.id.startswith("-"):
             raise BadRequest(f"{gpu.id[:40]!r} is no card's UUID")
     fresh = Node(
         id=node.id, name=node.name, site_id=node.site_id, rack_id=node.rack_id, state=NodeState.NEW, engine=JOINED, cpu_milli=node.cpu_milli,

@@ -15,7 +15,7 @@ from headframe.console.floor import COLOURS, floor
 from headframe.model.api import Bill
 from headframe.model.command import StopWorkload, Submit
 from headframe.model.errors import BadRequest, Forbidden, HeadframeError, Unauthenticated
-from headframe.model.ids import ENTROPY_BYTES, workload_id
+from headframe.model.ids import ENTROPY_BYTES, GpuId, workload_id
 from headframe.model.money import Entry, Quote, Usage
 from headframe.model.people import ALLOWS, Project, Scope
 from headframe.model.states import WorkloadState
@@ -196,6 +196,17 @@ async def node(context: Context, request: Req, node: str) -> str:
     return views.node(_frame(context, request), item, said, names, [event_view(event) for event in reversed(events)])
 
 
+@get("/gpus/{gpu:str}", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type=_HTML)
+async def gpu(context: Context, request: Req, gpu: str) -> str:
+    """One card."""
+    world = context.world
+    card = found(world.gpus.get(GpuId(gpu)), f"GPU {gpu[:80]!r}", "node ls")
+    events = await context.read(lambda store: store.events(0, PAGE_MAX, None, card.id))
+    return views.gpu(
+        _frame(context, request), world.nodes[card.node_id], card, context.watch.reading(card.id), [event_view(e) for e in reversed(events)]
+    )
+
+
 @get("/billing", opt={"scope": Scope.READ}, include_in_schema=False, media_type=_HTML)
 async def billing(context: Context, request: Req, project: str | None = None) -> str:
     """A project's month."""
@@ -271,6 +282,6 @@ def _redirect(path: str) -> Response[str]:
 ROUTER = Router(
     "/",
     route_handlers=[
-        static, sign_in_page, sign_in, sign_out, overview, workloads, workload, stop, new_page, new, floor_page, nodes, node, billing, events,
+        static, sign_in_page, sign_in, sign_out, overview, workloads, workload, stop, new_page, new, floor_page, nodes, node, gpu, billing, events,
     ],
 )  # fmt: skip

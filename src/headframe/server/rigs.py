@@ -26,7 +26,7 @@ def good(rigs: Sequence[Rig]) -> None:
     if len(rigs) > RIGS_MAX or len({rig.name for rig in rigs}) < len(rigs):
         raise BadRequest(f"at most {RIGS_MAX:,} machines are listed at once, and each once")
     for rig in rigs:
-        if not _NAME.match(rig.name) or rig.id != rig_id(rig.name) or rig.node_id:
+        if not _NAME.fullmatch(rig.name) or rig.id != rig_id(rig.name) or rig.node_id:
             raise BadRequest(f"{rig.name[:63]!r} is no machine's name: 1 to 63 letters, digits, dots, dashes or underscores")
         if (
             len(rig.cards) > CARDS_MAX

@@ -195,7 +195,7 @@ def _texts_good(texts: dict[str, str], found: dict[str, yaml.Node], reader: _Rea
 
 def _name(node: yaml.Node, reader: _Reader) -> str:
     written = reader.text(node, "name")
-    if _NAME.match(written):
+    if _NAME.fullmatch(written):
         return written
     nearest = re.sub(r"[^a-z0-9]+", "-", written.lower()).strip("-")[:63].strip("-")
     reader.wrong(node, "name", "lower-case letters, digits and dashes, at most 63", nearest)
@@ -209,7 +209,7 @@ def _env(node: yaml.Node, reader: _Reader) -> dict[str, str]:
         return env
     for key, value in node.value:
         name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
-        if not _ENV_NAME.match(name) or name.startswith("HEADFRAME_"):
+        if not _ENV_NAME.fullmatch(name) or name.startswith("HEADFRAME_"):
             reader.wrong(key, f"env.{name}"[:80], "a name of letters, digits and underscores, not starting with HEADFRAME_")
         elif isinstance(value, yaml.ScalarNode):
             env[name] = reader.text(value, f"env.{name}")
@@ -277,7 +277,7 @@ def _list(node: yaml.Node, key: str, reader: _Reader) -> list[str]:
     """A list of short names, or one."""
     items = node.value if isinstance(node, yaml.SequenceNode) else [node]
     names = [str(item.value) if isinstance(item, yaml.ScalarNode) else "" for item in items]
-    if len(names) > 20 or not all(_NAME.match(name) for name in names):
+    if len(names) > 20 or not all(_NAME.fullmatch(name) for name in names):
         reader.wrong(node, key, "a list of at most 20 names of lower-case letters, digits and dashes")
         return []
     return names
@@ -317,7 +317,7 @@ def _volumes(node: yaml.Node, reader: _Reader) -> tuple[Mount, ...]:
         written = [str(item.value) if isinstance(item, yaml.ScalarNode) else "" for item in items]
         pairs = [(name, path) for name, _, path in (text.partition(":") for text in written)]
     good = [
-        _NAME.match(name) and path.startswith("/") and path != "/" and ".." not in path.split("/") and ":" not in path for name, path in pairs
+        _NAME.fullmatch(name) and path.startswith("/") and path != "/" and ".." not in path.split("/") and ":" not in path for name, path in pairs
     ]  # fmt: skip
     if not all(good) or len(pairs) > VOLUMES_MAX:
         reader.wrong(node, "volumes", f"at most {VOLUMES_MAX} of NAME:/PATH, such as data:/data")
@@ -333,7 +333,7 @@ def parse_gpu(text: str) -> GpuRequest:
     milli, kind = _gpu_milli(count), kind.strip()
     if not text:
         raise ValueError(text)
-    memory = _MEMORY_RANGE.match(kind)
+    memory = _MEMORY_RANGE.fullmatch(kind)
     if memory:
         low, high, exact = memory.groups()
         at_least = parse_mib(low or exact) if low or exact else 0

@@ -27,7 +27,7 @@ from headframe.model.command import CreateKey, Enrol, Join
 from headframe.model.errors import BadRequest, Conflicting, Forbidden, NotFound, Unavailable
 from headframe.model.fleet import JOINED
 from headframe.model.health import Report
-from headframe.model.ids import AllocationId, NodeId, ProjectId, RackId
+from headframe.model.ids import AllocationId, NodeId, ProjectId, RackId, is_allocation_id
 from headframe.model.people import Scope
 from headframe.model.states import NodeState
 from headframe.model.world import World
@@ -94,6 +94,9 @@ async def report(context: Context, request: Request[Principal, Any, Any], data: 
     engine, node_id = _engine(context), _caller(context, request)
     if len(data.observations) > SEEN_MAX or len(data.batches) > BATCHES_MAX or sum(len(told.lines) for told in data.told) > TOLD_MAX:
         raise BadRequest(f"at most {SEEN_MAX} allocations, {BATCHES_MAX} batches and {TOLD_MAX} lines are told at once")
+    named = [each.allocation_id for each in (*data.observations, *data.told)]
+    if not all(map(is_allocation_id, named)):
+        raise BadRequest("an allocation is named by its workload and its attempt, such as wl-0123456789abcdef.1")
     if data.hello is not None:
         await _again(context, node_id, data.hello)
     world, now_ms = context.world, context.clock_ms()

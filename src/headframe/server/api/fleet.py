@@ -52,7 +52,7 @@ async def set_node(context: Context, request: Request[Principal, Any, Any], node
     """Which rack a node is in, which taints it has, what it draws when idle."""
     if data.rack:
         named(data.rack)
-    if len(data.taints or ()) > TAINTS_MAX or not all(_TAINT.match(taint) for taint in data.taints or ()):
+    if len(data.taints or ()) > TAINTS_MAX or not all(_TAINT.fullmatch(taint) for taint in data.taints or ()):
         raise BadRequest(f"a taint is lower-case letters, digits and dashes, and there are at most {TAINTS_MAX}")
     watts_good(data.idle_w)
     row = node_named(context.world, node)

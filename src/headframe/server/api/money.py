@@ -64,7 +64,7 @@ async def show_invoice(context: Context, request: Request[Principal, Any, Any], 
 
 async def month_invoice(context: Context, project: ProjectId, month: str) -> Invoice:
     """The invoice of a month, from every revenue entry in it."""
-    match = _MONTH.match(month)
+    match = _MONTH.fullmatch(month)
     if match is None:
         raise BadRequest("a month is written like 2026-11")
     year, number = int(match[1]), int(match[2])
