@@ -180,3 +180,32 @@ def test_a_persons_grade_takes_the_place_of_a_measured_one_and_does_not_expire()
     ended(world, (found("GPU-0-0"), HOST))
     commit(world, decide(world, SetGpu(gpu_id="GPU-0-0", grade=Grade.INFERENCE), NOW_MS))
     assert (world.gpus["GPU-0-0"].grade, world.gpus["GPU-0-0"].graded) == (Grade.INFERENCE, None)
+
+
+def test_a_machine_without_cards_is_checked_too_and_one_that_computes_wrong_is_quarantined():
+    world = fleet(nodes=1, gpus_each=0)
+    assert qualify(world)[0].text == "rig-0: quick check of the machine (by op)"
+    good = msgspec.structs.replace(HOST, host=msgspec.structs.replace(HOST.host, memory_copy_gb_s=12.5, disk_mb_s=90.0))
+    ended(world, (good,))
+    kept = world.nodes["node-0"].graded
+    assert (kept.grade, kept.threads, kept.memory_copy_gb_s) == (None, 16, 12.5)
+    assert kept.reasons == ("a disk of 90 MB/s (needs ≥ 200 MB/s): a 20 GB model takes minutes to load",)
+    assert world.nodes["node-0"].state is NodeState.READY
+    qualify(world, id="wl-again")
+    wrong = msgspec.structs.replace(HOST, host=msgspec.structs.replace(HOST.host, cpu_errors=3))
+    again = AllocationId("wl-again.1")
+    over = Observation(
+        allocation_id=again, state=AllocationState.ENDED, started_ms=NOW_MS, ended_ms=NOW_MS + 1, reason=Reason.FINISHED, seen_ms=NOW_MS + 1
+    )
+    commit(world, decisions(world, Facts(nodes={"node-0": NOW_MS}, observations=(over,), checked={again: (wrong,)}), NOW_MS + 2))
+    bad = world.nodes["node-0"]
+    assert (bad.state, bad.why) == (NodeState.QUARANTINED, "3 products of the processor differed when repeated: no workload tolerates wrong results")
+
+
+def test_what_a_machines_cards_are_good_for_together_is_kept_and_said():
+    world = fleet(nodes=1, gpus_each=2)
+    qualify(world)
+    events = ended(world, (HOST, found("GPU-0-0"), found("GPU-0-1")))
+    kept = world.nodes["node-0"].graded
+    assert kept.grade is not None
+    assert any(event.text == f"rig-0: checked, its cards together: {kept.grade}" for event in events)

@@ -11,10 +11,11 @@ from headframe.cli.jobs import Json
 from headframe.cli.session import client, err, fail, out, seconds, show, table, watts
 from headframe.model.agent import AddBody
 from headframe.model.api import CheckBody, EnableBody, GpuBody, NodeBody, NodeReadings, NodeView, ServiceBody
-from headframe.model.fleet import Gpu, Grade, Sharing
+from headframe.model.fleet import Gpu, Grade, NodeGraded, Sharing
 from headframe.model.health import Depth
 from headframe.model.states import GpuState, NodeState, Service
 from headframe.model.units import MILLI, counted, gpus, mib
+from headframe.model.work import Tier
 
 POLL_S = 1.0
 Why = Annotated[str, typer.Option("--why", help="Kept with it, and shown.")]
@@ -63,12 +64,12 @@ def node_qualify(
     name: str, *, depth: Annotated[Depth, typer.Option(help="quick takes at most 90 s, full about 45 min.")] = Depth.QUICK,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result; Ctrl-C leaves the check running.")] = True, json: Json = False,
 ) -> None:  # fmt: skip
-    """Check a machine's cards that hold no work, and grade them anew."""
+    """Check a machine and its cards that hold no work, and grade them anew."""
     with client() as cloud:
         made = cloud.check_node(name, CheckBody(depth=depth))
         testing = {card.id for card in made.gpus if card.state is GpuState.TESTING}
-        with err.status(f"{made.node.name}: checking {counted(len(testing), 'card')}"):
-            while wait and any(card.state is GpuState.TESTING for card in made.gpus if card.id in testing):
+        with err.status(f"{made.node.name}: checking {counted(len(testing), 'card') if testing else 'the machine'}"):
+            while wait and any(held.tier is Tier.HOUSE for held in made.allocations):
                 time.sleep(POLL_S)
                 made = cloud.node(name)
         said = cloud.readings(name)
@@ -184,8 +185,18 @@ def _show_node(found: NodeView, said: NodeReadings) -> None:
               f"{mib(found.memory_free_mib)} of {mib(node.memory_mib)} memory, {node.os}, in {node.rack_id}", style="dim", markup=False)  # fmt: skip
     if found.gpus:
         _show_gpus(found.gpus, said)
+    if node.graded:
+        _show_machine(node.graded)
     for allocation in found.allocations:
         out.print(f"{allocation.workload_id}: {allocation.state}, attempt {allocation.attempt}", markup=False)
+
+
+def _show_machine(graded: NodeGraded) -> None:
+    together = f"its cards together: {graded.grade}; " if graded.grade else ""
+    rates = ((graded.memory_copy_gb_s, "memory", "GB/s"), (graded.disk_mb_s, "disk", "MB/s"), (graded.network_gbit_s, "network", "Gb/s"))
+    out.print(f"machine: {together}" + ", ".join(f"{what} {rate:.3g} {unit}" for rate, what, unit in rates if rate is not None), markup=False)
+    for reason in graded.reasons:
+        out.print(f"machine: {reason}", markup=False)
 
 
 def _show_gpus(cards: tuple[Gpu, ...], said: NodeReadings) -> None:

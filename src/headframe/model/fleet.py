@@ -73,6 +73,21 @@ TOGETHER = frozenset({SIMULATED})
 """Those that start several machines as one."""
 
 
+class NodeGraded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When and how a machine was last checked, what its cards are good for together (None where it has none), why not more, and what was measured
+    of the machine itself (10^9 bytes/s, 10^6 bytes/s, gigabits/s).
+    """
+
+    at_ms: int
+    depth: str
+    grade: Grade | None = None
+    reasons: tuple[str, ...] = ()
+    threads: int = 0
+    memory_copy_gb_s: float | None = None
+    disk_mb_s: float | None = None
+    network_gbit_s: float | None = None
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
     """A machine, known by its own serial, never by its address. `taints` keep away work that does not tolerate them; `idle_w` is
     drawn by the machine without its cards' work; `faults` counts what broke under work here, older faults counting less
@@ -98,6 +113,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
     faults_ms: int = 0
     why: str = ""
     drain_ms: int = 0
+    graded: NodeGraded | None = None
     joined_ms: int
     seen_ms: int
 

@@ -14,11 +14,11 @@ from headframe.health.grade import examined, half_tflops, stale, typical
 from headframe.model.command import Qualify
 from headframe.model.errors import Conflicting
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import Gpu, Grade, Graded, Node
-from headframe.model.health import CardCheck, CardFacts, Depth, HostFacts
+from headframe.model.fleet import Gpu, Grade, Graded, Node, NodeGraded
+from headframe.model.health import CardCheck, CardFacts, Depth, HostFacts, NodeCheck
 from headframe.model.ids import AllocationId, GpuId, ProjectId, allocation_id
 from headframe.model.people import Project
-from headframe.model.states import GPU_MOVES, AllocationState, GpuState, NodeState, WorkloadState
+from headframe.model.states import GPU_MOVES, NODE_MOVES, AllocationState, GpuState, NodeState, WorkloadState
 from headframe.model.units import MILLI, counted
 from headframe.model.work import CHECK, Allocation, Facts, Part, Retry, Share, Spec, Tier, Workload
 from headframe.model.world import World
@@ -38,15 +38,15 @@ def qualify(world: World, command: Qualify, now_ms: int) -> Iterator[Draft]:
         raise Conflicting(f"{node.name} is being checked", f"see `headframe node show {node.name}`")
     cards = [gpu for gpu in world.node_gpus[node.id].values() if GpuState.TESTING in GPU_MOVES[gpu.state] and not world.holders(gpu)]
     busy = sum(gpu.state is not GpuState.RETIRED for gpu in world.node_gpus[node.id].values()) - len(cards)
-    if not cards:
-        raise Conflicting(f"no card of {node.name} is free to be checked", "wait for its work to end" if busy else "it has none")
+    if not cards and busy:
+        raise Conflicting(f"no card of {node.name} is free to be checked", "wait for its work to end")
     left = f", {counted(busy, 'card')} with work left out" if busy else ""
     rows = (
         *([] if HOUSE in world.projects else [Project(id=HOUSE, name="house", created_ms=now_ms)]),
         *_started(world, node, cards, command, now_ms),
     )
     yield Draft(kind=Kind.WORKLOAD_STARTING, subject=command.id, project_id=HOUSE, rows=rows,
-                text=f"{node.name}: {command.depth} check of {counted(len(cards), 'card')}{left} (by {world.person(command.by)})")  # fmt: skip
+                text=f"{node.name}: {command.depth} check of {counted(len(cards), 'card') if cards else 'the machine'}{left} (by {world.person(command.by)})")  # fmt: skip
 
 
 def _started(world: World, node: Node, cards: Sequence[Gpu], command: Qualify, now_ms: int) -> Iterator[Workload | Allocation | Gpu]:
@@ -82,13 +82,29 @@ def graded(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
 def _ended(world: World, allocation: Allocation, found: Sequence[CardFacts | HostFacts], detail: str, now_ms: int) -> Iterator[Draft]:
     host = next((each for each in found if isinstance(each, HostFacts)), None)
     cards = {GpuId(each.gpu_id): each for each in found if isinstance(each, CardFacts)}
-    checks = examined(_models(), host, list(cards.values()), lambda each: _peers(world, each)).cards if host else ()
+    whole = examined(_models(), host, list(cards.values()), lambda each: _peers(world, each)) if host else None
+    checks = whole.cards if whole else ()
     by_id = {GpuId(check.facts.gpu_id): check for check in checks}
     for part in allocation.parts:
         for share in part.shares:
             gpu = world.gpus.get(share.gpu_id)
             if gpu is not None and gpu.state is GpuState.TESTING:
                 yield _after(world, gpu, by_id.get(gpu.id), host, detail, now_ms)
+        if whole is not None and part.node_id in world.nodes:
+            yield _machine(world.nodes[part.node_id], whole, now_ms)
+
+
+def _machine(node: Node, whole: NodeCheck, now_ms: int) -> Draft:
+    """The machine with what was found of it. One that computes wrong is quarantined: no card of it can be trusted."""
+    host, worst = whole.facts.host, [finding for finding in whole.grading.findings if finding.cap is Grade.REJECT]
+    graded = NodeGraded(
+        at_ms=now_ms, depth=whole.facts.depth, grade=whole.grading.grade if whole.cards else None, reasons=tuple(map(str, whole.grading.findings)),
+        threads=host.threads, memory_copy_gb_s=host.memory_copy_gb_s, disk_mb_s=host.disk_mb_s, network_gbit_s=host.network_gbit_s,
+    )  # fmt: skip
+    bad = bool(worst) and NodeState.QUARANTINED in NODE_MOVES[node.state]
+    after = msgspec.structs.replace(node, graded=graded, state=NodeState.QUARANTINED if bad else node.state, why=str(worst[0]) if bad else node.why)
+    found = f", {worst[0]}" if worst else f", its cards together: {graded.grade}" if len(whole.cards) > 1 else ""
+    return Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{node.name}: checked{found}", rows=(after,))
 
 
 def _after(world: World, gpu: Gpu, check: CardCheck | None, host: HostFacts | None, detail: str, now_ms: int) -> Draft:
