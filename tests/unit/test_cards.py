@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headframe.model.command import Enrol, MoveGpu
-from headframe.model.fleet import Gpu
+from headframe.model.fleet import Gpu, Graded
 from headframe.model.health import Cause, Finding, Level, Report, Sample, Xid
 from headframe.model.states import AllocationState, GpuState, Reason
 from headframe.model.work import Facts
@@ -177,3 +177,16 @@ def test_a_card_that_clocks_far_below_its_equals_is_a_concern_once_there_are_eno
 
     assert said(6) == {}
     assert said(7) == {"GPU-0-0": ["clocks at 88% of its equals' (needs ≥ 95%): jobs go at the pace of their slowest card"]}
+
+
+def test_a_link_that_is_slower_under_load_than_when_it_was_graded_is_found_once_it_has_lasted(watched):
+    world, key, watch = watched
+    graded = Graded(at_ms=NOW_MS, depth="quick", link_gen=4, link_width=16)
+    world.put(msgspec.structs.replace(world.gpus[key], graded=graded))
+
+    def rules(minute, gen):
+        now_ms = NOW_MS + minute * 60_000
+        watch.hear(Report(samples=(Sample(gpu_id=key, at_ms=0, use=1.0, link_gen=gen, link_width=16),)), NODE, now_ms)
+        return [finding.rule for finding in watch.findings(world, now_ms)[key]]
+
+    assert [rules(minute, 1) for minute in range(11)] == [[]] * 10 + [["gen-short"]]

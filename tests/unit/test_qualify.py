@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from headframe.health.rules import limited
 from headframe.model.command import Qualify, SetGpu
 from headframe.model.errors import BadFile, Conflicting
 from headframe.model.fleet import Grade
@@ -209,3 +210,15 @@ def test_what_a_machines_cards_are_good_for_together_is_kept_and_said():
     kept = world.nodes["node-0"].graded
     assert kept.grade is not None
     assert any(event.text == f"rig-0: checked, its cards together: {kept.grade}" for event in events)
+
+
+def test_an_operators_limits_are_those_that_count():
+    world = fleet(nodes=1, gpus_each=0)
+    qualify(world)
+    good = msgspec.structs.replace(HOST, host=msgspec.structs.replace(HOST.host, disk_mb_s=90.0))
+    over = Observation(
+        allocation_id=CHECK_ID, state=AllocationState.ENDED, started_ms=NOW_MS, ended_ms=NOW_MS + 1, reason=Reason.FINISHED, seen_ms=NOW_MS + 1
+    )
+    facts = Facts(nodes={"node-0": NOW_MS}, observations=(over,), checked={CHECK_ID: (good,)})
+    commit(world, decisions(world, facts, NOW_MS + 2, limited("disk = 80")))
+    assert world.nodes["node-0"].graded.reasons == ()

@@ -9,10 +9,11 @@ import msgspec
 import typer
 
 from headframe.cli.jobs import Json
-from headframe.cli.session import err, fail, out, show, table
+from headframe.cli.session import err, fail, out, refusals, show, table
 from headframe.data import text
 from headframe.health.catalogue import catalogue
 from headframe.health.grade import examined, half_tflops
+from headframe.health.rules import Rules, limited
 from headframe.model.health import CardCheck, Depth, NodeCheck, Step
 from headframe.model.units import mib
 
@@ -28,12 +29,15 @@ def check(
     *, depth: Annotated[Depth, typer.Option(help="quick takes at most 90 s, full about 45 min.")] = Depth.QUICK,
     data: Annotated[Path, typer.Option(file_okay=False, exists=True, help="The disk that is measured.")] = Path(),
     on_cpu: Annotated[bool, typer.Option("--on-cpu", envvar="CHECK_ON_CPU", help="Where there is no card: try the checks themselves on the processor.")] = False,
+    limits: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your limits of the rules: lines of `rule = number` (TOML).")] = None,
     facts: Annotated[bool, typer.Option("--facts", help="Only what was found, as one line of JSON for each card and the machine.")] = False,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Measure this machine and its cards, and say what each is good for, why, and what would raise its grade. Don't run work meanwhile."""
     from headframe.agent import checks
 
+    with refusals():
+        rules = limited(limits.read_text()) if limits else Rules()
     if not checks.list_cards() and not on_cpu:
         err.print("NVML lists no card: only the machine itself is checked", style="yellow")
     elif not checks.has_torch():
@@ -48,7 +52,7 @@ def check(
         for each in (*cards, host):
             sys.stdout.write(msgspec.json.encode(each).decode() + "\n")
         return
-    done = examined(catalogue(text("gpus.csv")), host, cards, lambda _: None)
+    done = examined(catalogue(text("gpus.csv")), host, cards, lambda _: None, rules)
     show(done, json, lambda: _people(done))
     if on_cpu:
         err.print("a processor stood in for each card: these grades say that the checks run, not what a card can do", style="yellow")

@@ -37,6 +37,7 @@ def up(
     watch_interval: Annotated[float, typer.Option(min=0.1, max=60, help="Seconds between two readings of the cards.")] = 10,
     kernel_log: Annotated[Path, typer.Option(help="Where the driver's Xids are read.")] = Path("/dev/kmsg"),
     check_new: Annotated[bool, typer.Option("--check-new/--no-check-new", help="On the first start: new cards are checked before they get work.")] = True,
+    limits: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your limits of the rules of health: lines of `rule = number` (TOML).")] = None,
     pepper: Annotated[Path | None, typer.Option(help="File with the secret that keys are hashed under; several servers share it.")] = None,
 ) -> None:  # fmt: skip
     """Serve this machine's hardware as a cloud: API, console, scheduler and local engine in one process."""
@@ -49,7 +50,7 @@ def up(
     for noisy in ("alembic", "httpx", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     config = Config(data=(data or default_data()).resolve(), host=host, port=port, database=database, tls_cert=tls_cert, tls_key=tls_key,
-                    tls_self_signed=tls_self_signed, pepper=pepper, check_new=check_new)  # fmt: skip
+                    tls_self_signed=tls_self_signed, pepper=pepper, check_new=check_new, limits=limits)  # fmt: skip
 
     def keep_key(text: str) -> None:
         keep_login(Login(url=config.url, key=text, ca=str(config.data / "tls-cert.pem") if tls_self_signed else ""))

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from headframe.health.catalogue import Claim, Model, claim
-from headframe.health.rules import NODE_RULES, RULES, Rule, fired, told
+from headframe.health.rules import NODE_RULES, RULES, Rule, Rules, fired, told
 from headframe.health.xid import slot
 from headframe.model.fleet import Gpu, Grade, Graded
 from headframe.model.health import CardCheck, CardFacts, Cause, Finding, Grading, Host, HostFacts, Inventory, Measured, NodeCheck
@@ -43,6 +43,9 @@ _MENDS = {
 }
 
 
+OURS = Rules()
+
+
 class Case(msgspec.Struct, frozen=True, kw_only=True):
     """One card to be graded: what it says, what was measured, which model it claims to be, the median rate of at least PEERS_LEAST
     equal cards, and the network of its machine.
@@ -55,16 +58,19 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     host: Host | None = None
 
 
-def examined(models: Sequence[Model], host: HostFacts, cards: Sequence[CardFacts], peers_tflops: Callable[[CardFacts], float | None]) -> NodeCheck:
+def examined(
+    models: Sequence[Model], host: HostFacts, cards: Sequence[CardFacts], peers_tflops: Callable[[CardFacts], float | None], rules: Rules = OURS
+) -> NodeCheck:
     """A machine's facts graded: each card, and what they are good for together."""
-    checked = tuple(_examined(models, host, each, peers_tflops(each)) for each in cards)
-    return NodeCheck(facts=host, cards=checked, grading=grade_node(host.host, [(each.facts.card, each.grading.grade) for each in checked]))
+    checked = tuple(_examined(models, host, each, peers_tflops(each), rules) for each in cards)
+    graded = [(each.facts.card, each.grading.grade) for each in checked]
+    return NodeCheck(facts=host, cards=checked, grading=grade_node(host.host, graded, rules.nodes))
 
 
-def _examined(models: Sequence[Model], host: HostFacts, facts: CardFacts, peers_tflops: float | None) -> CardCheck:
+def _examined(models: Sequence[Model], host: HostFacts, facts: CardFacts, peers_tflops: float | None, rules: Rules) -> CardCheck:
     claimed = claim(models, facts.card)
     case = Case(card=facts.card, measured=facts.measured, claim=claimed, peers_tflops=peers_tflops, host=host.host)
-    return CardCheck(facts=facts, model=claimed.model.name if claimed.model else "", grading=grade(case))
+    return CardCheck(facts=facts, model=claimed.model.name if claimed.model else "", grading=grade(case, rules.cards))
 
 
 def typical(rates: Sequence[float]) -> float | None:

@@ -176,6 +176,19 @@ UNCLEAN = Rule("unclean", "unclean", ">", 0, _B, _C.SOFTWARE, "could not be hand
 """A card on which work could not start: the event of its end says what was found there."""
 
 
+class Rules(msgspec.Struct, frozen=True):
+    """The tables in force: those of grading cards and machines, and those of cards in service."""
+
+    cards: tuple[Rule, ...] = RULES
+    nodes: tuple[Rule, ...] = NODE_RULES
+    watch: tuple[Rule, ...] = WATCH_RULES
+
+
+def limited(text: str) -> Rules:
+    """All tables with the limits of an operator's TOML file; see `with_limits`."""
+    return Rules(with_limits(RULES, text), with_limits(NODE_RULES, text), with_limits(WATCH_RULES, text))
+
+
 def with_limits(rules: Sequence[Rule], text: str) -> tuple[Rule, ...]:
     """The rules with the limits of an operator's TOML file; raises BadRequest for what is no rule or no number, and changes nothing then."""
     try:

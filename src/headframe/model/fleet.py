@@ -186,7 +186,8 @@ class Rig(msgspec.Struct, frozen=True, kw_only=True, tag="rig"):
 
 class Graded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When and how a card was last checked: why it has its grade, what would raise it, what was measured (10^9 bytes/s, 10^12 operations/s
-    at 16 bits) beside what its model is known for, and as what it was checked: a change of these ends the grade.
+    at 16 bits) beside what its model is known for, and as what it was checked: a change of these ends the grade. The link is as it was under
+    load (0: not known): one that is worse in service has to be looked at.
     """
 
     at_ms: int
@@ -203,6 +204,8 @@ class Graded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     driver: str = ""
     slot: str = ""
     power_limit_w: int | None = None
+    link_gen: int = 0
+    link_width: int = 0
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):

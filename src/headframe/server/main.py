@@ -22,6 +22,7 @@ from headframe.engines.base import Engine
 from headframe.engines.joined import JoinedEngine
 from headframe.engines.local import Clean, LocalEngine
 from headframe.engines.several import Several
+from headframe.health.rules import Rules, limited
 from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
 from headframe.model.fleet import JOINED, LOCAL, Node
@@ -66,6 +67,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     tls_self_signed: bool = False
     pepper: Path | None = None
     check_new: bool = True
+    limits: Path | None = None
 
     @property
     def url(self) -> str:
@@ -128,6 +130,7 @@ def run(config: Config, hooks: Hooks) -> None:
 
 
 async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None:
+    rules = _rules(config)
     url, stage = config.database or f"sqlite:///{config.data / 'headframe.db'}", hooks.stage
     clock_ms = stage.clock_ms if stage else wall_ms
     store = await asyncio.to_thread(open_store, url)
@@ -142,7 +145,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     node = machine.node
     joined = _joined(desk)
     engine: Running = stage.engine if stage else _engines(config, desk, node, joined, hooks.clean)
-    watch = Watch()
+    watch = Watch(rules.watch)
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       joined=None if stage else joined, pin=_pin(config),
                       secure=config.url.startswith("https"), note=stage.note if stage else "")  # fmt: skip
@@ -156,7 +159,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     tasks = [
         warm,
         asyncio.create_task(_lead(leadership, wake), name="lead"),
-        asyncio.create_task(_tick(Tick(desk, engine, clock_ms, watch), leadership, wake, desk, machine), name="tick"),
+        asyncio.create_task(_tick(Tick(desk, engine, clock_ms, watch, rules), leadership, wake, desk, machine), name="tick"),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
         *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
@@ -286,6 +289,14 @@ def _spare_collections() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
+
+
+def _rules(config: Config) -> Rules:
+    """The rules with the operator's limits, where there is a file of them."""
+    try:
+        return limited(config.limits.read_text()) if config.limits else Rules()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Conflicting(f"{config.limits} can't be read: {error}", "give another file, or none") from None
 
 
 def _pin(config: Config) -> str:

@@ -10,7 +10,8 @@ import msgspec
 
 from headframe.data import text
 from headframe.health.catalogue import Model, catalogue
-from headframe.health.grade import examined, half_tflops, stale, typical
+from headframe.health.grade import OURS, examined, half_tflops, stale, typical
+from headframe.health.rules import Rules
 from headframe.model.command import Qualify
 from headframe.model.errors import Conflicting
 from headframe.model.event import Draft, Kind
@@ -71,18 +72,18 @@ def _name(node: Node) -> str:
     return f"check-{node.id}"
 
 
-def graded(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
+def graded(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> Iterator[Draft]:
     """What checks that have just ended found: to be decided before their end is."""
     for seen in facts.observations:
         if seen.state is AllocationState.ENDED and is_check(world, seen.allocation_id):
             allocation = world.allocations[seen.allocation_id]
-            yield from _ended(world, allocation, facts.checked.get(allocation.id, ()), seen.detail, now_ms)
+            yield from _ended(world, allocation, facts.checked.get(allocation.id, ()), seen.detail, rules, now_ms)
 
 
-def _ended(world: World, allocation: Allocation, found: Sequence[CardFacts | HostFacts], detail: str, now_ms: int) -> Iterator[Draft]:
+def _ended(world: World, allocation: Allocation, found: Sequence[CardFacts | HostFacts], detail: str, rules: Rules, now_ms: int) -> Iterator[Draft]:
     host = next((each for each in found if isinstance(each, HostFacts)), None)
     cards = {GpuId(each.gpu_id): each for each in found if isinstance(each, CardFacts)}
-    whole = examined(_models(), host, list(cards.values()), lambda each: _peers(world, each)) if host else None
+    whole = examined(_models(), host, list(cards.values()), lambda each: _peers(world, each), rules) if host else None
     checks = whole.cards if whole else ()
     by_id = {GpuId(check.facts.gpu_id): check for check in checks}
     for part in allocation.parts:
@@ -135,6 +136,7 @@ def _kept(check: CardCheck, host: HostFacts, reasons: Sequence[str], now_ms: int
         at_ms=now_ms, depth=host.depth, model=check.model, reasons=tuple(reasons), raises=check.grading.raises, h2d_gb_s=measured.h2d_gb_s,
         memory_gb_s=measured.memory_gb_s, memory_known_gb_s=model and model.memory_gb_s, half_tflops=half_tflops(measured),
         half_known_tflops=model and model.half_tflops, vbios=card.vbios, driver=card.driver, slot=card.slot, power_limit_w=card.power_limit_w,
+        link_gen=measured.link_gen or 0, link_width=measured.link_width or 0,
     )  # fmt: skip
 
 

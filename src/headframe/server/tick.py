@@ -11,7 +11,8 @@ import msgspec
 from headframe.billing.meter import can_hold, extend_hold, meter
 from headframe.billing.price import price_at, rate_nano
 from headframe.engines.base import GRACE_S, Engine, Sight
-from headframe.health.rules import UNCLEAN
+from headframe.health.grade import OURS
+from headframe.health.rules import UNCLEAN, Rules
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Volume
 from headframe.model.health import CardFacts, Finding, HostFacts
@@ -40,11 +41,12 @@ LINES_MAX = 1000
 class Tick:
     """The leader's loop body. It remembers only when nodes and allocations were last heard of, to judge silence."""
 
-    def __init__(self, desk: Desk, engine: Engine, clock_ms: Callable[[], int], watch: Watch | None = None) -> None:
+    def __init__(self, desk: Desk, engine: Engine, clock_ms: Callable[[], int], watch: Watch | None = None, rules: Rules = OURS) -> None:
         self._desk = desk
         self._engine = engine
         self._clock_ms = clock_ms
         self._watch = watch or Watch()
+        self._rules = rules
         self._heard_ms: dict[NodeId, int] = {}
         self._missing_since_ms: dict[AllocationId, int] = {}
         self._swept_ms = 0
@@ -54,7 +56,7 @@ class Tick:
         await self._desk.catch_up()
         sight = await self._engine.observe()
         facts = msgspec.structs.replace(self._facts(sight), checked=await self._checked(sight))
-        await self._desk.write(lambda world, now_ms: decisions(world, facts, now_ms), epoch)
+        await self._desk.write(lambda world, now_ms: decisions(world, facts, now_ms, self._rules), epoch)
         await self._act(sight)
 
     def _facts(self, sight: Sight) -> Facts:
@@ -116,12 +118,12 @@ def unclean(world: World, observations: Sequence[Observation]) -> dict[GpuId, tu
     return found
 
 
-def decisions(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
+def decisions(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> Iterator[Draft]:
     """The tick's sentence. Each draft is applied to the world before the next is asked for."""
     seen_ms = {seen.allocation_id: seen.seen_ms for seen in facts.observations}
     yield from nodes(world, facts, now_ms)
     yield from cards(world, facts, now_ms)
-    yield from graded(world, facts, now_ms)
+    yield from graded(world, facts, now_ms, rules)
     if facts.sweep:
         yield from expired(world, now_ms)
         yield from unchecked(world, now_ms)

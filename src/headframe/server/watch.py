@@ -14,6 +14,7 @@ import msgspec
 from headframe.data import text
 from headframe.health.grade import typical
 from headframe.health.judge import Verdict, judge
+from headframe.health.rules import WATCH_RULES, Rule
 from headframe.health.watch import LOADED_FROM, window
 from headframe.health.xid import codes, slot
 from headframe.model.api import CardReading
@@ -65,15 +66,18 @@ class Card:
             del values[:-MINUTES_MAX]
         self.minute = max(minute, self.minute)
 
-    def judged(self, gpu: Gpu, equals_mhz: float | None, now_ms: int) -> tuple[Finding, ...]:
+    def judged(self, gpu: Gpu, equals_mhz: float | None, rules: Sequence[Rule], now_ms: int) -> tuple[Finding, ...]:
         """What is wrong with it now, worst first. What was said before a person or a check put it into service counts no more."""
         if gpu.ready_ms > self.since_ms:
             self.since_ms, self.verdict, self.lasting = gpu.ready_ms, Verdict(), {}
         if gpu.state is not GpuState.READY:
             return ()
         xids, losses = tuple(xid for xid in self.xids if xid.at_ms > self.since_ms), tuple(at for at in self.losses if at > self.since_ms)
-        history = History(link_gen=0, link_width=gpu.pcie_width, xids=xids, missing_ms=losses)
-        self.verdict = judge(window(self.samples, equals_mhz), history, CODES, self.verdict, now_ms)
+        kept = gpu.graded
+        history = History(
+            link_gen=kept.link_gen if kept else 0, link_width=(kept and kept.link_width) or gpu.pcie_width, xids=xids, missing_ms=losses
+        )
+        self.verdict = judge(window(self.samples, equals_mhz), history, CODES, self.verdict, now_ms, rules)
         self.lasting |= {finding.rule: (finding, now_ms) for finding in self.verdict.findings}
         self.lasting = {rule: kept for rule, kept in self.lasting.items() if now_ms - kept[1] < CLEAR_MS}
         now = {finding.rule for finding in self.verdict.findings}
@@ -86,8 +90,9 @@ CODES = codes(text("xid.csv"))
 class Watch:
     """All cards that were heard of."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Sequence[Rule] = WATCH_RULES) -> None:
         self.cards: dict[GpuId, Card] = {}
+        self._rules = rules
         self._fresh: dict[GpuId, None] = {}
         self._unplaced: deque[tuple[NodeId, Xid]] = deque(maxlen=XIDS_MAX)
 
@@ -106,7 +111,7 @@ class Watch:
         fresh, self._fresh = self._fresh, {}
         there = [key for key in fresh if key in world.gpus]
         usual = self._usual(world, there)
-        return {key: self.cards[key].judged(world.gpus[key], usual.get(_kind(world.gpus[key])), now_ms) for key in there}
+        return {key: self.cards[key].judged(world.gpus[key], usual.get(_kind(world.gpus[key])), self._rules, now_ms) for key in there}
 
     def _usual(self, world: World, keys: Sequence[GpuId]) -> dict[tuple[str, int], float]:
         """The median clock under load of equal cards at an equal power limit, where enough of them work."""
