@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 import openb
-from headframe.placement.policies import Policy
+from headframe.model.report import Policy
 
 POLICIES = ("random", "dot-product", "clustering", "packing", "best-fit", "fgd", "headframe")
 

@@ -21,7 +21,7 @@ from headframe.placement.compiled import compiled
 from headframe.placement.fleet import cheapest
 from headframe.placement.index import Index
 from headframe.placement.kernels import GPUS, MILLI
-from headframe.placement.policies import Policy
+from headframe.model.report import Policy
 from headframe.placement.score import Demand, Wanted
 
 CPU, MEMORY = 128_000, 1_048_576

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from headframe.cli.main import app
-from headframe.placement.policies import Policy
+from headframe.model.report import Policy
 from headframe.simulate.replay import Replay, Setting
 from headframe.simulate.report import report
 from headframe.simulate.traces import BadTrace, Job, generate, read_fleet, read_jobs

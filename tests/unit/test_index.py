@@ -10,7 +10,7 @@ from headframe.placement.compiled import compiled, plain
 from headframe.placement.fleet import cheapest
 from headframe.placement.index import Index
 from headframe.placement.kernels import GPUS, MILLI, NEVER
-from headframe.placement.policies import Policy
+from headframe.model.report import Policy
 from headframe.placement.score import Demand, Wanted, Weights, knapsack, remnant_values
 
 CARDS = 4

@@ -10,9 +10,8 @@ import typer
 from headframe.cli.jobs import Json
 from headframe.cli.session import FAILED, err, out, refusals, show, table
 from headframe.model.errors import Conflicting
-from headframe.model.report import Report
+from headframe.model.report import Policy, Report
 from headframe.model.units import duration
-from headframe.placement.policies import Policy
 
 POLICIES = ", ".join(Policy)
 

@@ -12,6 +12,7 @@ import numpy as np
 from headframe.model.fleet import Gpu, Node
 from headframe.model.ids import AllocationId, NodeId
 from headframe.model.people import faded
+from headframe.model.report import Policy
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI
 from headframe.model.work import Part, Refusal, Resources, Spec
@@ -22,7 +23,6 @@ from headframe.placement.fit import Room, cards_of, changed, part_of, refuse, ro
 from headframe.placement.horizon import NEVER_MS, Horizon, lost_since
 from headframe.placement.index import Index, Placed
 from headframe.placement.kernels import CLASS, CPU, FX, GPUS, HELD, NEVER, Ints
-from headframe.placement.policies import Policy
 from headframe.placement.power import drawn_w
 from headframe.placement.racks import Racks, lemon
 from headframe.placement.score import Demand, Wanted, Weights

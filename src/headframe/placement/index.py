@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 import msgspec
 import numpy as np
 
+from headframe.model.report import Policy
 from headframe.placement.compiled import Code, plain
 from headframe.placement.kernels import (
     CLASS,
@@ -27,7 +28,7 @@ from headframe.placement.kernels import (
     Shapes,
     Slots,
 )  # fmt: skip
-from headframe.placement.policies import NUMBER, Policy
+from headframe.placement.policies import NUMBER
 from headframe.placement.score import MEMO, Demand, Weights, tables
 
 SHAPES_MAX = 512

@@ -17,14 +17,13 @@ from headframe.model.fleet import SIMULATED, Gpu, Node, Volume
 from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, UserId, WorkloadId
 from headframe.model.money import Usage
 from headframe.model.people import Key, Scope
-from headframe.model.report import Sample
+from headframe.model.report import Policy, Sample
 from headframe.model.states import AllocationState, GpuState, NodeState, Reason
 from headframe.model.units import MS_PER_HOUR, NANO_PER_USD
 from headframe.model.work import Allocation, GpuRequest, LogLine, Observation, Resources, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.compiled import Code
 from headframe.placement.fleet import Fleet
-from headframe.placement.policies import Policy
 from headframe.server.decide import RACK, SITE, decide
 from headframe.server.desk import Desk
 from headframe.server.tick import Tick
