@@ -134,6 +134,26 @@ def test_work_ends_by_itself_where_its_lease_is_over(server, rig, tmp_path):
         assert [each.reason for each in again.allocations if each.attempt == 1] == [Reason.NODE_LOST]
 
 
+def test_an_agent_that_was_away_for_long_starts_nothing_under_a_lease_that_is_over(server, rig, tmp_path):
+    with server.operator() as operator, server.tenant() as tenant:
+        wait_for(lambda: seen(operator))
+        rig.kill()
+        (rig.data / "lease").write_text("1.000")
+        submit(tenant, tmp_path, "later", "echo done")
+        wait_for(lambda: tenant.workload("later").workload.state == "starting")
+        rig.run(**rig.environment)
+        done = wait_for(lambda: (view := tenant.workload("later")).workload.state == "succeeded" and view)
+        assert done.workload.attempt == 1
+
+
+def test_long_lines_of_a_log_come_through_too(server, rig, tmp_path):
+    with server.operator() as operator, server.tenant() as tenant:
+        wait_for(lambda: seen(operator))
+        submit(tenant, tmp_path, "wordy", "for i in $(seq 300); do head -c 16000 /dev/zero | tr '\\\\0' x; echo; done")
+        wait_for(lambda: tenant.workload("wordy").workload.state == "succeeded")
+        assert sum(len(line.text) == 16_000 for line in tenant.logs("wordy", limit=500).lines) == 300
+
+
 def test_a_machine_that_was_retired_is_refused_and_its_agent_says_so(server, rig):
     with server.operator() as operator:
         wait_for(lambda: seen(operator))

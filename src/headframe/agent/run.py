@@ -37,7 +37,7 @@ class Agent:
         self._data = data
         self._engine = engine
         self._server = server
-        self._news = asyncio.Event()
+        self._news, self._leased = asyncio.Event(), asyncio.Event()
         self._batches: deque[tuple[float, Report]] = deque(maxlen=BATCHES_MAX)
         self._dropped = 0
         self._said_hello = False
@@ -81,6 +81,7 @@ class Agent:
         began_s = time.clock_gettime(time.CLOCK_BOOTTIME)
         heard = await asyncio.to_thread(self._server.report, account)
         renew(self._data, began_s, heard.lease_ms)
+        self._leased.set()
         self._said_hello = True
         self._dropped -= account.dropped
         for batch in sent:
@@ -101,6 +102,7 @@ class Agent:
         )  # fmt: skip
 
     async def _obey(self) -> None:
+        await self._leased.wait()  # what starts under a lease that is over would end at once
         orders = await asyncio.to_thread(self._server.orders)
         if not mine(orders, self._seat, self._data):
             _log.warning("orders of epoch %s for %s refused: they are stale, or another machine's", orders.epoch, orders.node_id)

@@ -44,6 +44,8 @@ TWIN_MS = 60_000
 INVITED_MAX_S = 30 * 86_400
 SAMPLES_MAX, XIDS_MAX = 64, 256
 MACS_MAX = 32
+TELLS_BYTES_MAX = 40 * 1024 * 1024
+"""As many log lines as are told at once, all of the greatest length."""
 AGE_MAX_MS = 3_600_000
 
 
@@ -88,7 +90,7 @@ async def join(context: Context, request: Request[Principal, Any, Any], data: He
     return Joined(node_id=node.id, name=context.world.nodes[node.id].name, key=text)
 
 
-@post("/v1/agent/report", opt={"scope": Scope.NODE}, status_code=200, responses=answers(409, 422, 503))
+@post("/v1/agent/report", opt={"scope": Scope.NODE}, status_code=200, request_max_body_size=TELLS_BYTES_MAX, responses=answers(409, 413, 422, 503))
 async def report(context: Context, request: Request[Principal, Any, Any], data: Account) -> Heard:
     """What a machine runs, and what its cards say."""
     engine, node_id = _engine(context), _caller(context, request)
@@ -117,7 +119,7 @@ async def orders(context: Context, request: Request[Principal, Any, Any]) -> Ord
     return Orders(epoch=epoch, node_id=node_id, items=tuple(items))
 
 
-@post("/v1/agent/lines", opt={"scope": Scope.NODE}, status_code=200, responses=answers(409, 422, 503))
+@post("/v1/agent/lines", opt={"scope": Scope.NODE}, status_code=200, request_max_body_size=TELLS_BYTES_MAX, responses=answers(409, 413, 422, 503))
 async def lines(context: Context, request: Request[Principal, Any, Any], data: Lines) -> Heard:
     """Log lines that somebody asked for."""
     _engine(context).answer(_caller(context, request), data)
