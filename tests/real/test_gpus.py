@@ -31,7 +31,7 @@ def gpus(tmp_path_factory):
     root = tmp_path_factory.mktemp("gpus")
     library = fake_nvml(root)
     (root / "state").write_text(TWO_3090)
-    server = Server(root).start(LD_LIBRARY_PATH=str(library.parent), FAKE_NVML_STATE=str(root / "state"))
+    server = Server(root).start("--no-check-new", LD_LIBRARY_PATH=str(library.parent), FAKE_NVML_STATE=str(root / "state"))
     yield server
     server.kill()
 

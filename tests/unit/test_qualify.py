@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from headframe.health.rules import limited
-from headframe.model.command import Qualify, SetGpu
+from headframe.model.command import Enrol, Qualify, SetGpu
 from headframe.model.errors import BadFile, Conflicting
 from headframe.model.fleet import Grade
 from headframe.model.health import CardFacts, Depth, Host, HostFacts, Inventory, Measured
@@ -16,7 +16,7 @@ from headframe.server.decide import decide
 from headframe.server.qualify import said
 from headframe.server.tick import decisions
 from headframe.server.workload_file import parse
-from support import NOW_MS, commit, fleet, job, node, put, running
+from support import NOW_MS, commit, fleet, gpu, job, node, put, running
 
 WELL = Measured(h2d_gb_s=12.0, d2h_gb_s=12.0, memory_gb_s=830.0, pattern_errors=0, tflops={"bfloat16": 60.0}, repeat_errors=0, golden_errors=0,
                 readback_errors=0, soak_loss=0.0, link_gen=4, link_width=16)  # fmt: skip
@@ -222,3 +222,27 @@ def test_an_operators_limits_are_those_that_count():
     facts = Facts(nodes={"node-0": NOW_MS}, observations=(over,), checked={CHECK_ID: (good,)})
     commit(world, decisions(world, facts, NOW_MS + 2, limited("disk = 80")))
     assert world.nodes["node-0"].graded.reasons == ()
+
+
+def test_new_cards_are_checked_before_their_first_work_where_the_site_says_so():
+    world = fleet(nodes=0)
+    site = next(iter(world.sites.values()))
+    world.put(msgspec.structs.replace(site, check_new=True))
+    cards = tuple(msgspec.structs.replace(gpu(0, k), state=GpuState.NEW) for k in range(2))
+    commit(world, decide(world, Enrol(node=node(0, state=NodeState.NEW), gpus=cards), NOW_MS))
+    assert states(world) == [GpuState.TESTING] * 2
+    assert next(iter(world.allocations.values())).tier is Tier.HOUSE
+    world.put(job(1, gpus=1))
+    assert plan(world, NOW_MS).grants == ()
+    # A card that comes later finds the machine under check already: its own first check follows by the hour.
+    again = Enrol(node=node(0, state=NodeState.NEW), gpus=(*cards, msgspec.structs.replace(gpu(0, 2), state=GpuState.NEW)))
+    commit(world, decide(world, again, NOW_MS + 1000))
+    assert states(world)[2] is GpuState.NEW
+    first = next(iter(world.allocations.values())).id
+    over = Observation(
+        allocation_id=first, state=AllocationState.ENDED, started_ms=NOW_MS, ended_ms=NOW_MS + 1, reason=Reason.FINISHED, seen_ms=NOW_MS + 1
+    )
+    facts = Facts(nodes={"node-0": NOW_MS}, observations=(over,), checked={first: (HOST, found("GPU-0-0"), found("GPU-0-1"))})
+    commit(world, decisions(world, facts, NOW_MS + 2000))
+    commit(world, decisions(world, Facts(nodes={"node-0": NOW_MS}, sweep=True), NOW_MS + 3000))
+    assert states(world)[2] is GpuState.TESTING
