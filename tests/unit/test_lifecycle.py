@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from headframe.model.command import Enrol, MoveGpu, MoveNode
 from headframe.model.errors import Conflicting
-from headframe.model.states import GPU_MOVES, NODE_MOVES, AllocationState, GpuState, NodeState, Reason, Service
+from headframe.model.states import AllocationState, GPU_MOVES, GpuState, NODE_MOVES, NodeState, Reason, Service, WorkloadState
 from headframe.model.units import MILLI
-from headframe.model.work import Facts, Observation
+from headframe.model.work import Facts, Observation, Workload
 from headframe.placement import plan
 from headframe.reconcile.jobs import jobs
 from headframe.reconcile.nodes import nodes
@@ -169,3 +169,15 @@ def test_every_move_is_one_of_the_tables_and_nothing_starts_on_what_is_out(steps
         world.put(msgspec.structs.replace(job(9, gpus=2)))
         if world.nodes["node-0"].state is not NodeState.READY or world.gpus["GPU-0-0"].state is not GpuState.READY:
             assert granted(world) == []
+
+
+def test_work_that_was_over_before_it_was_seen_to_run_has_its_beginning_all_the_same():
+    workload, allocation = running(1, [0], 1)
+    starting = msgspec.structs.replace(allocation, state=AllocationState.GRANTED, started_ms=0)
+    world = put(fleet(nodes=1), (msgspec.structs.replace(workload, state=WorkloadState.STARTING), starting))
+    over = Observation(
+        allocation_id=allocation.id, state=AllocationState.ENDED, started_ms=NOW_MS + 10, ended_ms=NOW_MS + 400, reason=Reason.FINISHED, exit_code=0
+    )
+    events = commit(world, jobs(world, Facts(observations=(over,)), NOW_MS + 500))
+    ended = next(row for row in events[0].rows if isinstance(row, Workload))
+    assert (ended.state, ended.started_ms) == (WorkloadState.SUCCEEDED, NOW_MS + 10)

@@ -52,7 +52,9 @@ def end(world: World, allocation: Allocation, seen: Observation, now_ms: int) ->
         allocation, state=AllocationState.ENDED, started_ms=started_ms, ended_ms=ended_ms, reason=reason,
         exit_code=seen.exit_code, detail=seen.detail,
     )  # fmt: skip
-    after = _after(workload, ended, now_ms)
+    after = msgspec.structs.replace(
+        _after(workload, ended, now_ms), started_ms=workload.started_ms or started_ms
+    )  # it may never have been seen to run
     again = f", queued again (attempt {after.attempt + 1})" if after.state is WorkloadState.QUEUED else ""
     detail = f": {seen.detail}" if seen.detail else ""
     took = f" after {duration(ended_ms - started_ms)}" if started_ms else ""
