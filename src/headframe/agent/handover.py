@@ -66,7 +66,7 @@ def handed(cards: Sequence[str]) -> dict[str, str]:
 def _held(nvml: Any, card: Any, until: float) -> str:
     """Who is still there, or what is still in its memory."""
     while True:
-        pids = sorted({each.pid for ask in (nvml.nvmlDeviceGetComputeRunningProcesses,) for each in _answered(nvml, ask, card)})
+        pids = sorted({each.pid for each in _processes(nvml, card)})
         used = nvml.nvmlDeviceGetMemoryInfo(card).used // MIB
         if not pids and used <= LEFT_MIB:
             return ""
@@ -76,9 +76,9 @@ def _held(nvml: Any, card: Any, until: float) -> str:
         time.sleep(LOOK_S)
 
 
-def _answered(nvml: Any, ask: Any, card: Any) -> Sequence[Any]:
+def _processes(nvml: Any, card: Any) -> Sequence[Any]:
     try:
-        return ask(card)
+        return nvml.nvmlDeviceGetComputeRunningProcesses(card)
     except nvml.NVMLError as error:
         if error.value == nvml.NVML_ERROR_NOT_SUPPORTED:
             return ()

@@ -9,6 +9,7 @@ import msgspec
 
 from headframe.agent.probe import macs, probe
 from headframe.client.agent import AgentClient, pinned_certificate, trusting
+from headframe.files import write_private
 from headframe.model.agent import Hello
 from headframe.model.errors import Conflicting
 from headframe.model.ids import NodeId, RackId, SiteId
@@ -35,15 +36,15 @@ def take(url: str, token: str, data: Path, *, name: str = "", pin: str = "", new
     """Join; raises what the server refuses. The key is on disk before this returns."""
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     if pin:
-        _write(data / "server.pem", pinned_certificate(url, pin).encode())
+        write_private(data / "server.pem", pinned_certificate(url, pin).encode())
     else:
         (data / "server.pem").unlink(missing_ok=True)
     if new_identity:
-        _write(data / "machine-id", os.urandom(16).hex().encode())
+        write_private(data / "machine-id", os.urandom(16).hex().encode())
     with AgentClient(url, token, verify=_trust(data)) as server:
         joined = server.join(hello(data, name))
     seat = Seat(url=url, key=joined.key, node_id=joined.node_id, name=joined.name)
-    _write(data / "seat.json", msgspec.json.encode(seat))
+    write_private(data / "seat.json", msgspec.json.encode(seat))
     (data / "epoch").unlink(missing_ok=True)
     return seat
 
@@ -65,7 +66,7 @@ def line(seat: Seat, data: Path) -> AgentClient:
 
 def renew(data: Path, began_s: float, lease_ms: int) -> None:
     """Work may go on for so long, counted from when the server was last asked (CLOCK_BOOTTIME, which counts sleep too)."""
-    _write(data / "lease", f"{began_s + lease_ms / 1000:.3f}".encode(), durable=False)
+    write_private(data / "lease", f"{began_s + lease_ms / 1000:.3f}".encode(), durable=False)
 
 
 def obeyed(data: Path, epoch: int) -> bool:
@@ -73,20 +74,10 @@ def obeyed(data: Path, epoch: int) -> bool:
     path = data / "epoch"
     known = int(path.read_bytes()) if path.exists() else 0
     if epoch > known:
-        _write(path, str(epoch).encode())
+        write_private(path, str(epoch).encode())
     return epoch >= known
 
 
 def _trust(data: Path) -> bool | ssl.SSLContext:
     pem = data / "server.pem"
     return trusting(pem) if pem.exists() else True
-
-
-def _write(path: Path, content: bytes, *, durable: bool = True) -> None:
-    fresh = path.with_name(path.name + ".new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    fresh.rename(path)

@@ -1,17 +1,16 @@
 """agent join, agent run: what runs on a machine that is one of another server's."""
 
 import asyncio
-import contextlib
-import fcntl
 import logging
 import sys
-from collections.abc import Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from headframe.cli.session import err, fail, refusals
+from headframe.cli.session import err, refusals
+from headframe.files import alone
 
 agent_app = typer.Typer(no_args_is_help=True, help="This machine as one of a fleet: it dials out, no port is opened on it.")
 DataOption = Annotated[Path | None, typer.Option("--data", help="Where this machine keeps its key and its work.", envvar="HEADFRAME_AGENT_DATA")]
@@ -37,7 +36,7 @@ def join(
     from headframe.agent.seat import take
 
     at = _data(data)
-    with refusals(), alone(at):
+    with refusals(), _alone(at):
         seat = take(url, token, at, name=name, pin=pin, new_identity=new_identity)
         err.print(f"joined {seat.url} as [bold]{seat.name}[/]" + ("" if run_now else "; `headframe agent run` is its agent"))
         if run_now:
@@ -47,7 +46,7 @@ def join(
 @agent_app.command("run")
 def run(*, data: DataOption = None, watch_interval: Interval = 10, kernel_log: KernelLog = Path("/dev/kmsg")) -> None:
     """The agent of a machine that has joined."""
-    with refusals(), alone(_data(data)):
+    with refusals(), _alone(_data(data)):
         _serve(_data(data), watch_interval, kernel_log)
 
 
@@ -74,13 +73,7 @@ def _data(data: Path | None) -> Path:
     return (data or default_data().with_name("headframe-agent")).resolve()
 
 
-@contextlib.contextmanager
-def alone(data: Path) -> Generator[None]:
+def _alone(data: Path) -> AbstractContextManager[None]:
     """One agent for each directory: two would both keep its work."""
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (data / "agent.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fail(f"another agent runs on {data}", "stop it first, or give this one its own --data")
-        yield
+    return alone(data / "agent.lock", f"another agent runs on {data}", "stop it first, or give this one its own --data")

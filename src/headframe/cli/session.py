@@ -16,6 +16,7 @@ from rich.table import Table
 
 from headframe.client import ApiError, Client, Unreachable
 from headframe.client.workdir import WorkdirTooLarge
+from headframe.files import write_private
 from headframe.model.errors import HeadframeError
 from headframe.model.units import parse_duration_s
 
@@ -59,10 +60,7 @@ def keep_login(kept: Login) -> None:
     """Write the config file, whole, with mode 0600."""
     path = config_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = path.with_suffix(".new")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(kept)))
-    fresh.rename(path)
+    write_private(path, msgspec.json.format(msgspec.json.encode(kept)))
 
 
 @contextmanager

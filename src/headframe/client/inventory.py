@@ -17,13 +17,12 @@ from headframe.data import text as facts
 from headframe.health.catalogue import catalogue, claim
 from headframe.model.fleet import Rig, RigCard
 from headframe.model.health import Inventory
-from headframe.model.ids import rig_id
+from headframe.model.ids import is_machine_name, rig_id
 
 BYTES_MAX = 64 * 1024 * 1024
 COLUMNS = ("site", "container", "rack", "shelf", "rig", "ip", "mac", "gpu_index", "bus", "model", "vram", "serial", "psu", "breaker")
 _PLACE = ("site", "container", "rack", "shelf", "ip", "mac", "psu", "breaker")
 _SECRET = re.compile(r"pass|secret|token|wallet|farm_hash|api_key|private|credential", re.IGNORECASE)
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _BUS = re.compile(r"^(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?$")
 _MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(gib|gb|g|mib|mb|m)?$", re.IGNORECASE)
@@ -64,7 +63,7 @@ class _Reading:
 
     def rig(self, where: str, name: str, **said: Any) -> Rig | None:
         """The rig of that name, made or known; None where that is no name, or where it is said to be in two places."""
-        if not _NAME.fullmatch(name):
+        if not is_machine_name(name):
             self.refuse(
                 where, f"{name[:40]!r} is no machine's name: 1 to 63 letters, digits, dots, dashes or underscores" if name else "no rig is named"
             )

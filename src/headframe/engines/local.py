@@ -27,6 +27,7 @@ from headframe.engines import supervisor
 from headframe.engines.base import GRACE_S, Sight
 from headframe.engines.cgroup import make_cgroups, remove_cgroups
 from headframe.engines.runtime import SETUP_EXIT, Launch, launch_for
+from headframe.files import write_private
 from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, GpuId, NodeId, is_allocation_id, volume_id
 from headframe.model.states import AllocationState, Reason
@@ -133,7 +134,7 @@ class LocalEngine:
             return
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (directory / "stop.json").exists():
-            _write_durably(directory / "stop.json", json.dumps({"reason": because, "grace_s": grace_s}).encode())
+            write_private(directory / "stop.json", json.dumps({"reason": because, "grace_s": grace_s}).encode())
         pid = next((line.pid for line in _journal(directory) if line.event == "starting"), 0)
         if pid and _locked(directory):
             with contextlib.suppress(ProcessLookupError):
@@ -230,7 +231,7 @@ class LocalEngine:
         for volume in mounts.values():
             volume.mkdir(exist_ok=True, mode=0o700)
         launch = launch_for(allocation, workload, work, checkpoint, mounts)
-        _write_durably(directory / "spec.json", json.dumps(self._spec(allocation, workload, work, launch)).encode())
+        write_private(directory / "spec.json", json.dumps(self._spec(allocation, workload, work, launch)).encode())
 
     def _spec(self, allocation: Allocation, workload: Workload, work: Path, launch: Launch) -> dict[str, Any]:
         return {
@@ -258,8 +259,7 @@ class LocalEngine:
                 detail = "; ".join(f"{card}: {why}" for card, why in unclean.items())
                 self._journal_end(directory, Reason.NODE_FAULT, f"not clean: {detail}", unclean=tuple(unclean))
             elif not (directory / "journal").exists():  # it may have been stopped meanwhile
-                self._handed_ms.pop(directory.name, None)
-                self._given_up(directory)
+                self._handed_ms[directory.name] = self._clock_ms()
                 self._spawn(directory)
         except OSError as error:
             self._journal_end(directory, Reason.START_FAILED, f"this machine could not start it: {error}")
@@ -397,14 +397,3 @@ def _kill_session(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if pid and os.getsid(pid) == pid:
             os.killpg(pid, signal.SIGKILL)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """Whole or not at all, and on disk when this returns."""
-    fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        fresh.chmod(0o600)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(path)

@@ -23,6 +23,7 @@ UsageId = NewType("UsageId", str)
 PostingId = NewType("PostingId", str)
 
 ENTROPY_BYTES = 10
+_MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ALLOCATION = re.compile(r"^wl-[a-z0-9-]{1,80}\.[1-9][0-9]{0,8}$", re.ASCII)
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u to misread
 
@@ -53,6 +54,11 @@ def rig_id(name: str) -> RigId:
 def is_allocation_id(text: str) -> bool:
     """Whether it has an allocation's form: what others say is used in paths, so it is looked at first."""
     return _ALLOCATION.fullmatch(text) is not None
+
+
+def is_machine_name(text: str) -> bool:
+    """Whether a machine may be called so: 1 to 63 letters, digits, dots, dashes or underscores, the first a letter or digit."""
+    return _MACHINE.fullmatch(text) is not None
 
 
 def volume_id(project: ProjectId, name: str) -> VolumeId:

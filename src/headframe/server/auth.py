@@ -7,7 +7,6 @@ which key signed in, so revoking the key ends it too.
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import zlib
@@ -16,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from headframe.files import write_private
 from headframe.model.errors import Forbidden, NotFound, Unauthenticated
 from headframe.model.ids import KeyId, ProjectId, UserId, base32
 from headframe.model.people import ALLOWS, Key, Project, Scope
@@ -125,13 +125,7 @@ def may_see(principal: Principal, project_id: ProjectId) -> bool:
 def load_pepper(path: Path) -> bytes:
     """The server's secret, made once, readable by its owner alone."""
     if not path.exists():
-        fresh = path.with_suffix(".new")
-        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
+        write_private(path, secrets.token_bytes(SECRET_BYTES))
     return path.read_bytes()
 
 

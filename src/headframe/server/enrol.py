@@ -14,17 +14,15 @@ from headframe.model.errors import BadRequest, Conflicting, Unauthenticated
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import JOINED, Gpu, Node, Rack, Sharing
 from headframe.model.health import Depth
-from headframe.model.ids import KeyId, NodeId, RackId, WorkloadId
+from headframe.model.ids import KeyId, NodeId, RackId, WorkloadId, is_machine_name
 from headframe.model.states import GpuState, NodeState
 from headframe.model.units import counted
 from headframe.model.world import World
 from headframe.server.qualify import qualify
-from headframe.server.rigs import arrived, awaited, listed
+from headframe.server.rigs import CARDS_MAX, arrived, awaited, listed, plain
 
-CARDS_MAX, TEXT_MAX, NUMBER_MAX = 64, 200, 1 << 53
 _ID = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,99}$")
 _NODE_ID = re.compile(r"^node-[0-9a-f]{12}$")
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _LIVES = frozenset({NodeState.READY, NodeState.DRAINING, NodeState.QUALIFYING, NodeState.NEW})
 _FOUND = ("node_id", "index", "model", "memory_mib", "compute_capability", "pci_bus", "driver", "vbios", "pcie_gen", "pcie_width", "p2p",
           "mig", "max_w")  # fmt: skip
@@ -36,12 +34,12 @@ def welcome(hello: Hello, now_ms: int) -> tuple[Node, tuple[Gpu, ...]]:
     node = hello.node
     if not _NODE_ID.fullmatch(node.id):
         raise BadRequest("a machine is known by `node-` and twelve hexadecimal digits")
-    if not _NAME.fullmatch(node.name):
+    if not is_machine_name(node.name):
         raise BadRequest("a machine's name is 1 to 63 letters, digits, dots, dashes or underscores", "give it one: `headframe agent join --name`")
     if len(hello.gpus) > CARDS_MAX or len({gpu.id for gpu in hello.gpus}) < len(hello.gpus):
         raise BadRequest(f"a machine has at most {CARDS_MAX} cards, and each once")
     for row in (node, *hello.gpus):
-        _plain(row)
+        plain(row)
     for gpu in hello.gpus:
         if not _ID.fullmatch(gpu.id) or gpu.id.startswith("-"):
             raise BadRequest(f"{gpu.id[:40]!r} is no card's UUID")
@@ -65,15 +63,6 @@ def _fresh(gpu: Gpu, node_id: NodeId, now_ms: int) -> Gpu:
         joined_ms=now_ms,
     )
     return msgspec.structs.replace(blank, **{name: getattr(gpu, name) for name in _FOUND if name != "node_id"})
-
-
-def _plain(row: Node | Gpu) -> None:
-    for name in row.__struct_fields__:
-        value = getattr(row, name)
-        if isinstance(value, str) and (len(value) > TEXT_MAX or not value.isprintable()):
-            raise BadRequest(f"{name} is at most {TEXT_MAX} printable characters")
-        if isinstance(value, int) and not 0 <= value <= NUMBER_MAX:
-            raise BadRequest(f"{name} is out of range")
 
 
 def enrol(world: World, command: Enrol | Join | ListRigs, now_ms: int) -> Iterator[Draft]:
@@ -107,7 +96,7 @@ def _joined(world: World, command: Join, now_ms: int) -> Iterator[Draft]:
     rows = (*(msgspec.structs.replace(key, revoked_ms=now_ms) for key in keys), command.key)
     yield Draft(kind=Kind.KEY_CREATED, subject=command.key.id, text=f"key of {node.name} created, its token is used up", rows=rows)
     if rig is not None:
-        yield arrived(world, rig, node, command.gpus)
+        yield arrived(rig, node, command.gpus)
 
 
 def _rack(world: World, name: str, rack_id: RackId, now_ms: int) -> tuple[Rack, bool]:

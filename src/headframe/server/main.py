@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import logging
 import os
@@ -22,6 +21,7 @@ from headframe.engines.base import Engine
 from headframe.engines.joined import JoinedEngine
 from headframe.engines.local import Clean, LocalEngine
 from headframe.engines.several import Several
+from headframe.files import alone
 from headframe.health.rules import Rules, limited
 from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
@@ -333,12 +333,7 @@ def _alone(config: Config) -> Generator[None]:
     if config.database:
         yield
         return
-    with (config.data / "server.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            message = f"another Headframe already serves {config.data}"
-            raise Conflicting(message, "stop it, or give this one its own --data") from None
+    with alone(config.data / "server.lock", f"another Headframe already serves {config.data}", "stop it, or give this one its own --data"):
         yield
 
 

@@ -1,6 +1,5 @@
 """Machines that an inventory lists: they are awaited, and what joins is compared with what was listed. Pure."""
 
-import re
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -13,12 +12,11 @@ from headframe.model.errors import BadRequest
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Gpu, Node, Rig, RigCard
 from headframe.model.health import Inventory
-from headframe.model.ids import rig_id
+from headframe.model.ids import is_machine_name, rig_id
 from headframe.model.units import counted
 from headframe.model.world import World
 
-RIGS_MAX, CARDS_MAX, TEXT_MAX, SAID_MAX = 20_000, 64, 200, 6
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+RIGS_MAX, CARDS_MAX, TEXT_MAX, NUMBER_MAX, SAID_MAX = 20_000, 64, 200, 1 << 53, 6
 
 
 def good(rigs: Sequence[Rig]) -> None:
@@ -26,18 +24,22 @@ def good(rigs: Sequence[Rig]) -> None:
     if len(rigs) > RIGS_MAX or len({rig.name for rig in rigs}) < len(rigs):
         raise BadRequest(f"at most {RIGS_MAX:,} machines are listed at once, and each once")
     for rig in rigs:
-        if not _NAME.fullmatch(rig.name) or rig.id != rig_id(rig.name) or rig.node_id:
+        if not is_machine_name(rig.name) or rig.id != rig_id(rig.name) or rig.node_id:
             raise BadRequest(f"{rig.name[:63]!r} is no machine's name: 1 to 63 letters, digits, dots, dashes or underscores")
-        if (
-            len(rig.cards) > CARDS_MAX
-            or rig.memory_mib < 0
-            or any(card.memory_mib < 0 or card.index < 0 or card.power_limit_w < 0 for card in rig.cards)
-        ):
-            raise BadRequest(f"{rig.name}: at most {CARDS_MAX} cards, and no number below 0")
+        if len(rig.cards) > CARDS_MAX:
+            raise BadRequest(f"{rig.name}: a machine has at most {CARDS_MAX} cards")
         for row in (rig, *rig.cards):
-            texts = [getattr(row, name) for name in row.__struct_fields__]
-            if any(isinstance(each, str) and (len(each) > TEXT_MAX or (each and not each.isprintable())) for each in texts):
-                raise BadRequest(f"{rig.name}: a text is at most {TEXT_MAX} printable characters")
+            plain(row, f"{rig.name}: ")
+
+
+def plain(row: msgspec.Struct, where: str = "") -> None:
+    """BadRequest where a text that others tell can't be shown, or a number can't be."""
+    for name in row.__struct_fields__:
+        value = getattr(row, name)
+        if isinstance(value, str) and (len(value) > TEXT_MAX or not value.isprintable()):
+            raise BadRequest(f"{where}{name} is at most {TEXT_MAX} printable characters")
+        if isinstance(value, int) and not 0 <= value <= NUMBER_MAX:
+            raise BadRequest(f"{where}{name} is out of range")
 
 
 def listed(world: World, command: ListRigs, now_ms: int) -> Iterator[Draft]:
@@ -58,9 +60,8 @@ def awaited(world: World, node: Node, macs: Sequence[str]) -> Rig | None:
     return next(by_mac, None) or next((rig for rig in free if rig.name == node.name), None)
 
 
-def arrived(world: World, rig: Rig, node: Node, gpus: Sequence[Gpu]) -> Draft:
+def arrived(rig: Rig, node: Node, gpus: Sequence[Gpu]) -> Draft:
     """It is here: what is otherwise than listed is told."""
-    del world
     said = differences(rig, gpus)
     more = f" and {len(said) - SAID_MAX} more" if len(said) > SAID_MAX else ""
     text_ = f"{node.name}: as listed" if not said else f"{node.name}: otherwise than listed: {'; '.join(said[:SAID_MAX])}{more}"

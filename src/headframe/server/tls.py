@@ -1,7 +1,6 @@
 """A certificate of our own, on request: for reaching a server by address before it has a name."""
 
 import ipaddress
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +8,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from headframe.files import write_private
 
 VALID_DAYS = 397
 
@@ -33,8 +34,8 @@ def self_signed(data: Path, host: str) -> tuple[Path, Path]:
         .sign(key, hashes.SHA256())
     )
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _write(key_path, pem)
-    _write(cert_path, cert.public_bytes(serialization.Encoding.PEM))
+    write_private(key_path, pem)
+    write_private(cert_path, cert.public_bytes(serialization.Encoding.PEM))
     return cert_path, key_path
 
 
@@ -51,8 +52,3 @@ def _names(host: str) -> list[x509.GeneralName]:
     except ValueError:
         names.append(x509.DNSName(host))
     return names
-
-
-def _write(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
