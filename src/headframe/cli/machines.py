@@ -194,7 +194,7 @@ def _show_node(found: NodeView, said: NodeReadings) -> None:
 def _show_machine(graded: NodeGraded) -> None:
     together = f"its cards together: {graded.grade}; " if graded.grade else ""
     rates = ((graded.memory_copy_gb_s, "memory", "GB/s"), (graded.disk_mb_s, "disk", "MB/s"), (graded.network_gbit_s, "network", "Gb/s"))
-    out.print(f"machine: {together}" + ", ".join(f"{what} {rate:.3g} {unit}" for rate, what, unit in rates if rate is not None), markup=False)
+    out.print(f"machine: {together}" + ", ".join(f"{what} {rate:.0f} {unit}" for rate, what, unit in rates if rate is not None), markup=False)
     for reason in graded.reasons:
         out.print(f"machine: {reason}", markup=False)
 
