@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from headframe.model.errors import Conflicting, Fenced, HeadframeError, StoreMismatch, VersionConflict
 from headframe.model.event import Event, Kind
 from headframe.model.fleet import Volume
+from headframe.model.health import CardHour, NodeHour
 from headframe.model.ids import AllocationId, KeyId, PostingId, ProjectId, UsageId, WorkloadId
 from headframe.model.money import Entry, EntryKind, Usage
 from headframe.model.people import Project
@@ -33,6 +34,7 @@ OPERATIONS = {
     "events",
     "lead",
     "reply",
+    "hours",
     "load",
     "version",
 }
@@ -103,6 +105,10 @@ def usage(n):
     )
 
 
+def hour(n, at, minutes):
+    return NodeHour(node_id=f"node-{n}", hour_ms=at, cards=(CardHour(gpu_id=f"GPU-{n}-0", minutes=minutes, power_w=100.5),))
+
+
 rows = st.one_of(
     st.builds(project, st.integers(0, 1), st.sampled_from([-1, 0, 7, 10**15])),
     st.builds(workload, ids, st.sampled_from(WorkloadState), st.booleans()),
@@ -138,6 +144,14 @@ operations = st.one_of(
     st.tuples(st.just("events"), st.integers(0, 5), st.integers(1, 4), st.sampled_from([None, "pr-0", ""]), st.sampled_from([None, "s1"])),
     st.tuples(st.just("lead"), st.sampled_from(["a", "b"]), st.booleans()),
     st.tuples(st.just("reply"), st.integers(0, 3)),
+    st.builds(
+        lambda kept, *asked: ("hours", kept, *asked),
+        st.lists(st.builds(hour, st.integers(0, 1), st.integers(0, 3), st.integers(1, 60)), max_size=3),
+        st.integers(0, 3),
+        st.integers(0, 1),
+        st.integers(0, 3),
+        st.integers(1, 3),
+    ),
     st.tuples(st.just("load")),
     st.tuples(st.just("version")),
 )
@@ -181,6 +195,10 @@ def answer(store, operation):
             return store.lead(holder, store.lease() if fresh else Lease(holder="x", epoch=99, beat=99))
         case ("reply", n):
             return store.reply(f"k{n}")
+        case ("hours", kept, forget_before_ms, n, since_ms, limit):
+            last = {(each.node_id, each.hour_ms): each for each in kept}  # of one call each hour is told once
+            store.keep_hours(list(last.values()), forget_before_ms)
+            return store.hours(f"node-{n}", since_ms, limit)
         case ("load",):
             snapshot = store.load()
             return snapshot.version, sorted(snapshot.rows, key=lambda row: (type(row).__name__, row.id))
@@ -206,7 +224,7 @@ def seen(operation, result):
 def compare(reset):
     happened = set()
 
-    @settings(max_examples=150)
+    @settings(max_examples=200)
     @given(st.lists(operations, max_size=25))
     def drive(steps):
         oracle, store = MemoryStore(), reset()
@@ -273,8 +291,8 @@ def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
 
 LATER = """
 from alembic import op
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 
 
 def upgrade():
@@ -294,7 +312,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0003_later.py").write_text(LATER)
+    (later / "versions" / "0005_later.py").write_text(LATER)
     with monkeypatch.context() as newer:
         newer.setattr(opening, "MIGRATIONS", later)
         migrated = open_store(f"sqlite:///{path}")
@@ -302,7 +320,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
         with migrated._engine.connect() as db:
             assert "later" in {row[1] for row in db.exec_driver_sql("PRAGMA table_info(node)")}
         migrated.close()
-    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0003.bak'}").dump() == before
+    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0004.bak'}").dump() == before
     with pytest.raises(StoreMismatch, match="newer"):
         open_store(f"sqlite:///{path}")
 
@@ -311,7 +329,7 @@ def test_a_store_of_the_first_schema_gets_the_tables_that_came_later(tmp_path):
     path = tmp_path / "a.db"
     store = open_store(f"sqlite:///{path}")
     with store._engine.begin() as db:
-        for table in ("reservation", "volume"):
+        for table in ("reservation", "volume", "rig", "hour"):
             db.exec_driver_sql(f"DROP TABLE {table}")
         db.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     store.close()
@@ -333,14 +351,14 @@ def test_an_older_postgresql_store_is_copied_into_a_schema_of_its_own_before_it_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0003_later.py").write_text(LATER)
+    (later / "versions" / "0005_later.py").write_text(LATER)
     monkeypatch.setattr(opening, "MIGRATIONS", later)
     migrated = open_store(postgres.url)
     assert migrated.dump() == before
     with migrated._engine.connect() as db:
-        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0003.entry").scalar() == 1
-        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0003.alembic_version").scalar() == "0003"
-        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0004"
+        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0004.entry").scalar() == 1
+        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0004.alembic_version").scalar() == "0004"
+        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0005"
     migrated.close()
 
 

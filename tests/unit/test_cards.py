@@ -1,5 +1,7 @@
 """Cards that rules find bad: taken out with their work, never too many at once, and only watched where that is wanted."""
 
+import asyncio
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from headframe.model.work import Facts
 from headframe.reconcile.cards import cards
 from headframe.server.decide import SITE, decide
 from headframe.server.watch import CLEAR_MS, MINUTES_MAX, Watch
-from support import NOW_MS, commit, fleet, put, running
+from support import HOUR, NOW_MS, commit, fleet, put, running
 
 BAD = Finding(rule="lost", cause=Cause.SUPPLY, have="is gone", need="", why="work is lost", source="ours", level=Level.BAD, mend="reseat it")
 WARN = Finding(rule="hot", cause=Cause.HEAT, have="is hot", need="", why="it may throttle", source="ours", level=Level.WARN)
@@ -156,6 +158,59 @@ def test_whatever_cards_say_and_whatever_the_clock_does_the_watch_goes_on(sample
         watch.hear(Report(samples=(sample,)), NODE, now_ms)
         assert all(finding.level for found in watch.findings(world, now_ms).values() for finding in found)
         watch.reading(sample.gpu_id)
+
+
+def test_an_hour_of_a_card_is_the_means_of_its_minutes_however_late_it_is_asked_for():
+    world, watch = fleet(nodes=1, gpus_each=2), Watch()
+    key = min(world.gpus)
+    first = NOW_MS // HOUR + 1
+    for minute in range(-7, 140):
+        if minute % 60 not in {10, 11}:
+            temperature = 50 + minute % 60 if 0 <= minute < 60 else 20
+            watch.hear(Report(samples=(Sample(gpu_id=key, at_ms=0, temperature_c=temperature, power_w=200.0),)), NODE, first * HOUR + minute * 60_000)
+    (made,) = watch.hours(world, first)
+    (card,) = made.cards
+    assert (made.hour_ms, card.gpu_id, card.minutes) == (first * HOUR, key, 58)
+    assert card.temperature_c == pytest.approx(sum(50 + minute for minute in range(60) if minute not in {10, 11}) / 58, abs=0.01)
+    assert (card.temperature_max_c, card.power_w, card.use) == (109, 200, None)
+    assert [hour.cards[0].minutes for hour in watch.hours(world, first - 1)] == [7]
+    assert [hour.cards[0].minutes for hour in watch.hours(world, first + 2)] == [18]
+    assert list(watch.hours(world, first + 3)) == []
+    assert list(watch.hours(world, first - 9)) == []
+
+
+def test_hours_are_kept_once_they_are_over_and_again_where_the_store_did_not_answer(monkeypatch):
+    """The loop itself, on a clock of the test's: nothing is lost while the minutes are in memory."""
+    from headframe.model.errors import Unavailable
+    from headframe.server import history
+    from headframe.store.memory import MemoryStore
+
+    world, watch, now = fleet(nodes=1, gpus_each=1), Watch(), [NOW_MS // HOUR * HOUR]
+    key = min(world.gpus)
+
+    class Shaky(MemoryStore):
+        down = True
+
+        def keep_hours(self, hours, forget_before_ms):
+            if self.down:
+                raise Unavailable("not now")
+            super().keep_hours(hours, forget_before_ms)
+
+    class Desk:
+        store = Shaky()
+
+    async def minutes(_):
+        now[0] += 60_000
+        Desk.store.down = now[0] < NOW_MS // HOUR * HOUR + 2.5 * HOUR
+        watch.hear(Report(samples=(Sample(gpu_id=key, at_ms=0, power_w=100.0),)), NODE, now[0])
+        if now[0] > NOW_MS // HOUR * HOUR + 4 * HOUR:
+            raise asyncio.CancelledError
+
+    Desk.world = world
+    monkeypatch.setattr(history.asyncio, "sleep", minutes)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(history.keep_hours(Desk, watch, lambda: now[0]))
+    assert [hour.cards[0].minutes for hour in Desk.store.hours("node-0", 0, 99)] == [59, 60, 60, 60]
 
 
 def test_a_machine_that_enrols_again_keeps_what_is_known_of_its_cards():

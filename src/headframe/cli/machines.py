@@ -1,18 +1,21 @@
 """node, gpu: machines and cards, what is wrong with them, and in and out of service."""
 
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
+import msgspec
 import typer
 
 from headframe.cli.fleet import nodes
 from headframe.cli.jobs import Json
 from headframe.cli.session import client, err, fail, out, seconds, show, table, watts
+from headframe.client import Client
 from headframe.model.agent import AddBody
 from headframe.model.api import CheckBody, EnableBody, GpuBody, NodeBody, NodeReadings, NodeView, ServiceBody
 from headframe.model.fleet import Gpu, Grade, NodeGraded, Sharing
-from headframe.model.health import Depth
+from headframe.model.health import CardHour, Depth
 from headframe.model.states import GpuState, NodeState, Service
 from headframe.model.units import MILLI, counted, gpus, mib
 from headframe.model.work import Tier
@@ -135,11 +138,37 @@ def node_retire(name: str, *, yes: Annotated[bool, typer.Option("--yes", help="D
 def gpu_show(uuid: str, *, json: Json = False) -> None:
     """One card."""
     with client() as cloud:
-        found = next((gpu for row in cloud.nodes() for gpu in row.gpus if gpu.id == uuid), None)
-        if found is None:
-            fail(f"no GPU {uuid!r}", "list them: `headframe node show NAME`", 3)
+        found = _home(cloud, uuid)
         said = cloud.readings(found.node_id)
     show(found, json, lambda: _show_gpus((found,), said))
+
+
+@gpu_app.command("history")
+def gpu_history(
+    uuid: str, *, days: Annotated[int, typer.Option(min=1, max=41, help="How far back.")] = 7, json: Json = False,
+) -> None:  # fmt: skip
+    """What a card said, hour by hour: temperature, power, use, clock."""
+    with client() as cloud:
+        kept = [(hour.hour_ms, card) for hour in cloud.hours(_home(cloud, uuid).node_id, days).items for card in hour.cards if card.gpu_id == uuid]
+    show([{"hour_ms": at_ms, **msgspec.to_builtins(card)} for at_ms, card in kept], json, lambda: _show_hours(kept))
+
+
+def _show_hours(kept: Sequence[tuple[int, CardHour]]) -> None:
+    if not kept:
+        err.print("nothing is kept of it yet: an hour is kept once it is over", style="yellow")
+        return
+    shown = table("hour (UTC)", ">minutes", ">°C", ">most °C", ">W", ">kWh", ">use", ">MHz")
+    for at_ms, card in kept:
+        spent = "–" if card.power_w is None else f"{card.power_w * card.minutes / 60_000:.3f}"
+        shown.add_row(datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:00"), str(card.minutes), _told(card.temperature_c),
+                      _told(card.temperature_max_c), _told(card.power_w), spent, _told(card.use, "%"), _told(card.sm_mhz))  # fmt: skip
+    out.print(shown)
+
+
+def _home(cloud: Client, uuid: str) -> Gpu:
+    """The card of that UUID, or the end of the command."""
+    found = next((gpu for row in cloud.nodes() for gpu in row.gpus if gpu.id == uuid), None)
+    return found or fail(f"no GPU {uuid!r}", "list them: `headframe node show NAME`", 3)
 
 
 @gpu_app.command("disable")

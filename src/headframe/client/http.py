@@ -31,6 +31,7 @@ from headframe.model.api import (
     KeyView,
     LogPage,
     NodeBody,
+    NodeHours,
     NodePage,
     NodeReadings,
     NodeView,
@@ -196,6 +197,10 @@ class Client:
     def check_node(self, name: str, body: CheckBody) -> NodeView:
         """Check a node's free cards, and grade them anew."""
         return self._send("POST", f"/v1/nodes/{_segment(name)}/check", NodeView, body)
+
+    def hours(self, name: str, days: int = 7) -> NodeHours:
+        """What a node's cards said, hour by hour."""
+        return self._get(f"/v1/nodes/{_segment(name)}/hours", NodeHours, days=days)
 
     def readings(self, name: str) -> NodeReadings:
         """What a node's cards say of themselves, now and in the last hours."""

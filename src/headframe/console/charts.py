@@ -69,10 +69,10 @@ def spark(values: Sequence[float | None], label: str) -> Markup:
     )
 
 
-def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, unit: str, span_h: float = 0.0) -> Markup:
-    """One line per `(name, points)`, with scales: x in hours (at least `span_h`), y from zero in `unit`."""
+def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, unit: str, span: float = 0.0, per: str = "h") -> Markup:
+    """One line per `(name, points)`, with scales: x in `per` (at least `span`), y from zero in `unit`."""
     width, height, left, foot = 720.0, 220.0, 46.0, 22.0
-    right = max(span_h, *(x for _, points in series for x, _ in points), 0.0) or 1.0
+    right = max(span, *(x for _, points in series for x, _ in points), 0.0) or 1.0
     top = max((y for _, points in series for _, y in points), default=1.0) or 1.0
     pieces: list[str] = []
     for part in range(5):
@@ -80,7 +80,7 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
         pieces.append(f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
         pieces.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{top * part / 4:.4g}</text>')
         x, anchor = left + part / 4 * (width - left), "middle" if part < 4 else "end"
-        pieces.append(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{right * part / 4:.4g} h</text>')
+        pieces.append(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{right * part / 4:.4g} {escape(per)}</text>')
     for number, (name, points) in enumerate(series):
         at = " ".join(f"{left + x / right * (width - left):.1f},{height - foot - y / top * (height - foot - 8):.1f}" for x, y in points)
         pieces.append(f'<polyline class="line line-{number % 8}" points="{at}"><title>{escape(name)}</title></polyline>')

@@ -13,6 +13,7 @@ from headframe.console.floor import COLOURS, Floor
 from headframe.model.api import Bill, CardReading, EventView, LogPage, NodeView, Offers, WorkloadView
 from headframe.model.errors import HeadframeError
 from headframe.model.fleet import Gpu, Node
+from headframe.model.health import CardHour
 from headframe.model.ids import GpuId
 from headframe.model.money import Quote, Usage
 from headframe.model.people import Project
@@ -127,8 +128,8 @@ def node(frame: Frame, item: NodeView, said: Mapping[GpuId, CardReading], work: 
     return _page("node.html", frame, item=item, said=said, drawn=drawn, work=work, events=events)
 
 
-def gpu(frame: Frame, node: Node, card: Gpu, said: CardReading, events: Sequence[EventView]) -> str:
-    """One card: what it says, what it is good for and why, fit to be printed, and its last hours."""
+def gpu(frame: Frame, node: Node, card: Gpu, said: CardReading, hours: Sequence[tuple[int, CardHour]], events: Sequence[EventView]) -> str:
+    """One card: what it says, what it is good for and why, fit to be printed, its last hours and its last weeks."""
     sample, graded = said.sample, card.graded
     now = [("Temperature", _unit(sample and sample.temperature_c, "°C")), ("Memory", _unit(sample and sample.memory_temperature_c, "°C")),
            ("Power", _unit(sample and sample.power_w, "W")), ("Use", _unit(sample and sample.use, "%", 100))]  # fmt: skip
@@ -141,7 +142,9 @@ def gpu(frame: Frame, node: Node, card: Gpu, said: CardReading, events: Sequence
                                          ("Power limit", _unit(graded.power_limit_w, "W"))]  # fmt: skip
     charts = [(f"{what} ({unit})", _hours(said.minutes.get(name, ()), what, unit, scale)) for name, (what, unit, scale) in _CHARTS.items()
               if any(value is not None for value in said.minutes.get(name, ()))]  # fmt: skip
-    return _page("gpu.html", frame, node=node, gpu=card, now=now, measured=measured, setting=setting, charts=charts, events=events)
+    return _page(
+        "gpu.html", frame, node=node, gpu=card, now=now, measured=measured, setting=setting, charts=charts, weeks=_weeks(hours), events=events
+    )
 
 
 def _unit(value: float | None, unit: str, scale: float = 1) -> str:
@@ -158,7 +161,17 @@ def _beside(what: str, here: float | None, known: float | None, unit: str) -> tu
 def _hours(values: Sequence[float | None], what: str, unit: str, scale: float) -> Markup:
     """A reading over the last hours, newest right."""
     points = [(number / 60, value * scale) for number, value in enumerate(values) if value is not None]
-    return lines([(what, points)], f"{what} over the last {len(values)} minutes", unit, span_h=1.0)
+    return lines([(what, points)], f"{what} over the last {len(values)} minutes", unit, span=1.0)
+
+
+def _weeks(hours: Sequence[tuple[int, CardHour]]) -> list[tuple[str, Markup]]:
+    """The hours that the store keeps, one chart for each datum that the card tells; nothing where there are too few for a line."""
+    made: list[tuple[str, Markup]] = []
+    for name, (what, unit, scale) in _CHARTS.items():
+        points = [((at_ms - hours[0][0]) / DAY_MS, value * scale) for at_ms, said in hours if (value := getattr(said, name)) is not None]
+        if len(points) > 1:
+            made.append((f"{what} ({unit})", lines([(what, points)], f"{what} by the hour over {points[-1][0]:.1f} days", unit, per="d")))
+    return made
 
 
 _CHARTS = {"temperature_c": ("Temperature", "°C", 1), "power_w": ("Power", "W", 1), "use": ("Use", "%", 100), "sm_mhz": ("Clock", "MHz", 1)}

@@ -4,7 +4,7 @@ import msgspec
 
 from headframe.model.errors import Mistake
 from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Rig, Sharing, Site, Volume
-from headframe.model.health import Depth, Sample
+from headframe.model.health import Depth, NodeHour, Sample
 from headframe.model.ids import KeyId, ProjectId
 from headframe.model.money import Entry, GpuPrice, Invoice, Quote, Usage
 from headframe.model.people import Project, Scope
@@ -112,6 +112,12 @@ class CardReading(msgspec.Struct, frozen=True, kw_only=True):
     gpu_id: str
     sample: Sample | None
     minutes: dict[str, tuple[float | None, ...]] = {}
+
+
+class NodeHours(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine's cards hour by hour, oldest first."""
+
+    items: tuple[NodeHour, ...]
 
 
 class NodeReadings(msgspec.Struct, frozen=True, kw_only=True):

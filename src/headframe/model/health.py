@@ -221,6 +221,26 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     xids: tuple[Xid, ...] = ()
 
 
+class CardHour(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One card in one hour: in how many minutes it answered, and over these the means; None where it does not say."""
+
+    gpu_id: str
+    minutes: int
+    temperature_c: float | None = None
+    temperature_max_c: float | None = None
+    power_w: float | None = None
+    use: float | None = None
+    sm_mhz: float | None = None
+
+
+class NodeHour(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine's cards in the hour that began at `hour_ms`."""
+
+    node_id: str
+    hour_ms: int
+    cards: tuple[CardHour, ...]
+
+
 class Depth(StrEnum):
     """How long the checks take: `quick` at most 90 s, `full` about 45 min, most of it memory patterns and the soak."""
 

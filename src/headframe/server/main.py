@@ -36,6 +36,7 @@ from headframe.server.auth import Auth, load_pepper
 from headframe.server.context import Context
 from headframe.server.decide import RACK, SITE, decide
 from headframe.server.desk import Desk
+from headframe.server.history import keep_hours
 from headframe.server.lead import RENEW_MS, Leadership
 from headframe.server.tick import Tick
 from headframe.server.tls import pinned, self_signed
@@ -161,6 +162,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         asyncio.create_task(_lead(leadership, wake), name="lead"),
         asyncio.create_task(_tick(Tick(desk, engine, clock_ms, watch, rules), leadership, wake, desk, machine), name="tick"),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
+        asyncio.create_task(keep_hours(desk, watch, clock_ms), name="hours"),
         *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
     ]

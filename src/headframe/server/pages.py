@@ -19,6 +19,7 @@ from headframe.model.ids import ENTROPY_BYTES, GpuId, workload_id
 from headframe.model.money import Entry, Quote, Usage
 from headframe.model.people import ALLOWS, Project, Scope
 from headframe.model.states import WorkloadState
+from headframe.model.units import MS_PER_HOUR
 from headframe.model.work import Allocation, Workload
 from headframe.server.api.events import event_view
 from headframe.server.api.fleet import node_named, node_view, offers
@@ -30,6 +31,7 @@ from headframe.server.decide import decide, live_rate_nano, quote_for
 from headframe.server.workload_file import parse
 from headframe.store.base import PAGE_MAX, Query
 
+DAYS_SHOWN = 30
 PAGE, RECENT, LOG_LINES = 50, 12, 1000
 EXAMPLE = """type: job
 name: hello
@@ -202,9 +204,11 @@ async def gpu(context: Context, request: Req, gpu: str) -> str:
     world = context.world
     card = found(world.gpus.get(GpuId(gpu)), f"GPU {gpu[:80]!r}", "node ls")
     events = await context.read(lambda store: store.events(0, PAGE_MAX, None, card.id))
-    return views.gpu(
-        _frame(context, request), world.nodes[card.node_id], card, context.watch.reading(card.id), [event_view(e) for e in reversed(events)]
-    )
+    since_ms = context.clock_ms() - DAYS_SHOWN * 24 * MS_PER_HOUR
+    kept = await context.read(lambda store: store.hours(card.node_id, since_ms, PAGE_MAX))
+    hours = [(hour.hour_ms, said) for hour in kept for said in hour.cards if said.gpu_id == card.id]
+    node, reading, told = world.nodes[card.node_id], context.watch.reading(card.id), [event_view(e) for e in reversed(events)]
+    return views.gpu(_frame(context, request), node, card, reading, hours, told)
 
 
 @get("/billing", opt={"scope": Scope.READ}, include_in_schema=False, media_type=_HTML)

@@ -7,7 +7,7 @@ some minutes, so that a card on the edge does not flap.
 import math
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -19,9 +19,10 @@ from headframe.health.watch import LOADED_FROM, window
 from headframe.health.xid import codes, slot
 from headframe.model.api import CardReading
 from headframe.model.fleet import Gpu
-from headframe.model.health import Finding, History, Report, Sample, Xid
+from headframe.model.health import CardHour, Finding, History, NodeHour, Report, Sample, Xid
 from headframe.model.ids import GpuId, NodeId
 from headframe.model.states import GpuState
+from headframe.model.units import MS_PER_HOUR
 from headframe.model.world import World
 
 WINDOW_MS = 60_000
@@ -65,6 +66,15 @@ class Card:
             values[-1] = float("nan") if said is None else said
             del values[:-MINUTES_MAX]
         self.minute = max(minute, self.minute)
+
+    def hour(self, gpu_id: GpuId, hour: int) -> CardHour | None:
+        """What the minutes of an hour come to, None where there was no reading in it."""
+        first = hour * 60 - self.minute - 1  # counted back from the newest minute, which is at -1
+        said = {name: _between(values, first, first + 60) for name, values in self.minutes.items()}
+        minutes = max(map(len, said.values()))
+        heat = said["temperature_c"]
+        means = {name: round(sum(known) / len(known), 3) for name, known in said.items() if known}
+        return CardHour(gpu_id=gpu_id, minutes=minutes, temperature_max_c=max(heat, default=None), **means) if minutes else None
 
     def judged(self, gpu: Gpu, equals_mhz: float | None, rules: Sequence[Rule], now_ms: int) -> tuple[Finding, ...]:
         """What is wrong with it now, worst first. What was said before a person or a check put it into service counts no more."""
@@ -135,6 +145,13 @@ class Watch:
         minutes = {name: tuple(None if math.isnan(value) else round(value, 3) for value in values) for name, values in card.minutes.items()}
         return CardReading(gpu_id=gpu_id, sample=card.samples[-1], minutes=minutes)
 
+    def hours(self, world: World, hour: int) -> Iterator[NodeHour]:
+        """What the cards said in an hour (its number since the epoch), machine by machine."""
+        for node_id, gpus in list(world.node_gpus.items()):
+            cards = tuple(said for key in list(gpus) if (card := self.cards.get(key)) and (said := card.hour(key, hour)))
+            if cards:
+                yield NodeHour(node_id=node_id, hour_ms=hour * MS_PER_HOUR, cards=cards)
+
     def _place(self, world: World) -> None:
         """Xids name a slot: the card in it, with the work that held it then."""
         while self._unplaced:
@@ -143,6 +160,12 @@ class Watch:
                 if gpu_id in self.cards and slot(gpu.pci_bus) == xid.slot:
                     self.cards[gpu_id].xids.append(msgspec.structs.replace(xid, work=next((held.workload_id for held in world.holders(gpu)), "")))
                     self._fresh[gpu_id] = None
+
+
+def _between(values: Sequence[float], first: int, last: int) -> list[float]:
+    """The known ones of a stretch, in places counted back from the end; what is no longer there is not known."""
+    size = len(values)
+    return [value for value in values[max(0, size + first) : max(0, size + min(0, last))] if not math.isnan(value)]
 
 
 def _kind(gpu: Gpu) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from headframe.model.command import CreateProject, Enrol, Found, GrantCredit, Su
 from headframe.model.errors import HeadframeError
 from headframe.model.event import Draft, Event
 from headframe.model.fleet import SIMULATED, Gpu, Node, Volume
+from headframe.model.health import NodeHour
 from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, UserId, WorkloadId
 from headframe.model.money import Usage
 from headframe.model.people import Key, Scope
@@ -83,6 +84,13 @@ class Forgetful:
 
     def page(self, kind: type[R], query: Query) -> list[R]:
         del kind, query
+        return []
+
+    def keep_hours(self, hours: Sequence[NodeHour], forget_before_ms: int) -> None:
+        del hours, forget_before_ms
+
+    def hours(self, node_id: str, since_ms: int, limit: int) -> list[NodeHour]:
+        del node_id, since_ms, limit
         return []
 
     def reply(self, key: str) -> Reply | None:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from headframe.model.event import Event, Row
+from headframe.model.health import NodeHour
 
 PAGE_MAX = 1000
 R = TypeVar("R", bound=Row)
@@ -80,6 +81,14 @@ class Store(Protocol):
 
     def page(self, kind: type[R], query: Query) -> list[R]:
         """Rows, newest first."""
+        ...
+
+    def keep_hours(self, hours: Sequence[NodeHour], forget_before_ms: int) -> None:
+        """Keep what cards said, an hour again in place of what was kept of it, and forget what is older. No part of the world, and no event."""
+        ...
+
+    def hours(self, node_id: str, since_ms: int, limit: int) -> list[NodeHour]:
+        """A machine's last hours from `since_ms` on, at most `limit`, oldest first."""
         ...
 
     def reply(self, key: str) -> Reply | None:

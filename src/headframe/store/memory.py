@@ -7,6 +7,7 @@ import msgspec
 
 from headframe.model.errors import Conflicting, Fenced, VersionConflict
 from headframe.model.event import ROW_TYPES, Event, Row
+from headframe.model.health import NodeHour
 from headframe.model.money import Entry, Usage
 from headframe.model.people import Project
 from headframe.model.states import AllocationState
@@ -26,6 +27,7 @@ class MemoryStore:
         self._held: dict[str, int] = {}
         self._events: list[Event] = []
         self._replies: dict[str, Reply] = {}
+        self._hours: dict[tuple[str, int], NodeHour] = {}
         self._lease = Lease(holder="", epoch=0, beat=0)
 
     def load(self) -> Snapshot:
@@ -105,6 +107,16 @@ class MemoryStore:
             rows = [row for row in self._rows[kind].values() if isinstance(row, kind) and _matches(row, query)]
         rows.sort(key=lambda row: (columns(row)[4], row.id), reverse=True)
         return rows[: min(query.limit, PAGE_MAX)]
+
+    def keep_hours(self, hours: Sequence[NodeHour], forget_before_ms: int) -> None:
+        with self._lock:
+            self._hours |= {(hour.node_id, hour.hour_ms): hour for hour in hours}
+            self._hours = {key: hour for key, hour in self._hours.items() if hour.hour_ms >= forget_before_ms}
+
+    def hours(self, node_id: str, since_ms: int, limit: int) -> list[NodeHour]:
+        with self._lock:
+            found = [hour for hour in self._hours.values() if hour.node_id == node_id and hour.hour_ms >= since_ms]
+        return sorted(found, key=lambda hour: hour.hour_ms)[-min(limit, PAGE_MAX) :]
 
     def reply(self, key: str) -> Reply | None:
         return self._replies.get(key)

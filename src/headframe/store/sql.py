@@ -11,17 +11,19 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from headframe.model.errors import Conflicting, DiskFull, Fenced, HeadframeError, Unavailable, VersionConflict
 from headframe.model.event import ROW_TYPES, Event, Row
+from headframe.model.health import NodeHour
 from headframe.model.money import Entry, Usage
 from headframe.model.people import Project
 from headframe.model.work import Allocation
 from headframe.model.world import over
 from headframe.store.base import PAGE_MAX, Lease, Query, R, Reply, Snapshot, columns, dedupe_rows
 from headframe.store.memory import holds
-from headframe.store.tables import APPEND_ONLY, NOUNS, control, event, gpu_held, reply
+from headframe.store.tables import APPEND_ONLY, NOUNS, control, event, gpu_held, hour, reply
 
 BUSY_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 15_000
 _encode = msgspec.json.Encoder().encode
+_hour = msgspec.json.Decoder(NodeHour)
 _event = msgspec.json.Decoder(Event)
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {kind: msgspec.json.Decoder(kind) for kind in ROW_TYPES}
 
@@ -35,6 +37,9 @@ class SqlStore:
         self._upserts = {kind: self._upsert(NOUNS[kind]) for kind in ROW_TYPES if NOUNS[kind] not in APPEND_ONLY}
         self._take = self._insert(gpu_held).values(gpu_id=sa.bindparam("gpu_id"), milli=sa.bindparam("milli"))
         self._take = self._take.on_conflict_do_update(index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + self._take.excluded.milli})
+
+        kept = self._insert(hour)
+        self._keep = kept.on_conflict_do_update(index_elements=["node_id", "hour_ms"], set_={"body": kept.excluded.body})
 
     def load(self) -> Snapshot:
         with self._read() as db:
@@ -84,6 +89,18 @@ class SqlStore:
         newest = wanted.order_by(table.c.at_ms.desc(), table.c.id.desc()).limit(min(query.limit, PAGE_MAX))
         with self._read() as db:
             return [_decoders[kind].decode(body) for body in db.scalars(newest)]
+
+    def keep_hours(self, hours: Sequence[NodeHour], forget_before_ms: int) -> None:
+        with self._write() as db:
+            if hours:
+                db.execute(self._keep, [{"node_id": each.node_id, "hour_ms": each.hour_ms, "body": _encode(each)} for each in hours])
+            db.execute(sa.delete(hour).where(hour.c.hour_ms < forget_before_ms))
+
+    def hours(self, node_id: str, since_ms: int, limit: int) -> list[NodeHour]:
+        wanted = sa.select(hour.c.body).where(hour.c.node_id == node_id, hour.c.hour_ms >= since_ms)
+        with self._read() as db:
+            found = db.scalars(wanted.order_by(hour.c.hour_ms.desc()).limit(min(limit, PAGE_MAX))).all()
+        return [_hour.decode(body) for body in reversed(found)]
 
     def reply(self, key: str) -> Reply | None:
         with self._read() as db:

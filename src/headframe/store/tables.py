@@ -63,6 +63,13 @@ control = sa.Table(
     sa.Column("epoch", sa.BigInteger, nullable=False),
     sa.Column("beat", sa.BigInteger, nullable=False),
 )  # fmt: skip
+hour = sa.Table(
+    "hour", metadata,
+    sa.Column("node_id", sa.Text, primary_key=True),
+    sa.Column("hour_ms", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Index("hour_by_time", "hour_ms"),
+)  # fmt: skip
 reply = sa.Table(
     "reply", metadata,
     sa.Column("key", sa.Text, primary_key=True),

@@ -8,7 +8,7 @@ from litestar import Request, Router, get, post, put
 from litestar.params import Parameter
 
 from headframe.billing.price import gpu_price
-from headframe.model.api import CheckBody, NodeBody, NodePage, NodeReadings, NodeView, Offer, Offers, PricesBody, ServiceBody
+from headframe.model.api import CheckBody, NodeBody, NodeHours, NodePage, NodeReadings, NodeView, Offer, Offers, PricesBody, ServiceBody
 from headframe.model.command import MoveNode, Qualify, SetNode, SetPrices
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Node
@@ -16,14 +16,17 @@ from headframe.model.ids import ENTROPY_BYTES, NodeId, RackId, workload_id
 from headframe.model.money import PriceList
 from headframe.model.people import Scope
 from headframe.model.states import GpuState, NodeState, Service
-from headframe.model.units import MILLI, NANO_PER_USD
+from headframe.model.units import MILLI, MS_PER_HOUR, NANO_PER_USD
 from headframe.model.world import World
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal
 from headframe.server.context import Context, drawn, found, named
+from headframe.store.base import PAGE_MAX
 
 WHY_MAX = 200
 DEADLINE_MAX_S = 30 * 86_400
+DAYS_MAX = 41
+"""A page of hours; a thousand of them."""
 WATTS_MAX = 10_000_000
 TAINTS_MAX = 20
 _TAINT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -129,6 +132,13 @@ async def node_readings(context: Context, node: str) -> NodeReadings:
     return NodeReadings(items=tuple(context.watch.reading(gpu.id) for gpu in cards))
 
 
+@get("/v1/nodes/{node:str}/hours", opt={"scope": Scope.OPERATOR}, responses=answers(404))
+async def node_hours(context: Context, node: str, days: Annotated[int, Parameter(ge=1, le=DAYS_MAX)] = 7) -> NodeHours:
+    """What a node's cards said hour by hour, as kept in the store for a year and a month."""
+    key, since_ms = node_named(context.world, node).id, context.clock_ms() - days * 24 * MS_PER_HOUR
+    return NodeHours(items=tuple(await context.read(lambda store: store.hours(key, since_ms, PAGE_MAX))))
+
+
 def said(why: str) -> None:
     """BadRequest where that is no reason that can be shown."""
     if len(why) > WHY_MAX or not why.isprintable():
@@ -177,4 +187,6 @@ def offers(world: World) -> Offers:
                   disk_gib_hour_nano=prices.disk_gib_hour_nano, price_version=prices.version)  # fmt: skip
 
 
-ROUTER = Router("/", route_handlers=[list_nodes, show_node, check_node, node_readings, set_node, move_node, list_offers, show_prices, set_prices])
+ROUTER = Router(
+    "/", route_handlers=[list_nodes, show_node, check_node, node_readings, node_hours, set_node, move_node, list_offers, show_prices, set_prices]
+)
