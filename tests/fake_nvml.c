@@ -85,6 +85,12 @@ static int put(Dev d, const char *key, int v) {
   f = path ? fopen(path, "a") : 0; if (f) { fprintf(f, "%d.%s %d\n", d->i, key, v); fclose(f); } return 0; }
 int nvmlDeviceSetGpcClkVfOffset(Dev d, int v) { return put(d, "core_offset", v); }
 int nvmlDeviceSetMemClkVfOffset(Dev d, int v) { return put(d, "mem_offset", v); }
+GET(unsigned, nvmlDeviceGetMaxClockInfo(Dev d, int kind, unsigned *o), "max_mhz")
+int nvmlDeviceGetPowerManagementLimitConstraints(Dev d, unsigned *least, unsigned *most) {
+  long long a = 0, b = 0; int rc = look(d->i, "least_mw", &a, NOT_SUPPORTED); if (!rc) rc = look(d->i, "most_mw", &b, NOT_SUPPORTED);
+  *least = (unsigned)a; *most = (unsigned)b; return rc; }
+int nvmlDeviceSetPowerManagementLimit(Dev d, unsigned v) { long long stuck = 0; return !look(d->i, "stuck", &stuck, 1) && stuck ? 0 : put(d, "limit_mw", (int)v); }
+int nvmlDeviceSetGpuLockedClocks(Dev d, unsigned least, unsigned most) { return put(d, "locked", (int)most); }
 int nvmlDeviceResetGpuLockedClocks(Dev d) { return put(d, "locked", 0); }
 int nvmlDeviceResetMemoryLockedClocks(Dev d) { return put(d, "locked", 0); }
 int nvmlDeviceGetP2PStatus(Dev d, Dev b, int index, int *o) { long long v = 1; int rc = look(d->i, "p2p", &v, 0); *o = v ? 0 : 1; return rc; }

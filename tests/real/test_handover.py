@@ -69,7 +69,7 @@ def test_a_card_that_others_are_on_is_fenced_with_the_reason(card, monkeypatch):
 
 def test_what_miners_set_is_set_back_and_where_that_is_not_allowed_the_card_is_fenced(card):
     say(card, "0.mem_offset 1200")
-    assert handed() == {"GPU-handed-1": "its memory clock is +1200 MHz off, and only root may set it back (nvidia-settings, or `headframe` as root)"}
+    assert handed() == {"GPU-handed-1": "its memory clock is +1200 MHz off, and only root may set it back: run `headframe agent helper` as root"}
     say(card, "0.may_set 1")
     assert handed() == {}
     assert card.read_text().rstrip().endswith("0.mem_offset 0")

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import psutil
 
+from headframe.agent.helper import StockClocks, ask, stock
 from headframe.agent.nvml import opened, text
 
 LIMIT_S, WAIT_S, LOOK_S = 15.0, 8.0, 0.25
@@ -56,7 +57,7 @@ def handed(cards: Sequence[str]) -> dict[str, str]:
         for uuid in cards:
             try:
                 card = nvml.nvmlDeviceGetHandleByUUID(uuid.encode())
-                why = _held(nvml, card, until) or _set_back(nvml, card) or _scrubbed(text(nvml.nvmlDeviceGetPciInfo(card).busId))
+                why = _held(nvml, card, until) or _set_back(nvml, card, uuid) or _scrubbed(text(nvml.nvmlDeviceGetPciInfo(card).busId))
             except nvml.NVMLError as error:
                 why = f"NVML says: {error}"
             unclean |= {uuid: why} if why else {}
@@ -92,23 +93,20 @@ def _name(pid: int) -> str:
         return "not of this machine's view"
 
 
-def _set_back(nvml: Any, card: Any) -> str:
-    """Clocks as the maker set them. What can't be set back is told, if it is not as it should be."""
-    for reset in ("nvmlDeviceResetGpuLockedClocks", "nvmlDeviceResetMemoryLockedClocks"):
+def _set_back(nvml: Any, card: Any, uuid: str) -> str:
+    """Clocks as the maker set them, by the helper where this process may not. What is still not as it should be is told."""
+    stock(nvml, card)
+    if _offset(nvml, card):
+        ask(StockClocks(gpu_id=uuid))
+    return _offset(nvml, card)
+
+
+def _offset(nvml: Any, card: Any) -> str:
+    for what, asks in (("core", "nvmlDeviceGetGpcClkVfOffset"), ("memory", "nvmlDeviceGetMemClkVfOffset")):
         with contextlib.suppress(nvml.NVMLError, AttributeError):
-            getattr(nvml, reset)(card)
-    for what, asks, sets in (
-        ("core", "nvmlDeviceGetGpcClkVfOffset", "nvmlDeviceSetGpcClkVfOffset"),
-        ("memory", "nvmlDeviceGetMemClkVfOffset", "nvmlDeviceSetMemClkVfOffset"),
-    ):
-        with contextlib.suppress(nvml.NVMLError, AttributeError):
-            if getattr(nvml, asks)(card) == 0:
-                continue
-            with contextlib.suppress(nvml.NVMLError):
-                getattr(nvml, sets)(card, 0)
             left = getattr(nvml, asks)(card)
             if left:
-                return f"its {what} clock is {left:+} MHz off, and only root may set it back (nvidia-settings, or `headframe` as root)"
+                return f"its {what} clock is {left:+} MHz off, and only root may set it back: run `headframe agent helper` as root"
     return ""
 
 

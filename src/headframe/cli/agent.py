@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import pwd
+import signal
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from headframe.cli.session import err, refusals
+from headframe.cli.session import err, fail, refusals
 from headframe.files import alone
 
 agent_app = typer.Typer(no_args_is_help=True, help="This machine as one of a fleet: it dials out, no port is opened on it.")
@@ -48,6 +50,31 @@ def run(*, data: DataOption = None, watch_interval: Interval = 10, kernel_log: K
     """The agent of a machine that has joined."""
     with refusals(), _alone(_data(data)):
         _serve(_data(data), watch_interval, kernel_log)
+
+
+@agent_app.command("helper")
+def helper(
+    *, user: Annotated[str, typer.Option(help="Who may ask: the user that the agent, or the server, runs as.")] = "headframe",
+    path: Annotated[Path, typer.Option("--socket", help="Where it is asked.", envvar="HEADFRAME_HELPER")] = Path("/run/headframe/helper.sock"),
+) -> None:  # fmt: skip
+    """As root: set power limits and clocks of this machine's cards for the agent, within the cards' own bounds."""
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        fail(f"there is no user {user!r} on this machine", "give --user the one that `headframe agent run` or `headframe up` runs as", 2)
+    try:
+        asyncio.run(_help(path, uid))
+    except (OSError, RuntimeError) as error:
+        fail(f"the helper can't run: {error}", "run it as root, on a machine with cards and their driver", 1)
+
+
+async def _help(path: Path, uid: int) -> None:
+    from headframe.agent.helper import serve
+
+    over = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    await serve(path, uid, lambda: err.print(f"asked at {path} (Ctrl-C sets power limits back and ends)"), over)
 
 
 def _serve(data: Path, watch_interval: float, kernel_log: Path) -> None:
