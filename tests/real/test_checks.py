@@ -3,6 +3,8 @@
 No rate here is a card's. What is shown is that every step is made, that wrong results are seen, and that what breaks costs only itself.
 """
 
+import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -10,11 +12,13 @@ import sys
 import msgspec
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from headframe.agent import steps
+from headframe.agent import dcgm, host, steps
 from headframe.agent.checks import merged
 from headframe.model.fleet import Grade
-from headframe.model.health import Measured, NodeCheck
+from headframe.model.health import Depth, Measured, NodeCheck
 from support import fake_nvml
 
 TWO_CARDS = """
@@ -85,6 +89,7 @@ def test_every_step_has_its_result_and_telemetry_tells_of_the_link_and_the_heat(
     ]
     for each in done.cards:
         found = each.facts.measured
+        assert {"float32", "bfloat16", "int8"} <= set(found.tflops)
         assert min(found.h2d_gb_s, found.d2h_gb_s, found.memory_gb_s, *found.tflops.values()) > 0
         assert (found.pattern_errors, found.golden_errors, found.repeat_errors, found.readback_errors) == (0, 0, 0, 0)
         assert (found.link_gen, found.link_width, found.temperature_c, found.software_thermal, found.replays, found.lost) == (1, 1, 71, 1.0, 0, False)
@@ -173,6 +178,84 @@ def test_a_product_that_differs_when_repeated_is_seen_in_a_single_bit(monkeypatc
     monkeypatch.setattr(torch.Tensor, "__matmul__", flipping)
     found = steps.golden(bench())
     assert (found.golden_errors, found.repeat_errors) == (0, 1)
+
+
+def test_a_card_without_eight_bit_products_is_measured_without_them_and_one_that_breaks_in_them_is_not_passed(monkeypatch):
+    def lacks(*_, **__):
+        raise RuntimeError("torch._int_mm is not available on this card")
+
+    def breaks(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "_int_mm", lacks)
+    assert set(steps.products(bench()).tflops) >= {"float32", "bfloat16"}
+    assert "int8" not in steps.products(bench()).tflops
+    monkeypatch.setattr(torch, "_int_mm", breaks)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        steps.products(bench())
+
+
+DCGM_3 = """{"DCGM GPU Diagnostic": {"test_categories": [
+ {"category": "Deployment", "tests": [{"name": "Denylist", "results": [{"status": "Pass"}]}]},
+ {"category": "Integration", "tests": [{"name": "PCIe", "results": [{"gpu_ids": "0,1", "status": "Pass"}, {"gpu_ids": "2", "status": "Fail",
+   "warnings": "Detected 96 PCIe replays per minute"}]}]}]}}"""
+DCGM_4 = """some words before it
+{"DCGM Diagnostic": {"test_categories": [{"category": "Hardware", "tests": [{"name": "memory", "results": [
+ {"entity_group": "GPU", "entity_group_id": 1, "entity_id": 1, "status": "Fail", "warnings": [{"warning": "Memory mismatch", "error_id": 41}]},
+ {"entity_group": "GPU", "entity_group_id": 1, "entity_id": 0, "status": "Pass", "warnings": []}], "test_summary": {"status": "Fail"}}]}]}}"""
+
+
+def test_what_nvidias_own_diagnostic_says_is_understood_in_both_of_its_forms():
+    assert [str(each) for each in dcgm.read(DCGM_3)] == [
+        "Denylist: pass", "PCIe on GPU 0: pass", "PCIe on GPU 1: pass", "PCIe on GPU 2: fail, Detected 96 PCIe replays per minute",
+    ]  # fmt: skip
+    assert [str(each) for each in dcgm.read(DCGM_4)] == ["memory on GPU 1: fail, Memory mismatch", "memory on GPU 0: pass"]
+
+
+@given(
+    st.one_of(
+        st.text(),
+        st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.text()), lambda inner: st.one_of(st.lists(inner), st.dictionaries(
+            st.sampled_from(["DCGM Diagnostic", "test_categories", "tests", "results", "entity_group", "entity_id", "gpu_ids", "warnings", "name", "status"]), inner,
+        )), max_leaves=20).map(json.dumps),
+    )
+)  # fmt: skip
+def test_whatever_a_vendors_tool_prints_is_read_or_left_out(text):
+    assert all(each.status is not None for each in dcgm.read(text))
+
+
+def stub(folder, name, script):
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ('echo "$*" >>"$0.asked"; cat "$0.json"', ["memory on GPU 1: fail, Memory mismatch", "memory on GPU 0: pass"]),
+        ("echo nonsense; exit 3", ["diag -r 3 -j: not understood, it ended with 3"]),
+        ("exec sleep 60", ["diag -r 3 -j: not ended, it did not end in 0.5 s"]),
+    ],
+)
+def test_the_diagnostic_is_run_where_it_is_installed_and_never_waited_for_without_end(tmp_path, monkeypatch, script, expected):
+    stub(tmp_path, "dcgmi", script)
+    (tmp_path / "dcgmi.json").write_text(DCGM_4)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setitem(dcgm.LIMIT_S, Depth.FULL, 0.5)
+    assert [str(each) for each in asyncio.run(dcgm.diagnosed(Depth.FULL))] == expected
+
+
+def test_a_drive_that_says_that_it_fails_is_counted_and_one_that_can_not_be_asked_is_not_known(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for said, verdict in (
+        ('{"smart_status":{"passed":false}}', False),
+        ('{"smart_status":{"passed":true}}', True),
+        ("{}", None),
+        ("Permission denied", None),
+    ):
+        stub(tmp_path, "smartctl", f"/bin/echo '{said}'")
+        assert host._passed(str(tmp_path / "smartctl"), "/dev/sda") is verdict
 
 
 def test_results_add_up_step_by_step_and_what_has_none_stays_unknown():

@@ -11,11 +11,13 @@ from headframe.model.command import Enrol, MoveGpu
 from headframe.model.fleet import Gpu, Graded
 from headframe.model.health import Cause, Finding, Level, Report, Sample, Xid
 from headframe.model.states import AllocationState, GpuState, Reason
-from headframe.model.work import Facts
+from headframe.model.work import Facts, Observation
+from headframe.placement import plan
 from headframe.reconcile.cards import cards
+from headframe.reconcile.jobs import jobs
 from headframe.server.decide import SITE, decide
 from headframe.server.watch import CLEAR_MS, MINUTES_MAX, Watch
-from support import HOUR, NOW_MS, commit, fleet, put, running
+from support import HOUR, NOW_MS, commit, fleet, job, put, running
 
 BAD = Finding(rule="lost", cause=Cause.SUPPLY, have="is gone", need="", why="work is lost", source="ours", level=Level.BAD, mend="reseat it")
 WARN = Finding(rule="hot", cause=Cause.HEAT, have="is hot", need="", why="it may throttle", source="ours", level=Level.WARN)
@@ -158,6 +160,34 @@ def test_whatever_cards_say_and_whatever_the_clock_does_the_watch_goes_on(sample
         watch.hear(Report(samples=(sample,)), NODE, now_ms)
         assert all(finding.level for found in watch.findings(world, now_ms).values() for finding in found)
         watch.reading(sample.gpu_id)
+
+
+def test_cards_that_broke_lately_are_chosen_last_among_equals_and_say_so():
+    (workload, held) = running(1, [0], 2)
+    world = put(fleet(nodes=1, gpus_each=4), (workload, held))
+    over = Observation(allocation_id=held.id, state=AllocationState.ENDED, ended_ms=NOW_MS, reason=Reason.NODE_FAULT, seen_ms=NOW_MS)
+    commit(world, jobs(world, Facts(observations=(over,)), NOW_MS))
+    assert [world.gpus[key].faults for key in sorted(world.gpus)] == [0.5, 0.5, 0, 0]
+    assert world.nodes["node-0"].faults == 1
+    del world.queued[workload.id]
+    world.put(job(2, gpus=2))
+    (grant,) = plan(world, NOW_MS).grants
+    assert [share.gpu_id for share in grant.parts[0].shares] == ["GPU-0-2", "GPU-0-3"]
+
+
+def test_a_card_that_breaks_again_and_again_is_a_concern_until_it_has_not_for_weeks(watched):
+    world, key, watch = watched
+
+    def rules(now_ms):
+        watch.hear(Report(samples=(Sample(gpu_id=key, at_ms=0),)), NODE, now_ms)
+        return [finding.rule for finding in watch.findings(world, now_ms)[key]]
+
+    for number in range(3):
+        judged(world, {key: (BAD,)})
+        assert world.gpus[key].faults == number + 1
+        commit(world, decide(world, MoveGpu(gpu_id=key, enable=True, by="op"), NOW_MS))
+    assert rules(NOW_MS + 1) == ["lemon"]
+    assert rules(NOW_MS + 21 * 24 * HOUR) == []
 
 
 def test_an_hour_of_a_card_is_the_means_of_its_minutes_however_late_it_is_asked_for():

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from headframe.agent.dcgm import diagnosed
 from headframe.agent.host import host
 from headframe.agent.nvml import inventory, opened, uuid
 from headframe.agent.probe import usable_memory_mib
@@ -20,7 +21,7 @@ from headframe.agent.watch import KERNEL_LOG, LINE_BYTES_MAX, line_within, repor
 from headframe.health.watch import window
 from headframe.model.health import CardFacts, Depth, HostFacts, Inventory, Measured, Sample, Step, Xid
 
-SILENT_S = {Depth.QUICK: 90.0, Depth.FULL: 2400.0}
+SILENT_S = {Depth.QUICK: 90.0, Depth.FULL: 2400.0, Depth.IDLE: 1200.0}
 """A child that has said nothing for so long hangs: its longest step, with room for slow cards."""
 KILL_S = 10.0
 SAMPLE_S = 1.0
@@ -56,7 +57,8 @@ async def check(
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-    facts = HostFacts(depth=depth, took_s=round(time.monotonic() - began, 1), torch=_torch(), host=machine)
+    evidence = await diagnosed(depth) if cards and "cpu" not in extra else ()
+    facts = HostFacts(evidence=evidence, depth=depth, took_s=round(time.monotonic() - began, 1), torch=_torch(), host=machine)
     return facts, tuple(_facts(card, samples[card.gpu_id], xids) for card in cards)
 
 

@@ -1,9 +1,12 @@
 """What a machine itself is good for: its processor, memory, disk and network, by small measurements that need no privileges."""
 
 import hashlib
+import json
 import mmap
 import os
 import re
+import shutil
+import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +19,7 @@ from headframe.model.health import Host
 
 MIB = 1024 * 1024
 DISK_MIB, MEMORY_MIB, HASH_MIB = 256, 256, 8
+SMART_LIMIT_S = 10.0
 _SPEED = re.compile(r"^(\d+)")
 
 
@@ -24,7 +28,7 @@ def host(data: Path, memory_mib: int) -> Host:
     speed, p99 = _disk(data)
     return Host(
         memory_mib=memory_mib, threads=len(os.sched_getaffinity(0)), avx2=_avx2(), memory_copy_gb_s=_memory(), disk_mb_s=speed, disk_p99_ms=p99,
-        network_gbit_s=_network(), fabric_gbit_s=_fabric(), edac_uncorrected=_edac(), cpu_errors=_errors(),
+        network_gbit_s=_network(), fabric_gbit_s=_fabric(), edac_uncorrected=_edac(), disks_failing=_smart(), cpu_errors=_errors(),
     )  # fmt: skip
 
 
@@ -104,3 +108,19 @@ def _edac() -> int | None:
     counts = [path.read_text().strip() for path in Path("/sys/devices/system/edac/mc").glob("mc*/ue_count")]
     known = [int(count) for count in counts if count.isdigit()]
     return sum(known) if known else None
+
+
+def _smart() -> int | None:
+    """How many drives say of themselves that they fail (`smartctl -H`, which needs root); None where none can be asked."""
+    program = shutil.which("smartctl")
+    drives = [path.name for path in sorted(Path("/sys/block").glob("*")) if (path / "device").exists()]
+    said = [verdict for drive in drives if program and (verdict := _passed(program, f"/dev/{drive}")) is not None]
+    return said.count(False) if said else None
+
+
+def _passed(program: str, drive: str) -> bool | None:
+    try:
+        done = subprocess.run([program, "--json=c", "-H", drive], capture_output=True, timeout=SMART_LIMIT_S, check=False)
+        return bool(json.loads(done.stdout)["smart_status"]["passed"])
+    except (OSError, ValueError, LookupError, TypeError, subprocess.TimeoutExpired):
+        return None

@@ -34,7 +34,10 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 CARD, PROCESSOR = Sizes(copy_mib=256, product=8192, pattern_mib=0, chunk_mib=256), Sizes(copy_mib=4, product=192, pattern_mib=4, chunk_mib=1)
-SECONDS = {Depth.QUICK: {"product": 1.0, "pattern": 14.0, "soak": 35.0}, Depth.FULL: {"product": 10.0, "pattern": 600.0, "soak": 1800.0}}
+SECONDS = {
+    Depth.QUICK: {"product": 1.0, "pattern": 14.0, "soak": 35.0}, Depth.FULL: {"product": 10.0, "pattern": 600.0, "soak": 1800.0},
+    Depth.IDLE: {"product": 5.0, "pattern": 300.0, "soak": 800.0},
+}  # fmt: skip
 _lock = threading.Lock()
 
 
@@ -148,38 +151,59 @@ def _salt(number: int, rounds: int) -> int:
 
 
 def products(bench: Bench) -> Measured:
-    """Square products per dtype, in 10^12 operations a second."""
+    """Square products per dtype, in 10^12 operations a second, and each once more at the end, bit by bit."""
     rates: dict[str, float] = {}
-    for dtype in _dtypes(bench):
-        side = _side(bench, dtype)
-        a, b = bench.noise(side, side, dtype=dtype), bench.noise(side, side, dtype=dtype)
-        out = torch.empty_like(a)
-        rates[str(dtype).removeprefix("torch.")] = (
-            2 * side**3 / TERA * bench.rate(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), bench.seconds["product"])
-        )
-    return Measured(tflops=rates)
+    differ = 0
+    for kind in (*(str(dtype).removeprefix("torch.") for dtype in _dtypes(bench)), *EIGHT_BITS):
+        try:
+            side = _side(bench, kind)
+            act = _product(bench, kind, side)
+            first = act().clone()
+            rates[kind] = 2 * side**3 / TERA * bench.rate(act, bench.seconds["product"])
+            differ += not torch.equal(first, act())
+        except (RuntimeError, NotImplementedError) as error:
+            if kind not in EIGHT_BITS or "CUDA error" in str(error):
+                raise
+            continue  # the card, or this PyTorch, has no such product
+    return Measured(tflops=rates, repeat_errors=differ)
+
+
+EIGHT_BITS = ("int8", "float8")
+
+
+def _product(bench: Bench, kind: str, side: int) -> Callable[[], torch.Tensor]:
+    """A product of two random square matrices, the same at each call."""
+    if kind == "int8":
+        a, b = (torch.randint(-128, 128, (side, side), dtype=torch.int8, device=bench.device, generator=bench.random) for _ in range(2))
+        return lambda: torch._int_mm(a, b)  # noqa: SLF001 # pyright: ignore[reportPrivateImportUsage] - the only way to the card's integer units
+    if kind == "float8":
+        a, b = (bench.noise(side, side).to(torch.float8_e4m3fn) for _ in range(2))
+        one = torch.ones((), device=bench.device)
+        return lambda: torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)  # noqa: SLF001 # pyright: ignore[reportPrivateImportUsage]
+    dtype = getattr(torch, kind)
+    a, b = bench.noise(side, side, dtype=dtype), bench.noise(side, side, dtype=dtype)
+    out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)
 
 
 def soak(bench: Bench) -> Measured:
     """The fastest products for long, with all other cards: by how much the last fifth is slower than the first, and whether bits differ."""
-    dtype = _dtypes(bench)[-1]
-    side = _side(bench, dtype)
-    a, b = bench.noise(side, side, dtype=dtype), bench.noise(side, side, dtype=dtype)
-    first, out, differ = a @ b, torch.empty_like(a), 0
+    kind = str(_dtypes(bench)[-1]).removeprefix("torch.")
+    act = _product(bench, kind, _side(bench, kind))
+    first, differ = act().clone(), 0
     slice_s, rates, until = bench.seconds["soak"] / 40, [], time.perf_counter() + bench.seconds["soak"]
     while time.perf_counter() < until or len(rates) < 5:
-        rates.append(bench.rate(lambda: torch.mm(a, b, out=out), slice_s))
-        differ += not torch.equal(first, out)
+        rates.append(bench.rate(act, slice_s))
+        differ += not torch.equal(first, act())
     fifth = len(rates) // 5
     loss = 1 - sum(rates[-fifth:]) / sum(rates[:fifth])
     return Measured(soak_loss=max(0.0, loss), repeat_errors=differ)
 
 
-def _side(bench: Bench, dtype: torch.dtype) -> int:
+def _side(bench: Bench, kind: str) -> int:
     """The largest side whose product takes a fraction of a second: old cards are 60 times slower at 16 bits than at 32."""
     side = min(1024, bench.sizes.product)
-    trial = bench.noise(side, side, dtype=dtype)
-    took_s = 1 / bench.rate(lambda: trial @ trial, 0.0, 1)
+    took_s = 1 / bench.rate(_product(bench, kind, side), 0.0, 1)
     while side < bench.sizes.product and took_s * 8 <= PRODUCT_MOST_S:
         side, took_s = side * 2, took_s * 8
     return side

@@ -17,7 +17,7 @@ from headframe.health.rules import Rules, limited
 from headframe.model.health import CardCheck, Depth, NodeCheck, Step
 from headframe.model.units import mib
 
-MINUTES = {Depth.QUICK: "about a minute and a half", Depth.FULL: "about 45 minutes"}
+MINUTES = {Depth.QUICK: "about a minute and a half", Depth.FULL: "about 45 minutes", Depth.IDLE: "about 20 minutes"}
 
 
 def add(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def add(app: typer.Typer) -> None:
 
 
 def check(
-    *, depth: Annotated[Depth, typer.Option(help="quick takes at most 90 s, full about 45 min.")] = Depth.QUICK,
+    *, depth: Annotated[Depth, typer.Option(help="quick takes at most 90 s, idle about 20 min, full about 45 min.")] = Depth.QUICK,
     data: Annotated[Path, typer.Option(file_okay=False, exists=True, help="The disk that is measured.")] = Path(),
     on_cpu: Annotated[bool, typer.Option("--on-cpu", envvar="CHECK_ON_CPU", help="Where there is no card: try the checks themselves on the processor.")] = False,
     limits: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your limits of the rules: lines of `rule = number` (TOML).")] = None,
@@ -72,7 +72,8 @@ def _people(done: NodeCheck) -> None:
               f"network {_rate(host.network_gbit_s, 'Gb/s')}", markup=False)  # fmt: skip
     if len(done.cards) > 1:
         out.print(f"its cards together: {done.grading.grade}")
-    _reasons("machine", [str(finding) for finding in done.grading.findings], ())
+    vendor = [str(each) for each in done.facts.evidence if each.status != "pass"]
+    _reasons("machine", [*map(str, done.grading.findings), *vendor], ())
     out.print(f"took {done.facts.took_s:.0f} s", style="dim")
 
 

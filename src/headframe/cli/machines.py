@@ -64,7 +64,7 @@ def node_show(name: str, *, json: Json = False) -> None:
 
 @node_app.command("qualify")
 def node_qualify(
-    name: str, *, depth: Annotated[Depth, typer.Option(help="quick takes at most 90 s, full about 45 min.")] = Depth.QUICK,
+    name: str, *, depth: Annotated[Depth, typer.Option(help="quick takes at most 90 s, full about 45 min, idle about 20 min and gives way to work.")] = Depth.QUICK,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result; Ctrl-C leaves the check running.")] = True, json: Json = False,
 ) -> None:  # fmt: skip
     """Check a machine and its cards that hold no work, and grade them anew."""
@@ -224,7 +224,7 @@ def _show_machine(graded: NodeGraded) -> None:
     together = f"its cards together: {graded.grade}; " if graded.grade else ""
     rates = ((graded.memory_copy_gb_s, "memory", "GB/s"), (graded.disk_mb_s, "disk", "MB/s"), (graded.network_gbit_s, "network", "Gb/s"))
     out.print(f"machine: {together}" + ", ".join(f"{what} {rate:.0f} {unit}" for rate, what, unit in rates if rate is not None), markup=False)
-    for reason in graded.reasons:
+    for reason in (*graded.reasons, *graded.evidence):
         out.print(f"machine: {reason}", markup=False)
 
 

@@ -38,11 +38,12 @@ def site_ls(*, json: Json = False) -> None:
 def site_set(
     name: str, *, shadow: Annotated[bool | None, typer.Option("--shadow/--act", help="Only tell what is wrong with cards, or take bad ones out.")] = None,
     check_new: Annotated[bool | None, typer.Option("--check-new/--no-check-new", help="Whether new cards are checked before they get work.")] = None,
+    check_idle: Annotated[bool | None, typer.Option("--check-idle/--no-check-idle", help="Whether idle machines are checked again, once a day; work comes first.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Say what a site does by itself."""
     with client() as cloud:
-        made = cloud.set_site(name, SiteBody(shadow=shadow, check_new=check_new))
+        made = cloud.set_site(name, SiteBody(shadow=shadow, check_new=check_new, check_idle=check_idle))
     show(made, json, lambda: _show_sites((made,)))
 
 
@@ -149,10 +150,13 @@ def _time_ms(text: str) -> int:
 
 
 def _show_sites(rows: tuple[Site, ...]) -> None:
-    shown = table("site", "bad cards", "new cards", "moves work together", "id")
+    shown = table("site", "bad cards", "new cards", "idle machines", "moves work together", "id")
     for row in rows:
         new = "checked first" if row.check_new else "put to work"
-        shown.add_row(row.name, "told only" if row.shadow else "taken out of service", new, "by itself" if row.defragment else "when asked", row.id)
+        idle = "checked daily" if row.check_idle else "left alone"
+        shown.add_row(
+            row.name, "told only" if row.shadow else "taken out of service", new, idle, "by itself" if row.defragment else "when asked", row.id
+        )
     out.print(shown)
 
 

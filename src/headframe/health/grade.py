@@ -27,6 +27,8 @@ LANE_GB_S = {1: 0.25, 2: 0.5, 3: 0.985, 4: 1.969, 5: 3.938}
 LINK_SHARE = 0.85
 """What copies reach of it (measured on many boards)."""
 FATAL_XIDS = frozenset({48, 62, 64, 74, 79, 95, 119, 120, 140, 143, 158, 167, 171, 172})
+FLOATS = frozenset({"float32", "float16", "bfloat16"})
+"""What any model can be run in: rates at 8 bits are told, and not compared."""
 _RANK = {grade: rank for rank, grade in enumerate(Grade)}
 _FINAL = frozenset({Cause.SIZE, Cause.ECC, Cause.SOFTWARE, Cause.IDENTITY, Cause.ARITHMETIC})
 """Nothing mends these."""
@@ -97,7 +99,7 @@ def grade_node(host: Host, cards: Sequence[tuple[Inventory, Grade]], rules: Sequ
 def readings(case: Case) -> dict[str, float | None]:
     """Every reading that rules look at, by name."""
     card, measured, model = case.card, case.measured, case.claim.model
-    best = max(measured.tflops.values(), default=None) if measured.tflops else None
+    best = max((rate for dtype, rate in (measured.tflops or {}).items() if dtype in FLOATS), default=None)
     half = half_tflops(measured)
     amd = card.vendor == "amd"
     share = _share(half, model and model.half_tflops)

@@ -57,6 +57,7 @@ def _readings(watched: Watched, history: History, now_ms: int) -> dict[str, floa
         **numbers(watched),
         "missing": not watched.present,
         "losses_7d": sum(now_ms - min(at_ms, now_ms) <= WEEK_MS for at_ms in history.missing_ms),
+        "faults": history.faults,
         "margin_c": slowdown - temperature if slowdown and temperature is not None else None,
         "replay_share": _replay_share(watched),
         "gen_short": _short(history.link_gen, watched.link_gen, watched),

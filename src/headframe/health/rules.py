@@ -128,6 +128,7 @@ NODE_RULES: tuple[Rule, ...] = (
     Rule("ram-inference", "memory_ratio", "<", 1, _G.INFERENCE, _C.HOST, "{:.2f} of its cards' memory as RAM", "datasets don't fit beside the models", "Vast.ai asks for as much RAM as GPU memory", "≥ {:g}"),
     Rule("mixed", "models", ">", 1, _G.INFERENCE, _C.MIXED, "{:.0f} models of card in one machine", "one job wants equal cards", _OURS, "one model"),
     Rule("edac", "edac_uncorrected", ">", 0, _G.INFERENCE, _C.HOST, "{:.0f} uncorrected memory errors of the host", "results may be wrong", _OURS),
+    Rule("smart", "disks_failing", ">", 0, _G.BATCH, _C.HOST, "{:.0f} drives say that they fail", "what lies on them will be lost", "the drive's own verdict (SMART)", mend="replace the drive"),
     Rule("disk", "disk_mb_s", "<", 200, _G.INFERENCE, _C.HOST, "a disk of {:.0f} MB/s", "a 20 GB model takes minutes to load", _OURS, "≥ {:g} MB/s"),
 )  # fmt: skip
 
@@ -138,6 +139,7 @@ _COOL, _RESEAT, _RESET, _RMA = "clean and cool it", "reseat it, look at riser, c
 
 WATCH_RULES: tuple[Rule, ...] = (
     Rule("missing", "missing", ">", 0, _B, _C.SUPPLY, "is not there any more", "work on it is lost", "gpud; below the enrolment record", mend=_RESEAT),
+    Rule("lemon", "faults", ">", 2.5, _W, _C.SUPPLY, "{:.1f} faults lately, older ones counting less", "few cards cause most faults: it is the last choice until it is repaired", "arXiv 2410.21680 finds 40 lemon nodes so; arXiv 2503.11901: 4 cards made 90 % of all uncontained errors", "≤ {:g}", "look at its supply and riser, or replace it"),
     Rule("flaps", "losses_7d", "≥", 3, _B, _C.SUPPLY, "went missing {:.0f} times in 7 days", "it will go again", "ours; gpud sends to hands after 2 reboots", "< {:g}", _RESEAT),
     Rule("answer-bad", "answer_s", ">", 30, _B, _C.DRIVER, "the driver took {:.0f} s to answer", "the driver is wedged", "ours; NVSentinel has the same watchdog", "≤ {:g} s", "reboot the machine"),
     Rule("recovery", "recovery_bad", ">", 0, _B, _C.DRIVER, "the driver asks for a reset or reboot", "it said so itself", "nvml.h, field 230", mend=_RESET),

@@ -216,11 +216,12 @@ class CheckBody(msgspec.Struct, frozen=True, kw_only=True):
 
 class SiteBody(msgspec.Struct, frozen=True, kw_only=True):
     """With `shadow`, what is wrong with the site's cards is told but nothing is done about it; with `check_new`, new cards are checked before they
-    get work; null keeps either.
+    get work; with `check_idle`, machines that stand idle are checked again, once a day, and the check gives way to work; null keeps each.
     """
 
     shadow: bool | None = None
     check_new: bool | None = None
+    check_idle: bool | None = None
 
 
 class SiteList(msgspec.Struct, frozen=True, kw_only=True):

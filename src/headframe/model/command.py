@@ -167,6 +167,7 @@ class SetSite(msgspec.Struct, frozen=True, kw_only=True):
     site_id: SiteId
     shadow: bool | None = None
     check_new: bool | None = None
+    check_idle: bool | None = None
 
 
 class SetQuota(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,11 +1,13 @@
 """What the operator owns: sites, racks, nodes and GPUs."""
 
 from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
 from headframe.model.ids import GpuId, NodeId, ProjectId, RackId, ReservationId, RigId, SiteId, VolumeId
 from headframe.model.states import GpuState, NodeState
+from headframe.model.units import faded
 
 
 class Grade(StrEnum):
@@ -38,7 +40,7 @@ UNKNOWN_GPU_W = 300
 class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
     """A building with a power contract. With `defragment`, work that keeps checkpoints is moved together where that lets others
     start; without it, moves are only proposed. With `shadow`, what is wrong with cards is told but nothing is done about it.
-    With `check_new`, cards get their first work once they have been checked.
+    With `check_new`, cards get their first work once they have been checked; with `check_idle`, machines that stand idle are checked again.
     """
 
     id: SiteId
@@ -47,6 +49,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
     defragment: bool = False
     shadow: bool = False
     check_new: bool = False
+    check_idle: bool = False
 
 
 class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
@@ -75,7 +78,7 @@ TOGETHER = frozenset({SIMULATED})
 
 class NodeGraded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When and how a machine was last checked, what its cards are good for together (None where it has none), why not more, and what was measured
-    of the machine itself (10^9 bytes/s, 10^6 bytes/s, gigabits/s).
+    of the machine itself (10^9 bytes/s, 10^6 bytes/s, gigabits/s), and which of a vendor's own tests it did not pass.
     """
 
     at_ms: int
@@ -86,6 +89,7 @@ class NodeGraded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_copy_gb_s: float | None = None
     disk_mb_s: float | None = None
     network_gbit_s: float | None = None
+    evidence: tuple[str, ...] = ()
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
@@ -213,6 +217,7 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     memory directly; `mig` is the profile of a MIG instance, which is a card of its own here; `max_w` its power limit; `why` says why it is in its state,
     `concern` what is wrong with it in service, by the rule `concern_rule`; a suspect card with one was taken out by that rule.
     `ready_ms` is when a person or a check last put it into service: what was said of it before counts no more.
+    `faults` counts how often it broke, older faults counting less (as of `faults_ms`).
     """
 
     id: GpuId
@@ -237,4 +242,14 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     concern_rule: str = ""
     graded: Graded | None = None
     ready_ms: int = 0
+    faults: float = 0.0
+    faults_ms: int = 0
     joined_ms: int
+
+
+Breakable = TypeVar("Breakable", Node, Gpu)
+
+
+def broke(row: Breakable, now_ms: int, much: float = 1.0) -> Breakable:
+    """The machine or card with one fault more on its record, or part of one where others may be to blame."""
+    return msgspec.structs.replace(row, faults=faded(row.faults, row.faults_ms, now_ms) + much, faults_ms=now_ms)

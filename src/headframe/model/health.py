@@ -44,7 +44,7 @@ class Inventory(Errors, frozen=True, kw_only=True, omit_defaults=True):
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the checks found of one card; a step that gave no result leaves None. Rates in 10^9 bytes/s (`_gb_s`) and 10^12
-    operations/s (`_tflops`), shares as parts of 1 of the samples under load; `tflops` holds one rate per dtype.
+    operations/s (`_tflops`), shares as parts of 1 of the samples under load; `tflops` holds one rate per dtype, operations on integers included.
     """
 
     h2d_gb_s: float | None = None
@@ -89,6 +89,7 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fabric_gbit_s: float | None = None
     pair_passed: bool | None = None
     edac_uncorrected: int | None = None
+    disks_failing: int | None = None
     cpu_errors: int | None = None
 
 
@@ -151,12 +152,15 @@ class Xid(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
-    """What is on record of a card: its link as it was when it was last graded, its Xids, and when it went missing."""
+    """What is on record of a card: its link as it was when it was last graded, its Xids, when it went missing, and how often it broke, older
+    faults counting less.
+    """
 
     link_gen: int = 0
     link_width: int = 0
     xids: tuple[Xid, ...] = ()
     missing_ms: tuple[int, ...] = ()
+    faults: float = 0.0
 
 
 class Cause(StrEnum):
@@ -242,10 +246,13 @@ class NodeHour(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Depth(StrEnum):
-    """How long the checks take: `quick` at most 90 s, `full` about 45 min, most of it memory patterns and the soak."""
+    """How long the checks take: `quick` at most 90 s, `full` about 45 min, most of it memory patterns and the soak; `idle` about 20 min, and it
+    gives way to work at any time.
+    """
 
     QUICK = "quick"
     FULL = "full"
+    IDLE = "idle"
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -269,13 +276,27 @@ class CardFacts(msgspec.Struct, frozen=True, kw_only=True, tag="card"):
     notes: tuple[str, ...] = ()
 
 
+class Evidence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a vendor's own test said, of one card by its index or of the machine: beside our findings, not among them."""
+
+    test: str
+    status: str
+    index: int | None = None
+    said: str = ""
+
+    def __str__(self) -> str:
+        where = "" if self.index is None else f" on GPU {self.index}"
+        return f"{self.test}{where}: {self.status}" + (f", {self.said}" if self.said else "")
+
+
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True, tag="host"):
-    """What the checks found of the machine."""
+    """What the checks found of the machine, and what a vendor's own tests say beside it."""
 
     depth: Depth
     took_s: float
     torch: str
     host: Host
+    evidence: tuple[Evidence, ...] = ()
 
 
 class CardCheck(msgspec.Struct, frozen=True, kw_only=True):

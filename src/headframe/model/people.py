@@ -5,6 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from headframe.model.ids import KeyId, NodeId, ProjectId, UserId
+from headframe.model.units import faded
 
 
 class Scope(StrEnum):
@@ -48,15 +49,6 @@ class Project(msgspec.Struct, frozen=True, kw_only=True, tag="project"):
     guaranteed_gpus_milli: int = 0
     used_milli_h: float = 0.0
     used_ms: int = 0
-
-
-HALF_LIFE_MS = 7 * 24 * 3_600_000
-"""What a project used counts half after a week: Slurm's usual choice for fair share."""
-
-
-def faded(amount: float, at_ms: int, now_ms: int) -> float:
-    """An amount as of `at_ms`, halved every HALF_LIFE_MS since."""
-    return amount * 2.0 ** (-max(0, now_ms - at_ms) / HALF_LIFE_MS) if amount else 0.0
 
 
 def recent_use_milli_h(project: Project, now_ms: int) -> float:

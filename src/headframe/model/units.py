@@ -95,3 +95,12 @@ def gpus(milli: int) -> str:
 def counted(number: int, noun: str) -> str:
     """Such as `1 allocation`, `2 allocations`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+HALF_LIFE_MS = 7 * 24 * MS_PER_HOUR
+"""What a project used, and what broke, counts half after a week: Slurm's usual choice for fair share."""
+
+
+def faded(amount: float, at_ms: int, now_ms: int) -> float:
+    """An amount as of `at_ms`, halved every HALF_LIFE_MS since."""
+    return amount * 2.0 ** (-max(0, now_ms - at_ms) / HALF_LIFE_MS) if amount else 0.0

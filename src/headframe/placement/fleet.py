@@ -11,10 +11,9 @@ import numpy as np
 
 from headframe.model.fleet import Gpu, Node
 from headframe.model.ids import AllocationId, NodeId
-from headframe.model.people import faded
 from headframe.model.report import Policy
 from headframe.model.states import NodeState
-from headframe.model.units import MILLI
+from headframe.model.units import MILLI, faded
 from headframe.model.work import Part, Refusal, Resources, Spec
 from headframe.model.world import World
 from headframe.placement.classes import UNUSABLE, Class, Classes, by_index, like, likely
@@ -306,7 +305,7 @@ class Fleet:
         return parts
 
     def _part(self, spec: Spec, placed: Placed, shape: int, rank: int) -> Part:
-        """Name the cards: those of the kind and fullness that the index chose, lowest number first."""
+        """Name the cards: those of the kind and fullness that the index chose; of equals those that broke least, then lowest number first."""
         room, need = self.room(self.ids[placed.node]), spec.resources
         kind, cards = self.classes.machine(room.node)
         each, count = cards_of(need.gpu)
@@ -314,10 +313,11 @@ class Fleet:
         for begin, end in reversed(kind.runs) if count else ():  # of the kind in the last columns first, as the kernels do
             if each < MILLI:
                 here = begin <= placed.column - GPUS < end
-                chosen += [gpu for gpu in cards[begin:end] if here and free.get(gpu.id) == placed.milli]
+                equals = [gpu for gpu in cards[begin:end] if here and free.get(gpu.id) == placed.milli]
             else:
                 mask = int(self.index.shapes.mask[shape, kind.number]) >> begin
-                chosen += [gpu for n, gpu in enumerate(cards[begin:end]) if mask >> n & 1 and free.get(gpu.id) == MILLI]
+                equals = [gpu for n, gpu in enumerate(cards[begin:end]) if mask >> n & 1 and free.get(gpu.id) == MILLI]
+            chosen += sorted(equals, key=lambda gpu: (lemon(faded(gpu.faults, gpu.faults_ms, room.node.seen_ms)), *by_index(gpu)))
         chosen = sorted(chosen[:count], key=by_index)
         assert len(chosen) == count, (spec, placed, room)
         part = part_of(need, room, chosen, rank)

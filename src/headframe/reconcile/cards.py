@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import Gpu, Site
+from headframe.model.fleet import Gpu, Site, broke
 from headframe.model.health import Finding, Level
 from headframe.model.ids import SiteId
 from headframe.model.states import GpuState, Reason
@@ -53,7 +53,7 @@ def _bad(world: World, gpu: Gpu, worst: Finding, taken: dict[SiteId, list[int]],
 def _suspect(world: World, gpu: Gpu, worst: Finding, now_ms: int) -> Iterator[Draft]:
     text = str(worst)
     after = msgspec.structs.replace(
-        gpu, state=GpuState.SUSPECT, why=f"{text}; {worst.mend}" if worst.mend else text, concern=text, concern_rule=worst.rule
+        broke(gpu, now_ms), state=GpuState.SUSPECT, why=f"{text}; {worst.mend}" if worst.mend else text, concern=text, concern_rule=worst.rule
     )
     yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{world.named(gpu)}: suspect, {text} ({worst.source})", rows=(after,))
     yield from vacate(world, world.holders(gpu), Reason.NODE_FAULT, now_ms)

@@ -9,8 +9,7 @@ from typing import assert_never
 import msgspec
 
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import Node
-from headframe.model.people import faded
+from headframe.model.fleet import Gpu, Node, broke
 from headframe.model.states import ALLOCATION_MOVES, NODE_FAULTS, AllocationState, Reason, WorkloadState
 from headframe.model.units import duration
 from headframe.model.work import Allocation, Facts, Observation, Workload
@@ -64,13 +63,11 @@ def end(world: World, allocation: Allocation, seen: Observation, now_ms: int) ->
     return Draft(kind=kind, subject=workload.id, project_id=workload.project_id, text=text, rows=rows)
 
 
-def _faulty(world: World, ended: Allocation, now_ms: int) -> list[Node]:
-    """The nodes under work that a node broke, with that on their record: which one it was is not known of a gang."""
-    there = [world.nodes[part.node_id] for part in ended.parts if part.node_id in world.nodes]
-    return [
-        msgspec.structs.replace(node, faults=faded(node.faults, node.faults_ms, now_ms) + 1 / len(ended.parts), faults_ms=now_ms)
-        for node in there
-    ]  # fmt: skip
+def _faulty(world: World, ended: Allocation, now_ms: int) -> list[Node | Gpu]:
+    """The machines and cards under work that broke, with that on their record: which one it was is not known, so each has its share."""
+    nodes = [world.nodes[part.node_id] for part in ended.parts if part.node_id in world.nodes]
+    cards = [world.gpus[share.gpu_id] for part in ended.parts for share in part.shares if share.gpu_id in world.gpus]
+    return [*(broke(node, now_ms, 1 / len(ended.parts)) for node in nodes), *(broke(card, now_ms, 1 / len(cards)) for card in cards)]
 
 
 def _advance(world: World, allocation: Allocation, seen: Observation, now_ms: int) -> Iterator[Draft]:

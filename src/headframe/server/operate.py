@@ -89,16 +89,20 @@ def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
         yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=text, rows=(after,) if rack.id in world.racks else (rack, after))
 
 
+_SITE_DOES = {
+    "check_new": ("checks cards before their first work", "puts new cards to work unchecked"),
+    "check_idle": ("checks idle machines again, once a day", "leaves idle machines alone"),
+    "shadow": ("only tells what is wrong with cards", "takes bad cards out of service"),
+}
+
+
 def _set_site(world: World, command: SetSite) -> Iterator[Draft]:
     site = world.sites[command.site_id]
-    if command.check_new is not None and command.check_new != site.check_new:
-        does = "checks cards before their first work" if command.check_new else "puts new cards to work unchecked"
-        site = msgspec.structs.replace(site, check_new=command.check_new)
-        yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=f"{site.name}: {does}", rows=(site,))
-    if command.shadow is not None and command.shadow != site.shadow:
-        does = "only tells what is wrong with cards" if command.shadow else "takes bad cards out of service"
-        after = msgspec.structs.replace(site, shadow=command.shadow)
-        yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=f"{site.name}: {does}", rows=(after,))
+    for name, (does, does_not) in _SITE_DOES.items():
+        wanted = getattr(command, name)
+        if wanted is not None and wanted != getattr(site, name):
+            site = msgspec.structs.replace(site, **{name: wanted})
+            yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=f"{site.name}: {does if wanted else does_not}", rows=(site,))
 
 
 def _set_rack(world: World, command: SetRack, now_ms: int) -> Draft:

@@ -15,18 +15,22 @@ from headframe.health.rules import Rules
 from headframe.model.command import Qualify
 from headframe.model.errors import Conflicting
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import Gpu, Grade, Graded, Node, NodeGraded
+from headframe.model.fleet import Gpu, Grade, Graded, Node, NodeGraded, broke
 from headframe.model.health import CardCheck, CardFacts, Depth, HostFacts, NodeCheck
 from headframe.model.ids import AllocationId, GpuId, ProjectId, allocation_id
 from headframe.model.people import Project
-from headframe.model.states import GPU_MOVES, NODE_MOVES, AllocationState, GpuState, NodeState, WorkloadState
+from headframe.model.states import GPU_MOVES, NODE_MOVES, AllocationState, GpuState, NodeState, Reason, WorkloadState
 from headframe.model.units import MILLI, counted
 from headframe.model.work import CHECK, Allocation, Facts, Part, Retry, Share, Spec, Tier, Workload
 from headframe.model.world import World
 
 HOUSE = ProjectId("pr-house")
 """The operator's own work belongs to it; made when it is first needed."""
-LIMIT_S = {Depth.QUICK: 600, Depth.FULL: 7200}
+LIMIT_S = {Depth.QUICK: 600, Depth.FULL: 7200, Depth.IDLE: 3600}
+PASSED, EVIDENCE_MAX = frozenset({"pass", "skip"}), 20
+"""What is no news of a vendor's test, and how much news is kept."""
+GIVES_WAY = -1
+"""The priority of a check that work may end at any time."""
 CPU_MOST_MILLI, MEMORY_MOST_MIB, MEMORY_LEAST_MIB = 4 * MILLI, 16_384, 1024
 
 
@@ -59,7 +63,15 @@ def _started(world: World, node: Node, cards: Sequence[Gpu], command: Qualify, n
     part = Part(rank=0, node_id=node.id, shares=shares, cpu_milli=min(free.cpu_milli, CPU_MOST_MILLI), memory_mib=min(free.memory_mib, MEMORY_MOST_MIB),
                 disk_mib=0)  # fmt: skip
     run = f'exec "$HEADFRAME_PYTHON" -m headframe check --depth {command.depth} --facts'
-    spec = Spec(type=CHECK, name=_name(node), run=run, tier=Tier.HOUSE, max_duration_s=LIMIT_S[command.depth], retry=Retry(on=(), attempts=1))
+    spec = Spec(
+        type=CHECK,
+        name=_name(node),
+        run=run,
+        tier=Tier.HOUSE,
+        max_duration_s=LIMIT_S[command.depth],
+        priority=GIVES_WAY if command.depth is Depth.IDLE else 0,
+        retry=Retry(on=(), attempts=1),
+    )
     yield from (msgspec.structs.replace(gpu, state=GpuState.TESTING) for gpu in ordered)
     workload = Workload(id=command.id, project_id=HOUSE, key_id=command.by, name=spec.name, spec=spec, state=WorkloadState.STARTING, attempt=1,
                         submitted_ms=now_ms, queued_ms=now_ms)  # fmt: skip
@@ -77,7 +89,8 @@ def graded(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> Iter
     for seen in facts.observations:
         if seen.state is AllocationState.ENDED and is_check(world, seen.allocation_id):
             allocation = world.allocations[seen.allocation_id]
-            yield from _ended(world, allocation, facts.checked.get(allocation.id, ()), seen.detail, rules, now_ms)
+            detail = "it gave way to work" if seen.reason is Reason.PREEMPTED else seen.detail
+            yield from _ended(world, allocation, facts.checked.get(allocation.id, ()), detail, rules, now_ms)
 
 
 def _ended(world: World, allocation: Allocation, found: Sequence[CardFacts | HostFacts], detail: str, rules: Rules, now_ms: int) -> Iterator[Draft]:
@@ -101,6 +114,7 @@ def _machine(node: Node, whole: NodeCheck, now_ms: int) -> Draft:
     graded = NodeGraded(
         at_ms=now_ms, depth=whole.facts.depth, grade=whole.grading.grade if whole.cards else None, reasons=tuple(map(str, whole.grading.findings)),
         threads=host.threads, memory_copy_gb_s=host.memory_copy_gb_s, disk_mb_s=host.disk_mb_s, network_gbit_s=host.network_gbit_s,
+        evidence=tuple(str(each) for each in whole.facts.evidence if each.status not in PASSED)[:EVIDENCE_MAX],
     )  # fmt: skip
     bad = bool(worst) and NodeState.QUARANTINED in NODE_MOVES[node.state]
     after = msgspec.structs.replace(node, graded=graded, state=NodeState.QUARANTINED if bad else node.state, why=str(worst[0]) if bad else node.why)
@@ -119,6 +133,7 @@ def _after(world: World, gpu: Gpu, check: CardCheck | None, host: HostFacts | No
         )
     grade, reasons = check.grading.grade, (*map(str, check.grading.findings), *check.facts.notes)
     as_before = grade is Grade.UNMEASURED and before is GpuState.SUSPECT
+    gpu = broke(gpu, now_ms) if grade is Grade.REJECT else gpu
     state = GpuState.SUSPECT if grade is Grade.REJECT else before if grade is Grade.UNMEASURED else GpuState.READY
     why = "; ".join(reasons[:1]) if grade is Grade.REJECT else gpu.why if state is GpuState.SUSPECT else ""
     row = msgspec.structs.replace(

@@ -29,6 +29,7 @@ from headframe.reconcile.reservations import reservations
 from headframe.server.decide import live_rate_nano
 from headframe.server.desk import Desk
 from headframe.server.enrol import unchecked
+from headframe.server.idle import give_way, idle_checks
 from headframe.server.operate import moves
 from headframe.server.qualify import expired, graded, is_check, said
 from headframe.server.watch import Watch
@@ -127,10 +128,12 @@ def decisions(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> I
     if facts.sweep:
         yield from expired(world, now_ms)
         yield from unchecked(world, now_ms)
+        yield from idle_checks(world, now_ms)
     yield from jobs(world, facts, now_ms)
     yield from reservations(world, now_ms)
     yield from meter(world, seen_ms, now_ms)
     yield from grants(world, now_ms)
+    yield from give_way(world, now_ms)
 
 
 def grants(world: World, now_ms: int) -> Iterator[Draft]:

@@ -22,7 +22,7 @@ from headframe.model.fleet import Gpu
 from headframe.model.health import CardHour, Finding, History, NodeHour, Report, Sample, Xid
 from headframe.model.ids import GpuId, NodeId
 from headframe.model.states import GpuState
-from headframe.model.units import MS_PER_HOUR
+from headframe.model.units import MS_PER_HOUR, faded
 from headframe.model.world import World
 
 WINDOW_MS = 60_000
@@ -85,7 +85,11 @@ class Card:
         xids, losses = tuple(xid for xid in self.xids if xid.at_ms > self.since_ms), tuple(at for at in self.losses if at > self.since_ms)
         kept = gpu.graded
         history = History(
-            link_gen=kept.link_gen if kept else 0, link_width=(kept and kept.link_width) or gpu.pcie_width, xids=xids, missing_ms=losses
+            link_gen=kept.link_gen if kept else 0,
+            link_width=(kept and kept.link_width) or gpu.pcie_width,
+            xids=xids,
+            missing_ms=losses,
+            faults=faded(gpu.faults, gpu.faults_ms, now_ms),
         )
         self.verdict = judge(window(self.samples, equals_mhz), history, CODES, self.verdict, now_ms, rules)
         self.lasting |= {finding.rule: (finding, now_ms) for finding in self.verdict.findings}

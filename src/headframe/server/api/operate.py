@@ -63,7 +63,7 @@ async def set_site(context: Context, request: Request[Principal, Any, Any], site
     def answer(world: World) -> Site:
         return world.sites[key]
 
-    return await context.write(request, SetSite(site_id=key, shadow=data.shadow, check_new=data.check_new), answer)
+    return await context.write(request, SetSite(site_id=key, shadow=data.shadow, check_new=data.check_new, check_idle=data.check_idle), answer)
 
 
 @put("/v1/racks/{rack:str}", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
