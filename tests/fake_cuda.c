@@ -3,6 +3,18 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef HIP /* AMD's twin of it: the same calls by other names */
+#define cuInit hipInit
+#define cuDeviceGetByPCIBusId hipDeviceGetByPCIBusId
+#define cuDevicePrimaryCtxRetain hipDevicePrimaryCtxRetain
+#define cuDevicePrimaryCtxRelease_v2 hipDevicePrimaryCtxRelease
+#define cuCtxSetCurrent hipCtxSetCurrent
+#define cuCtxSynchronize hipCtxSynchronize
+#define cuMemAlloc_v2 hipMalloc
+#define cuMemFree_v2 hipFree
+#define cuMemsetD32_v2 hipMemsetD32
+#define cuMemcpyDtoH_v2 hipMemcpyDtoH
+#endif
 typedef unsigned long long u64;
 static u64 left = 0;
 static void told(const char *what, u64 n) {

@@ -361,16 +361,20 @@ class Postgres:
             self.process.wait(timeout=20)
 
 
+def compiler() -> str:
+    """A C compiler, for stand-ins of drivers' libraries."""
+    found = shutil.which("cc") or shutil.which("gcc")
+    if found is None:
+        assert os.environ.get("CI") != "true", "no C compiler to make a driver's stand-in with"
+        pytest.skip("no C compiler to make a driver's stand-in with")
+    return found
+
+
 def fake_nvml(root: Path, *flags: str) -> Path:
     """NVML's stand-in, compiled under `root`; the world it tells of is the file named by FAKE_NVML_STATE."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("no C compiler to make NVML's stand-in with")
-        pytest.skip("no C compiler to make NVML's stand-in with")
     library = root / ("nvml" + "".join(flags)) / "libnvidia-ml.so.1"
     library.parent.mkdir(parents=True, exist_ok=True)
     source = Path(__file__).parent / "fake_nvml.c"
-    command = [compiler, "-shared", "-fPIC", "-w", "-Wl,-soname,libnvidia-ml.so.1", *flags, "-o", str(library), str(source)]
+    command = [compiler(), "-shared", "-fPIC", "-w", "-Wl,-soname,libnvidia-ml.so.1", *flags, "-o", str(library), str(source)]
     subprocess.run(command, check=True)
     return library

@@ -23,12 +23,12 @@ GOOD_HOST = Host(memory_mib=1 << 20, threads=64, fabric_gbit_s=400, pair_passed=
 CHILD = """
 import json, os, sys
 import msgspec, pynvml
-from headframe.agent.nvml import inventory, opened
+from headframe.agent.nvml import opened
 out = []
 for state in json.load(sys.stdin):
     open(os.environ["FAKE_NVML_STATE"], "w").write(state)
-    with opened() as nvml:
-        out.append(inventory(nvml, nvml.nvmlDeviceGetHandleByIndex(0)))
+    with opened() as vendor:
+        out.append(vendor.inventory(0))
 assert pynvml.nvmlSystemGetDriverVersion.__module__ == "pynvml"
 sys.stdout.buffer.write(msgspec.json.encode(out))
 """

@@ -1,7 +1,6 @@
 """Between two holders of a card: nobody is left on it, nothing is left in it, clocks are the maker's; else it is fenced. NVML and CUDA are stand-ins."""
 
 import asyncio
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 
 from headframe.agent import handover
 from headframe.model.states import GpuState
-from support import Server, fake_nvml, wait_for
+from support import Server, compiler, fake_nvml, wait_for
 
 CARD = """
 -1.count 1
@@ -29,9 +28,8 @@ JOB = "name: next\nrun: echo here\nresources: {gpu: 1, cpu: 0.1, memory: 10MB, d
 def card(tmp_path, monkeypatch):
     """The state file of one card, with stand-ins for both of its libraries."""
     library = fake_nvml(tmp_path).parent
-    compiler = shutil.which("cc") or shutil.which("gcc")
     source = Path(__file__).parent.parent / "fake_cuda.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", str(library / "libcuda.so.1"), str(source)], check=True)
+    subprocess.run([compiler(), "-shared", "-fPIC", "-w", "-o", str(library / "libcuda.so.1"), str(source)], check=True)
     state = tmp_path / "state"
     state.write_text(CARD)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
@@ -79,7 +77,7 @@ def test_what_miners_set_is_set_back_and_where_that_is_not_allowed_the_card_is_f
     ("name", "value", "why"),
     [
         ("FAKE_CUDA_BAD", "1", "its memory gives back other than was written, in 96 of 96 places"),
-        ("FAKE_CUDA_FAIL", "999", "its memory could not be overwritten: cuMemAlloc_v2 gave CUDA error 999"),
+        ("FAKE_CUDA_FAIL", "999", "its memory could not be overwritten: cuMemAlloc_v2 gave error 999"),
     ],
 )
 def test_a_card_whose_memory_can_not_be_overwritten_is_fenced(card, monkeypatch, name, value, why):

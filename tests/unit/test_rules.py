@@ -10,6 +10,7 @@ from headframe.model.fleet import Grade, Sharing, Volume
 from headframe.model.states import AllocationState, GpuState
 from headframe.model.work import Mount, Tier
 from headframe.placement import are_parts, explain, feasible, plan
+from headframe.placement.fit import capability
 from headframe.placement.fleet import Fleet
 from headframe.placement.network import all_reduce_s, crossing_share
 from headframe.placement.power import drawn_w
@@ -225,3 +226,8 @@ def test_what_can_be_had_at_all_follows_the_cards_that_are_left():
     assert are_parts(feasible(world, job(1, gpus=2).spec))
     world.put(gpu(0, 1, state=GpuState.RETIRED))
     assert not are_parts(feasible(world, job(1, gpus=2).spec))
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("8.6", (8, 6)), ("", ()), ("gfx906", ()), ("8.x", ()), ("²", ()), ("-1.0", ())])
+def test_a_compute_capability_that_is_no_version_compares_as_not_known(text, numbers):
+    assert capability(text) == numbers

@@ -9,15 +9,17 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from headframe.agent.cards import Card as Listed
+from headframe.agent.cards import opened
 from headframe.agent.dcgm import diagnosed
 from headframe.agent.host import host
-from headframe.agent.nvml import inventory, opened, uuid
 from headframe.agent.probe import usable_memory_mib
+from headframe.agent.vendor import Gone
 from headframe.agent.watch import KERNEL_LOG, LINE_BYTES_MAX, line_within, reports
+from headframe.engines.runtime import bound
 from headframe.health.watch import window
 from headframe.model.health import CardFacts, Depth, HostFacts, Inventory, Measured, Sample, Step, Xid
 
@@ -63,20 +65,19 @@ async def check(
 
 
 def list_cards() -> list[Card]:
-    """The cards that NVML lists and this process may use (`CUDA_VISIBLE_DEVICES`, by UUID)."""
+    """The cards that their drivers list and this process may use (`CUDA_VISIBLE_DEVICES`, by UUID)."""
     visible = {each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.startswith("GPU-")}
-    with opened() as nvml:
-        found = [_card(nvml, index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
+    with opened() as there:
+        found = [_card(each) for each in there]
     return [card for card in found if not visible or card.gpu_id in visible]
 
 
-def _card(nvml: Any, index: int) -> Card:
+def _card(each: Listed) -> Card:
     try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        return Card(gpu_id=uuid(nvml, handle), index=index, said=inventory(nvml, handle))
-    except nvml.NVMLError as error:
+        return Card(gpu_id=each.uuid(), index=each.index, said=each.vendor.inventory(each.number))
+    except Gone as error:
         gone = Measured(lost=True)
-        return Card(gpu_id=f"card-{index}", index=index, said=Inventory(model="unknown", memory_mib=0), measured=gone, notes=(str(error),))
+        return Card(gpu_id=f"card-{each.index}", index=each.index, said=Inventory(model="unknown", memory_mib=0), measured=gone, notes=(str(error),))
 
 
 async def _telemetry(samples: dict[str, list[Sample]], xids: list[Xid], kernel_log: Path) -> None:
@@ -94,7 +95,7 @@ async def _work(cards: Sequence[Card], depth: Depth, told: Told, extra: Sequence
     command = [sys.executable, "-m", "headframe.agent.steps", "--cards", str(len(there)), "--depth", depth, *extra]
     child = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, limit=LINE_BYTES_MAX,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(card.gpu_id for card in there)},
+        env={**os.environ, **bound([card.gpu_id for card in there])},
     )  # fmt: skip
     assert child.stdout is not None
     assert child.stderr is not None

@@ -45,12 +45,17 @@ def _disk(data: Path) -> Finding:
 
 
 def _gpus() -> Finding:
-    from headframe.agent.probe import nvidia_gpus
+    from headframe.agent.probe import gpus
 
-    cards = nvidia_gpus(NodeId("this"), 0)
+    cards = gpus(NodeId("this"), 0)
     if cards:
         return Finding(what="GPUs", verdict="good", finding=", ".join(f"{card.model} ({card.memory_mib} MiB)" for card in cards))
-    return Finding(what="GPUs", verdict="limited", finding="NVML lists none", mend="install the NVIDIA driver, if there are cards; CPU work runs")
+    return Finding(
+        what="GPUs",
+        verdict="limited",
+        finding="no driver lists any",
+        mend="install NVIDIA's driver, or ROCm with amdsmi, if there are cards; CPU work runs",
+    )
 
 
 def _podman() -> Finding:

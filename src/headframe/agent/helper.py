@@ -15,7 +15,7 @@ from typing import Any, assert_never
 
 import msgspec
 
-from headframe.agent.nvml import opened
+from headframe.agent.nvml import driver, stock
 from headframe.files import write_private
 
 SOCKET = Path("/run/headframe/helper.sock")
@@ -134,18 +134,6 @@ class Helper:
         self._kept.unlink(missing_ok=True)
 
 
-def stock(nvml: Any, card: Any) -> None:
-    """Clocks as the maker set them, as far as this process may; what can't be set back stays."""
-    attempts: tuple[Callable[[], Any], ...] = (
-        lambda: nvml.nvmlDeviceResetGpuLockedClocks(card), lambda: nvml.nvmlDeviceResetMemoryLockedClocks(card),
-        lambda: nvml.nvmlDeviceGetGpcClkVfOffset(card) and nvml.nvmlDeviceSetGpcClkVfOffset(card, 0),
-        lambda: nvml.nvmlDeviceGetMemClkVfOffset(card) and nvml.nvmlDeviceSetMemClkVfOffset(card, 0),
-    )  # fmt: skip
-    for attempt in attempts:
-        with contextlib.suppress(nvml.NVMLError, AttributeError):
-            attempt()
-
-
 def _within(what: str, wanted: int, least: int, most: int, unit: str) -> None:
     if not least <= wanted <= most:
         raise Refused(f"{what} of {wanted} {unit} is outside {least} to {most} {unit}")
@@ -159,7 +147,7 @@ def _peer(connection: Any) -> int:
 
 async def serve(path: Path, uid: int, ready: Callable[[], None], over: asyncio.Event) -> None:
     """Until `over`; raises OSError where the socket can't be had, RuntimeError where there is no driver."""
-    with opened() as nvml:
+    with driver() as nvml:
         if nvml is None:
             raise RuntimeError("NVML finds no driver: there is nothing to set here")
         helper = Helper(nvml, path.with_name("limits-found.json"), uid)

@@ -7,10 +7,13 @@ function that is not found. Both leave the datum unknown, never 0. A card that a
 import contextlib
 import ctypes
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
+from headframe.agent.scrub import CUDA
+from headframe.agent.vendor import Gone
 from headframe.health.xid import slot
+from headframe.model.fleet import Sharing
 from headframe.model.health import Inventory, Sample
 
 MIB = 1024 * 1024
@@ -70,8 +73,21 @@ SLOW: dict[str, Read] = {
 """What changes seldom: read once a minute."""
 
 
+PLACED: dict[str, Read] = {
+    "pci_bus": lambda nvml, card: text(nvml.nvmlDeviceGetPciInfo(card).busId),
+    "pcie_width": lambda nvml, card: nvml.nvmlDeviceGetCurrPcieLinkWidth(card),
+    "sharing": lambda nvml, card: SHARING.get(nvml.nvmlDeviceGetComputeMode(card), Sharing.TIME_SLICE),
+}
+SHARING = {0: Sharing.TIME_SLICE, 2: Sharing.EXCLUSIVE, 3: Sharing.EXCLUSIVE}
+"""By NVML's compute mode; in 2 (prohibited) and 3 (one process) a card takes one holder at most."""
+_P2P_READ, _P2P_OK = 0, 0
+"""NVML_P2P_CAPS_INDEX_READ and NVML_P2P_STATUS_OK of nvml.h; nvidia-ml-py has the first as a tuple, which its own call refuses."""
+_CLOCKS = {"core_offset_mhz": "core", "memory_offset_mhz": "memory"}
+_ECC: dict[str, Read] = {"ecc": lambda nvml, card: bool(nvml.nvmlDeviceGetEccMode(card)[0])}
+
+
 @contextlib.contextmanager
-def opened() -> Generator[Any]:
+def driver() -> Generator[Any]:
     """NVML's module, initialised; None where there is no driver."""
     import pynvml
 
@@ -87,28 +103,103 @@ def opened() -> Generator[Any]:
             pynvml.nvmlShutdown()
 
 
-def inventory(nvml: Any, card: Any) -> Inventory:
-    """What the card says of itself at rest."""
-    known = {"model": "unknown", "memory_mib": 0, **asked(INVENTORY, nvml, card)}
-    ecc = asked({"ecc": lambda nvml, card: bool(nvml.nvmlDeviceGetEccMode(card)[0])}, nvml, card)
-    errors = asked(ERRORS, nvml, card) if ecc.get("ecc") else {}
-    action = asked({"recovery_action": SLOW["recovery_action"]}, nvml, card)
-    return Inventory(**known, **ecc, **errors, **action)
+@contextlib.contextmanager
+def opened() -> Generator["Nvidia | None"]:
+    """NVIDIA's cards; None where there is no driver."""
+    with driver() as nvml:
+        yield Nvidia(nvml) if nvml else None
 
 
-def sample(nvml: Any, index: int, gpu_id: str, at_ms: int, *, slow: bool) -> Sample:
-    """One reading of a card. With `slow` also what changes seldom. `answer_ms` is how long the driver took for all of it."""
-    began = time.monotonic()
-    try:
-        card = nvml.nvmlDeviceGetHandleByIndex(index)
-        known = asked(SAMPLE, nvml, card)
+class Nvidia:
+    """See `Vendor`."""
+
+    name = "nvidia"
+    library = CUDA
+
+    def __init__(self, nvml: Any) -> None:
+        self._nvml = nvml
+
+    def count(self) -> int:
+        return self._nvml.nvmlDeviceGetCount()
+
+    def uuid(self, number: int) -> str:
+        with self._card(number) as card:
+            return text(self._nvml.nvmlDeviceGetUUID(card))
+
+    def inventory(self, number: int) -> Inventory:
+        with self._card(number) as card:
+            known = {"model": "unknown", "memory_mib": 0, **asked(INVENTORY, self._nvml, card)}
+            ecc = asked(_ECC, self._nvml, card)
+            errors = asked(ERRORS, self._nvml, card) if ecc.get("ecc") else {}
+            action = asked({"recovery_action": SLOW["recovery_action"]}, self._nvml, card)
+            return Inventory(**known, **ecc, **errors, **action)
+
+    def placed(self, number: int) -> dict[str, Any]:
+        with self._card(number) as card:
+            return asked(PLACED, self._nvml, card)
+
+    def sample(self, number: int, gpu_id: str, at_ms: int, *, slow: bool) -> Sample:
+        began = time.monotonic()
+        try:
+            with self._card(number) as card:
+                known, present = self._read(card, slow=slow), True
+        except Gone:
+            known, present = {}, False
+        return Sample(gpu_id=gpu_id, at_ms=at_ms, present=present, answer_ms=int((time.monotonic() - began) * 1000), **known)
+
+    def _read(self, card: Any, *, slow: bool) -> dict[str, Any]:
+        known = asked(SAMPLE, self._nvml, card)
         if slow:
-            known |= asked(SLOW, nvml, card)
-            known |= asked(ERRORS, nvml, card) if asked({"ecc": lambda nvml, card: nvml.nvmlDeviceGetEccMode(card)[0]}, nvml, card).get("ecc") else {}
-        present = True
-    except nvml.NVMLError:  # lost, or there is no such card any more
-        known, present = {}, False
-    return Sample(gpu_id=gpu_id, at_ms=at_ms, present=present, answer_ms=int((time.monotonic() - began) * 1000), **known)
+            known |= asked(SLOW, self._nvml, card)
+            known |= asked(ERRORS, self._nvml, card) if asked(_ECC, self._nvml, card).get("ecc") else {}
+        return known
+
+    def processes(self, number: int) -> Sequence[int]:
+        with self._card(number) as card:
+            try:
+                return sorted({each.pid for each in self._nvml.nvmlDeviceGetComputeRunningProcesses(card)})
+            except self._nvml.NVMLError as error:
+                if error.value != self._nvml.NVML_ERROR_NOT_SUPPORTED:
+                    raise  # not to know is not to be alone
+                return ()
+
+    def used_mib(self, number: int) -> int:
+        with self._card(number) as card:
+            return self._nvml.nvmlDeviceGetMemoryInfo(card).used // MIB
+
+    def stock(self, number: int) -> None:
+        with self._card(number) as card:
+            stock(self._nvml, card)
+
+    def off_stock(self, number: int) -> str:
+        with self._card(number) as card:
+            offsets = asked({name: INVENTORY[name] for name in _CLOCKS}, self._nvml, card)
+        return next((f"its {_CLOCKS[name]} clock is {value:+} MHz off" for name, value in offsets.items() if value), "")
+
+    def reach(self, one: int, other: int) -> bool:
+        with contextlib.suppress(Gone), self._card(one) as first, self._card(other) as second:
+            return self._nvml.nvmlDeviceGetP2PStatus(first, second, _P2P_READ) == _P2P_OK
+        return False
+
+    @contextlib.contextmanager
+    def _card(self, number: int) -> Generator[Any]:
+        """Its handle; what NVML says no to in between, the card is gone for."""
+        try:
+            yield self._nvml.nvmlDeviceGetHandleByIndex(number)
+        except self._nvml.NVMLError as error:
+            raise Gone(str(error)) from error
+
+
+def stock(nvml: Any, card: Any) -> None:
+    """Clocks as the maker set them, as far as this process may; what can't be set back stays."""
+    attempts: tuple[Callable[[], Any], ...] = (
+        lambda: nvml.nvmlDeviceResetGpuLockedClocks(card), lambda: nvml.nvmlDeviceResetMemoryLockedClocks(card),
+        lambda: nvml.nvmlDeviceGetGpcClkVfOffset(card) and nvml.nvmlDeviceSetGpcClkVfOffset(card, 0),
+        lambda: nvml.nvmlDeviceGetMemClkVfOffset(card) and nvml.nvmlDeviceSetMemClkVfOffset(card, 0),
+    )  # fmt: skip
+    for attempt in attempts:
+        with contextlib.suppress(nvml.NVMLError, AttributeError):
+            attempt()
 
 
 def asked(table: Mapping[str, Read], nvml: Any, card: Any) -> dict[str, Any]:
@@ -124,11 +215,6 @@ def asked(table: Mapping[str, Read], nvml: Any, card: Any) -> dict[str, Any]:
         if value is not None:
             known[name] = value
     return known
-
-
-def uuid(nvml: Any, card: Any) -> str:
-    """What a card is known by."""
-    return text(nvml.nvmlDeviceGetUUID(card))
 
 
 def text(value: bytes | str) -> str:

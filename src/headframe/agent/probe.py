@@ -1,33 +1,23 @@
-"""What this machine really has: CPU, memory, disk, GPUs through NVML, and the serials by which it is known again."""
+"""What this machine really has: CPU, memory, disk, GPUs through their drivers, and the serials by which it is known again."""
 
 import hashlib
 import os
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
 
-from headframe.agent.nvml import Read, asked, inventory, opened, text, uuid
+from headframe.agent.cards import Card, opened
+from headframe.agent.vendor import Gone
 from headframe.model.command import Enrol
-from headframe.model.fleet import LOCAL, Gpu, Node, Sharing
+from headframe.model.fleet import LOCAL, Gpu, Node
 from headframe.model.ids import GpuId, NodeId, RackId, SiteId
 from headframe.model.states import GpuState, NodeState
 from headframe.model.units import MILLI
 
 MIB = 1024 * 1024
-SHARING = {0: Sharing.TIME_SLICE, 2: Sharing.EXCLUSIVE, 3: Sharing.EXCLUSIVE}
-"""By NVML's compute mode; in 2 (prohibited) and 3 (one process) a card takes one holder at most."""
-_PLACED: dict[str, Read] = {
-    "id": uuid,
-    "pci_bus": lambda nvml, card: text(nvml.nvmlDeviceGetPciInfo(card).busId),
-    "pcie_width": lambda nvml, card: nvml.nvmlDeviceGetCurrPcieLinkWidth(card),
-    "sharing": lambda nvml, card: SHARING.get(nvml.nvmlDeviceGetComputeMode(card), Sharing.TIME_SLICE),
-}
-P2P_READ, P2P_OK = 0, 0
-"""NVML_P2P_CAPS_INDEX_READ and NVML_P2P_STATUS_OK of nvml.h; nvidia-ml-py has the first as a tuple, which its own call refuses."""
 RESERVED_MEMORY_MIB = 512
 """Kept for the operating system and for Headframe itself."""
 
@@ -41,7 +31,7 @@ def probe(site: SiteId, rack: RackId, data: Path, now_ms: int) -> Enrol:
         disk_mib=shutil.disk_usage(data).total // MIB, cpu_model=_cpu_model(), os=_os_name(), boot_id=boot_id(),
         joined_ms=now_ms, seen_ms=now_ms, arch=platform.machine(),
     )  # fmt: skip
-    return Enrol(node=node, gpus=tuple(nvidia_gpus(node_id, now_ms)))
+    return Enrol(node=node, gpus=tuple(gpus(node_id, now_ms)))
 
 
 def boot_id() -> str:
@@ -50,45 +40,34 @@ def boot_id() -> str:
     return path.read_text().strip() if path.exists() else ""
 
 
-def nvidia_gpus(node: NodeId, now_ms: int) -> list[Gpu]:
-    """The NVIDIA cards that NVML lists; none where there is no driver. A card that is lost when asked is left out."""
-    with opened() as nvml:
-        if nvml is None:
-            return []
-        found = [_gpu(nvml, index, node, now_ms) for index in range(nvml.nvmlDeviceGetCount())]
-        return _linked(nvml, [gpu for gpu in found if gpu])
+def gpus(node: NodeId, now_ms: int) -> list[Gpu]:
+    """The cards that their drivers list; none where there is no driver. A card that is lost when asked is left out."""
+    with opened() as cards:
+        found = [(card, gpu) for card in cards if (gpu := _gpu(card, node, now_ms))]
+        return _linked(found)
 
 
-def _gpu(nvml: Any, index: int, node: NodeId, now_ms: int) -> Gpu | None:
+def _gpu(card: Card, node: NodeId, now_ms: int) -> Gpu | None:
     try:
-        card = nvml.nvmlDeviceGetHandleByIndex(index)
-        said, known = inventory(nvml, card), asked(_PLACED, nvml, card)
-    except nvml.NVMLError:
+        uuid, said, known = card.uuid(), card.vendor.inventory(card.number), card.vendor.placed(card.number)
+    except Gone:
         return None
     return Gpu(
-        id=GpuId(known.pop("id", f"{node}-gpu-{index}")), node_id=node, index=index, model=said.model, memory_mib=said.memory_mib, driver=said.driver, vbios=said.vbios,
+        id=GpuId(uuid), node_id=node, index=card.index, model=said.model, memory_mib=said.memory_mib, driver=said.driver, vbios=said.vbios,
         compute_capability=said.compute_capability, pcie_gen=said.link_gen_max or 0, max_w=said.power_limit_w or 0,
         state=GpuState.NEW, joined_ms=now_ms, **known,
     )  # fmt: skip
 
 
-def _linked(nvml: Any, cards: list[Gpu]) -> list[Gpu]:
+def _linked(cards: list[tuple[Card, Gpu]]) -> list[Gpu]:
     """The cards with their peer-to-peer domains: those that reach each other's memory, directly or through others that do."""
     domain = list(range(len(cards)))
-    for a in range(len(cards)):
-        for b in range(a):
-            if domain[a] != domain[b] and _reach(nvml, cards[a].index, cards[b].index):
+    for a, (one, _) in enumerate(cards):
+        for b, (other, _) in enumerate(cards[:a]):
+            if domain[a] != domain[b] and one.vendor is other.vendor and one.vendor.reach(one.number, other.number):
                 domain = [domain[b] if each == domain[a] else each for each in domain]
     alone = {number for number in domain if domain.count(number) == 1}
-    return [msgspec.structs.replace(gpu, p2p="" if number in alone else str(number)) for gpu, number in zip(cards, domain, strict=True)]
-
-
-def _reach(nvml: Any, a: int, b: int) -> bool:
-    try:
-        first, second = nvml.nvmlDeviceGetHandleByIndex(a), nvml.nvmlDeviceGetHandleByIndex(b)
-        return nvml.nvmlDeviceGetP2PStatus(first, second, P2P_READ) == P2P_OK
-    except nvml.NVMLError:
-        return False
+    return [msgspec.structs.replace(gpu, p2p="" if number in alone else str(number)) for (_, gpu), number in zip(cards, domain, strict=True)]
 
 
 def _machine_serial(data: Path) -> str:

@@ -77,6 +77,8 @@ def arch(bench: Bench) -> Measured:
     """Whether this PyTorch has code for the card's chip."""
     if not bench.real:
         return Measured(arch_supported=True)
+    if torch.version.hip:
+        return Measured(arch_supported=torch.cuda.get_device_properties(bench.device).gcnArchName.split(":")[0] in torch.cuda.get_arch_list())
     major, minor = torch.cuda.get_device_capability(bench.device)
     known = [int(name.split("_")[1].rstrip("af")) for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
     return Measured(arch_supported=any(code // 10 == major and code % 10 <= minor for code in known))

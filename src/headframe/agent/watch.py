@@ -13,11 +13,10 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from headframe.agent.nvml import opened, sample, uuid
+from headframe.agent.cards import identified, opened
 from headframe.health.xid import read
 from headframe.model.health import Report, Sample, Xid
 
@@ -33,7 +32,7 @@ LINE_BYTES_MAX = 1 << 20
 
 
 async def reports(interval_s: float = INTERVAL_S, kernel_log: Path = KERNEL_LOG) -> AsyncIterator[Report]:
-    """What this machine tells, for ever; ends at once where NVML lists no card."""
+    """What this machine tells, for ever; ends at once where no driver lists a card."""
     known: tuple[str, ...] = ()
     while True:
         command = [sys.executable, "-m", "headframe.agent.watch", str(interval_s), str(kernel_log)]
@@ -113,13 +112,13 @@ def _die_with_parent() -> None:
 def watch(interval_s: float, kernel_log: Path) -> None:
     """Read and write until nobody listens."""
     log = KernelLog(kernel_log)
-    with opened() as nvml:
-        cards = _cards(nvml) if nvml else {}
+    with opened() as there:
+        cards = identified(there)
         encoder, number = msgspec.json.Encoder(), 0
         while cards:
             began = time.monotonic()
             at_ms = time.time_ns() // 1_000_000
-            samples = tuple(sample(nvml, index, uuid, at_ms, slow=number % SLOW_EVERY == 0) for index, uuid in cards.items())
+            samples = tuple(card.vendor.sample(card.number, uuid, at_ms, slow=number % SLOW_EVERY == 0) for card, uuid in cards)
             line = encoder.encode(Report(samples=samples, xids=tuple(log.xids(at_ms)))) + b"\n"
             try:
                 os.write(sys.stdout.fileno(), line)
@@ -127,15 +126,6 @@ def watch(interval_s: float, kernel_log: Path) -> None:
                 return
             number += 1
             time.sleep(max(0.0, interval_s - (time.monotonic() - began)))
-
-
-def _cards(nvml: Any) -> dict[int, str]:
-    """The cards there were at the start, by index."""
-    found: dict[int, str] = {}
-    for index in range(nvml.nvmlDeviceGetCount()):
-        with contextlib.suppress(nvml.NVMLError):
-            found[index] = uuid(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
-    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -46,6 +46,11 @@ def launch_for(allocation: Allocation, workload: Workload, work: Path, checkpoin
     return Launch(setup=setup, run=[*shell, workload.spec.run], env={**base, **env, **workload.spec.env})
 
 
+def bound(cards: Sequence[str]) -> dict[str, str]:
+    """The cards that a process may see, by what they are known by: in the words of NVIDIA's libraries, and of AMD's, which heed both."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(cards), "ROCR_VISIBLE_DEVICES": ",".join(cards)}
+
+
 def podman_path() -> str | None:
     """Where podman is, if it is installed."""
     return shutil.which("podman")
@@ -74,7 +79,7 @@ def _headframe_env(allocation: Allocation, workload: Workload) -> dict[str, str]
         "HEADFRAME_NODE_RANK": str(part.rank), "HEADFRAME_GPUS_PER_NODE": str(len(part.shares)),
         "HEADFRAME_CPUS": f"{part.cpu_milli / MILLI:g}", "HEADFRAME_MEMORY_MIB": str(part.memory_mib),
         "HEADFRAME_MASTER_ADDR": "127.0.0.1", "HEADFRAME_MASTER_PORT": "29500",
-        "CUDA_VISIBLE_DEVICES": ",".join(share.gpu_id for share in part.shares),
+        **bound([share.gpu_id for share in part.shares]),
         **_sharing(part),
         "OMP_NUM_THREADS": str(max(1, part.cpu_milli // MILLI)),
     }  # fmt: skip

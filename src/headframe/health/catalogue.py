@@ -74,8 +74,9 @@ def claim(models: Sequence[Model], card: Inventory) -> Claim:
     sizes = {float(stated[1])} & {model.memory_gib for model in named} if stated else set[float]()
     fitting = [model for model in named if _fits(model, card) and (not sizes or model.memory_gib in sizes)]
     best = min(fitting or named, key=lambda model: (not _agree(model, card.model), abs(card.memory_mib / 1024 - model.memory_gib), model.name))
-    if card.compute_capability and best.vendor == "nvidia" and card.compute_capability != best.capability:
-        chip = f"calls itself {best.name} but its chip has compute capability {card.compute_capability}, not {best.capability}"
+    if card.compute_capability and best.capability and best.vendor == card.vendor and card.compute_capability != best.capability:
+        what = "has compute capability" if card.vendor == "nvidia" else "is"
+        chip = f"calls itself {best.name} but its chip {what} {card.compute_capability}, not {best.capability}"
         return Claim(model=best, wrong_chip=chip)
     if not fitting:
         known = " or ".join(f"{size:g} GiB" for size in sorted(sizes or {model.memory_gib for model in named}))

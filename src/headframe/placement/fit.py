@@ -219,8 +219,9 @@ def plain_model(model: str) -> str:
 
 @lru_cache(maxsize=256)
 def capability(text: str) -> tuple[int, ...]:
-    """A compute capability as numbers that compare: "8.6" is (8, 6), and what is not known is ()."""
-    return tuple(int(part) for part in text.split(".")) if text else ()
+    """A compute capability as numbers that compare: "8.6" is (8, 6), and what is not known, or is no NVIDIA card's (gfx906), is ()."""
+    parts = text.split(".")
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else ()
 
 
 CARD_RULES = (
