@@ -69,6 +69,7 @@ GET(unsigned, nvmlDeviceGetFanSpeed(Dev d, unsigned *o), "fan")
 GET(unsigned, nvmlDeviceGetClockInfo(Dev d, int kind, unsigned *o), kind == 1 ? "sm_mhz" : kind == 2 ? "mem_mhz" : "clock")
 GET(unsigned, nvmlDeviceGetComputeMode(Dev d, unsigned *o), "compute_mode")
 GET(unsigned, nvmlDeviceGetEccMode(Dev d, unsigned *o, unsigned *pending), "ecc")
+GET(unsigned, nvmlDeviceGetPersistenceMode(Dev d, unsigned *o), "persistence")
 GET(u64, nvmlDeviceGetTotalEccErrors(Dev d, int type, int counter, u64 *o), type ? "ecc_unc" : "ecc_cor")
 GET(unsigned, nvmlDeviceGetRetiredPagesPendingStatus(Dev d, unsigned *o), "retired_pending")
 int nvmlDeviceGetRetiredPages(Dev d, int cause, unsigned *n, u64 *pages) {

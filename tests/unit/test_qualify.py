@@ -246,3 +246,18 @@ def test_new_cards_are_checked_before_their_first_work_where_the_site_says_so():
     commit(world, decisions(world, facts, NOW_MS + 2000))
     commit(world, decisions(world, Facts(nodes={"node-0": NOW_MS}, sweep=True), NOW_MS + 3000))
     assert states(world)[2] is GpuState.TESTING
+
+
+def test_how_a_card_was_set_by_whoever_had_it_before_is_told_and_is_no_fault():
+    world = fleet(nodes=1, gpus_each=1)
+    qualify(world)
+    card = found("GPU-0-0", power_default_w=370, memory_offset_mhz=-200, core_offset_mhz=150, persistence=False)
+    ended(world, (card, HOST))
+    graded = world.gpus["GPU-0-0"]
+    assert graded.grade is Grade.TRAIN
+    assert graded.graded.reasons[-4:] == (
+        "its power limit is 350 W, its maker's 370 W: it is compared with cards at an equal limit",
+        "its core clock is set +150 MHz off its maker's: that is undone before work starts",
+        "its memory clock is set -200 MHz off its maker's: that is undone before work starts",
+        "its driver is unloaded while nobody uses it, so work starts seconds later: `nvidia-smi -pm 1`",
+    )

@@ -37,6 +37,7 @@ INVENTORY: dict[str, Read] = {
     "power_default_w": lambda nvml, card: nvml.nvmlDeviceGetPowerManagementDefaultLimit(card) // 1000,
     "link_gen_max": lambda nvml, card: nvml.nvmlDeviceGetMaxPcieLinkGeneration(card),
     "link_width_max": lambda nvml, card: nvml.nvmlDeviceGetMaxPcieLinkWidth(card),
+    "persistence": lambda nvml, card: bool(nvml.nvmlDeviceGetPersistenceMode(card)),
     "core_offset_mhz": lambda nvml, card: nvml.nvmlDeviceGetGpcClkVfOffset(card),
     "memory_offset_mhz": lambda nvml, card: nvml.nvmlDeviceGetMemClkVfOffset(card),
 }

@@ -12,7 +12,7 @@ from headframe.cli.jobs import Json
 from headframe.cli.session import err, fail, out, refusals, show, table
 from headframe.data import text
 from headframe.health.catalogue import catalogue
-from headframe.health.grade import examined, half_tflops
+from headframe.health.grade import examined, half_tflops, remarks
 from headframe.health.rules import Rules, limited
 from headframe.model.health import CardCheck, Depth, NodeCheck, Step
 from headframe.model.units import mib
@@ -66,7 +66,7 @@ def _people(done: NodeCheck) -> None:
     if done.cards:
         out.print(shown)
     for each in done.cards:
-        _reasons(f"GPU {each.facts.index}", [*map(str, each.grading.findings), *each.facts.notes], each.grading.raises)
+        _reasons(f"GPU {each.facts.index}", [*map(str, each.grading.findings), *each.facts.notes, *remarks(each.facts.card)], each.grading.raises)
     host = done.facts.host
     out.print(f"machine: {host.threads} threads, {mib(host.memory_mib)} at {_rate(host.memory_copy_gb_s, 'GB/s')}, disk {_rate(host.disk_mb_s, 'MB/s')}, "
               f"network {_rate(host.network_gbit_s, 'Gb/s')}", markup=False)  # fmt: skip

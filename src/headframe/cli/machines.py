@@ -13,7 +13,7 @@ from headframe.cli.jobs import Json
 from headframe.cli.session import client, err, fail, out, seconds, show, table, watts
 from headframe.client import Client
 from headframe.model.agent import AddBody
-from headframe.model.api import CheckBody, EnableBody, GpuBody, NodeBody, NodeReadings, NodeView, ServiceBody
+from headframe.model.api import CheckBody, EnableBody, EventView, GpuBody, NodeBody, NodeReadings, NodeView, ServiceBody
 from headframe.model.fleet import Gpu, Grade, NodeGraded, Sharing
 from headframe.model.health import CardHour, Depth
 from headframe.model.states import GpuState, NodeState, Service
@@ -21,6 +21,7 @@ from headframe.model.units import MILLI, counted, gpus, mib
 from headframe.model.work import Tier
 
 POLL_S = 1.0
+CARDS_TOLD, EVENTS_TOLD = 16, 8
 Why = Annotated[str, typer.Option("--why", help="Kept with it, and shown.")]
 
 node_app = typer.Typer(no_args_is_help=True, help="Machines: where they are, what is wrong with them, in and out of service.")
@@ -59,7 +60,13 @@ def node_show(name: str, *, json: Json = False) -> None:
     """One machine: its cards, what is wrong with them, and what runs there."""
     with client() as cloud:
         found, said = cloud.node(name), cloud.readings(name)
-    show(found, json, lambda: _show_node(found, said))
+        told = [] if json else _history(cloud, found.node.id, *(card.id for card in found.gpus[:CARDS_TOLD]))
+
+    def people() -> None:
+        _show_node(found, said)
+        _show_history(told)
+
+    show(found, json, people)
 
 
 @node_app.command("qualify")
@@ -139,8 +146,14 @@ def gpu_show(uuid: str, *, json: Json = False) -> None:
     """One card."""
     with client() as cloud:
         found = _home(cloud, uuid)
-        said = cloud.readings(found.node_id)
-    show(found, json, lambda: _show_gpus((found,), said))
+        said, told = cloud.readings(found.node_id), [] if json else _history(cloud, found.id)
+
+    def people() -> None:
+        _show_gpus((found,), said)
+        _show_measured(found)
+        _show_history(told)
+
+    show(found, json, people)
 
 
 @gpu_app.command("history")
@@ -246,6 +259,31 @@ def _show_gpus(cards: tuple[Gpu, ...], said: NodeReadings) -> None:
             out.print(f"GPU {card.index}: [green]→[/] {step}")
         if card.concern and card.state is GpuState.READY:
             out.print(f"GPU {card.index}: {card.concern}", style="yellow", markup=False)
+
+
+def _show_measured(card: Gpu) -> None:
+    """What was measured, beside what its model is known for."""
+    if card.graded is None:
+        return
+    graded, shown = card.graded, table("measured", ">here", ">its model", ">share")
+    for what, here, known, unit in (
+        ("memory bandwidth", graded.memory_gb_s, graded.memory_known_gb_s, "GB/s"), ("16-bit products", graded.half_tflops, graded.half_known_tflops, "TFLOP/s"),
+        ("from the host", graded.h2d_gb_s, None, "GB/s"),
+    ):  # fmt: skip
+        rates = ("–" if value is None else f"{value:.4g} {unit}" for value in (here, known))
+        shown.add_row(what, *rates, f"{here / known:.0%}" if here is not None and known else "–")
+    out.print(shown)
+
+
+def _history(cloud: Client, *subjects: str) -> list[EventView]:
+    """The last events of machines and cards, oldest first."""
+    each = [event for subject in subjects for event in cloud.events(subject=subject, limit=500).items]
+    return sorted(each, key=lambda event: event.seq)[-EVENTS_TOLD:]
+
+
+def _show_history(events: list[EventView]) -> None:
+    for event in events:
+        out.print(f"{datetime.fromtimestamp(event.at_ms / 1000, UTC):%Y-%m-%d %H:%M} {event.text}", style="dim", markup=False)
 
 
 def _told(value: float | None, unit: str = "") -> str:

@@ -136,6 +136,18 @@ def host_readings(host: Host, cards: Sequence[Inventory]) -> dict[str, float | N
     }
 
 
+def remarks(card: Inventory) -> Iterator[str]:
+    """How a card is set, where that is not as its maker does: no fault, and often left by mining."""
+    limit, usual = card.power_limit_w, card.power_default_w
+    if limit and usual and limit != usual:
+        yield f"its power limit is {limit} W, its maker's {usual} W: it is compared with cards at an equal limit"
+    for what, offset in (("core", card.core_offset_mhz), ("memory", card.memory_offset_mhz)):
+        if offset:
+            yield f"its {what} clock is set {offset:+} MHz off its maker's: that is undone before work starts"
+    if card.persistence is False:
+        yield "its driver is unloaded while nobody uses it, so work starts seconds later: `nvidia-smi -pm 1`"
+
+
 def stale(graded: Graded, gpu: Gpu, now_ms: int) -> str:
     """Why a grade no longer holds, "" where it does: it is too old, or the card is not as it was checked."""
     if now_ms - graded.at_ms > VALID_MS:

@@ -22,7 +22,7 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Inventory(Errors, frozen=True, kw_only=True, omit_defaults=True):
     """What a card says of itself at rest. `slot` is its place on the bus; offsets are in MHz above the maker's clocks, as miners
-    set them.
+    set them; with `persistence` the driver stays loaded while nobody uses the card.
     """
 
     model: str
@@ -39,6 +39,7 @@ class Inventory(Errors, frozen=True, kw_only=True, omit_defaults=True):
     link_width_max: int | None = None
     core_offset_mhz: int | None = None
     memory_offset_mhz: int | None = None
+    persistence: bool | None = None
     ecc: bool | None = None
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from headframe.data import text
 from headframe.health.catalogue import Model, catalogue
-from headframe.health.grade import OURS, examined, half_tflops, stale, typical
+from headframe.health.grade import OURS, examined, half_tflops, remarks, stale, typical
 from headframe.health.rules import Rules
 from headframe.model.command import Qualify
 from headframe.model.errors import Conflicting
@@ -131,7 +131,7 @@ def _after(world: World, gpu: Gpu, check: CardCheck | None, host: HostFacts | No
         return Draft(
             kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{where}: {before}, its check gave no result{f': {detail}' if detail else ''}", rows=(row,)
         )
-    grade, reasons = check.grading.grade, (*map(str, check.grading.findings), *check.facts.notes)
+    grade, reasons = check.grading.grade, (*map(str, check.grading.findings), *check.facts.notes, *remarks(check.facts.card))
     as_before = grade is Grade.UNMEASURED and before is GpuState.SUSPECT
     gpu = broke(gpu, now_ms) if grade is Grade.REJECT else gpu
     state = GpuState.SUSPECT if grade is Grade.REJECT else before if grade is Grade.UNMEASURED else GpuState.READY
