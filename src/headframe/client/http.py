@@ -20,6 +20,9 @@ from headframe.model.api import (
     Defragmentation,
     DefragmentBody,
     EnableBody,
+    EngineBody,
+    EngineList,
+    EngineView,
     EntryPage,
     EventPage,
     EventView,
@@ -45,6 +48,7 @@ from headframe.model.api import (
     RackBody,
     RackList,
     RackView,
+    Reconciliation,
     ReservationBody,
     ReservationList,
     RigList,
@@ -197,6 +201,26 @@ class Client:
     def check_node(self, name: str, body: CheckBody) -> NodeView:
         """Check a node's free cards, and grade them anew."""
         return self._send("POST", f"/v1/nodes/{_segment(name)}/check", NodeView, body)
+
+    def add_engine(self, body: EngineBody) -> EngineView:
+        """Look at a Slurm cluster, and use it."""
+        return self._send("POST", "/v1/engines", EngineView, body)
+
+    def engines(self) -> EngineList:
+        """The engines that were added."""
+        return self._get("/v1/engines", EngineList)
+
+    def check_engine(self, name: str) -> EngineView:
+        """Look at one again."""
+        return self._send("POST", f"/v1/engines/{_segment(name)}/check", EngineView)
+
+    def remove_engine(self, name: str) -> EngineList:
+        """Use it no more."""
+        return self._send("DELETE", f"/v1/engines/{_segment(name)}", EngineList)
+
+    def reconciliation(self, name: str, hours: int = 24) -> Reconciliation:
+        """The ledger beside its own accounting."""
+        return self._get(f"/v1/engines/{_segment(name)}/reconciliation", Reconciliation, hours=hours)
 
     def hours(self, name: str, days: int = 7) -> NodeHours:
         """What a node's cards said, hour by hour."""

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from headframe.model.fleet import Volume
+from headframe.model.fleet import Down, Machine, Volume
 from headframe.model.ids import AllocationId, NodeId
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
@@ -15,12 +15,15 @@ GRACE_S = 10
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):
     """One look: the nodes that answered, and every allocation they have and were not told to forget; or, where it is not
-    `complete`, only those about which there is news.
+    `complete`, only those about which there is news. `machines` are those that the engine brings, told at least when they change; `down` those
+    that are to get nothing new.
     """
 
     nodes: tuple[NodeId, ...]
     observations: tuple[Observation, ...]
     complete: bool = True
+    machines: tuple[Machine, ...] = ()
+    down: dict[NodeId, Down] = {}
 
 
 class Engine(Protocol):

@@ -26,7 +26,7 @@ import msgspec
 from headframe.engines import supervisor
 from headframe.engines.base import GRACE_S, Sight
 from headframe.engines.cgroup import make_cgroups, remove_cgroups
-from headframe.engines.runtime import SETUP_EXIT, Launch, launch_for
+from headframe.engines.runtime import SETUP_EXIT, Launch, here, launch_for
 from headframe.files import write_private
 from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, GpuId, NodeId, is_allocation_id, volume_id
@@ -135,7 +135,7 @@ class LocalEngine:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not (directory / "stop.json").exists():
             write_private(directory / "stop.json", json.dumps({"reason": because, "grace_s": grace_s}).encode())
-        pid = next((line.pid for line in _journal(directory) if line.event == "starting"), 0)
+        pid = next((line.pid for line in read_journal(directory) if line.event == "starting"), 0)
         if pid and _locked(directory):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGUSR1)
@@ -188,7 +188,7 @@ class LocalEngine:
         if over is not None:
             return over
         alive = _locked(directory)  # before the journal: a keeper writes its end before it lets go
-        lines = _journal(directory)
+        lines = read_journal(directory)
         key = AllocationId(directory.name)
         started_ms = next((line.at_ms for line in lines if line.event in {"setup", "running"}), 0)
         ended = next((line for line in lines if line.event == "ended"), None)
@@ -230,7 +230,7 @@ class LocalEngine:
         mounts = {mount: self._volumes / volume_id(workload.project_id, mount.volume) for mount in workload.spec.volumes}
         for volume in mounts.values():
             volume.mkdir(exist_ok=True, mode=0o700)
-        launch = launch_for(allocation, workload, work, checkpoint, mounts)
+        launch = launch_for(here(allocation), allocation, workload, work, checkpoint, mounts)
         write_private(directory / "spec.json", json.dumps(self._spec(allocation, workload, work, launch)).encode())
 
     def _spec(self, allocation: Allocation, workload: Workload, work: Path, launch: Launch) -> dict[str, Any]:
@@ -289,7 +289,7 @@ class LocalEngine:
         """An end written by the engine, only where no keeper lives to write one."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _claimed(directory) as mine:
-            if mine and not any(line.event == "ended" for line in _journal(directory)):
+            if mine and not any(line.event == "ended" for line in read_journal(directory)):
                 self._append_end(directory, reason, detail, at_ms, unclean)
 
     def _append_end(self, directory: Path, reason: Reason, detail: str, at_ms: int, unclean: Sequence[str]) -> None:
@@ -346,7 +346,7 @@ def _parse(raw: bytes, following: int) -> LogLine:
     return LogLine(at_ms=int(at_ms), rank=int(rank), stream=stream, text=text, next=following)
 
 
-def _journal(directory: Path) -> list[JournalLine]:
+def read_journal(directory: Path) -> list[JournalLine]:
     """What happened, in order; a line cut off by a power loss does not count."""
     try:
         data = (directory / "journal").read_bytes()

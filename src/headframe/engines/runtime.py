@@ -17,7 +17,20 @@ PODMAN_STOP_S = 10
 SETUP_EXIT = 113
 """In a container setup and run share one shell; this exit code tells a failed setup from a failed run."""
 WORK_IN_CONTAINER = "/work"
+PLAIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOFILE_MAX, NPROC_MAX = 65_536, 32_768
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank's place in a gang: what it holds, where rank 0 listens, and on this machine which cards it may see (None: it is another machine,
+    where the engine beneath has bound it to some).
+    """
+
+    part: Part
+    ranks: int = 1
+    master: str = "127.0.0.1"
+    port: int = 29_500
+    cards: Sequence[str] | None = ()
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,15 +42,21 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     on_stop: list[list[str]] = []
 
 
-def launch_for(allocation: Allocation, workload: Workload, work: Path, checkpoint: Path, mounts: Mapping[Mount, Path]) -> Launch:
+def here(allocation: Allocation) -> Place:
+    """The place of an allocation of this machine's own."""
+    part = allocation.parts[0]
+    return Place(part=part, ranks=len(allocation.parts), cards=[share.gpu_id for share in part.shares])
+
+
+def launch_for(place: Place, allocation: Allocation, workload: Workload, work: Path, checkpoint: Path, mounts: Mapping[Mount, Path]) -> Launch:
     """A container where an image is named, else a process; ValueError says what is missing."""
-    env = _headframe_env(allocation, workload)
+    env = _headframe_env(place, allocation, workload)
     if workload.spec.image:
-        return _podman(allocation, workload, _volumes(work, checkpoint, workload, mounts), {**env, **_seen(mounts, inside=True)})
+        return _podman(place, allocation, workload, _volumes(work, checkpoint, workload, mounts), {**env, **_seen(mounts, inside=True)})
     env |= _seen(mounts, inside=False)
     if workload.spec.checkpoint:
         env["HEADFRAME_CHECKPOINT"] = str(checkpoint)
-    path = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
+    path = os.environ.get("PATH", PLAIN_PATH) if place.cards is not None else PLAIN_PATH
     base = {"PATH": path, "HOME": str(work), "LANG": "C.UTF-8", "TMPDIR": "/tmp", "PYTHONUNBUFFERED": "1"}  # noqa: S108
     if workload.spec.tier is Tier.HOUSE:  # our own program: it needs the libraries that this one found, and none of its secrets
         base = {**{key: value for key, value in os.environ.items() if not key.startswith("HEADFRAME_")}, **base, "HEADFRAME_PYTHON": sys.executable}
@@ -71,15 +90,15 @@ def _oci_runtime() -> list[str]:
     return ["--runtime=runc"] if not unified and shutil.which("runc") else []
 
 
-def _headframe_env(allocation: Allocation, workload: Workload) -> dict[str, str]:
-    part = allocation.parts[0]
+def _headframe_env(place: Place, allocation: Allocation, workload: Workload) -> dict[str, str]:
+    part = place.part
     return {
         "HEADFRAME_WORKLOAD": workload.id, "HEADFRAME_NAME": workload.name, "HEADFRAME_ALLOCATION": allocation.id,
-        "HEADFRAME_ATTEMPT": str(allocation.attempt), "HEADFRAME_NODES": str(len(allocation.parts)),
+        "HEADFRAME_ATTEMPT": str(allocation.attempt), "HEADFRAME_NODES": str(place.ranks),
         "HEADFRAME_NODE_RANK": str(part.rank), "HEADFRAME_GPUS_PER_NODE": str(len(part.shares)),
         "HEADFRAME_CPUS": f"{part.cpu_milli / MILLI:g}", "HEADFRAME_MEMORY_MIB": str(part.memory_mib),
-        "HEADFRAME_MASTER_ADDR": "127.0.0.1", "HEADFRAME_MASTER_PORT": "29500",
-        **bound([share.gpu_id for share in part.shares]),
+        "HEADFRAME_MASTER_ADDR": place.master, "HEADFRAME_MASTER_PORT": str(place.port),
+        **({} if place.cards is None else bound(place.cards)),
         **_sharing(part),
         "OMP_NUM_THREADS": str(max(1, part.cpu_milli // MILLI)),
     }  # fmt: skip
@@ -107,22 +126,31 @@ def _seen(mounts: Mapping[Mount, Path], *, inside: bool) -> dict[str, str]:
     return {"HEADFRAME_VOLUME_" + mount.volume.upper().replace("-", "_"): mount.path if inside else str(path) for mount, path in mounts.items()}
 
 
-def _podman(allocation: Allocation, workload: Workload, volumes: list[str], env: dict[str, str]) -> Launch:
-    podman = podman_path()
+_THERE = (
+    "runtime=; [ -e /sys/fs/cgroup/cgroup.controllers ] || runtime=--runtime=runc; "
+    'for card in $(echo "$CUDA_VISIBLE_DEVICES" | tr , " "); do set -- "--device=nvidia.com/gpu=$card" "$@"; done; exec podman $runtime run "$@"'
+)
+"""podman on another machine: with the runtime that it needs there (see `_oci_runtime`), and the cards that the engine beneath has bound this process to."""
+
+
+def _podman(place: Place, allocation: Allocation, workload: Workload, volumes: list[str], env: dict[str, str]) -> Launch:
+    podman = podman_path() if place.cards is not None else "podman"
     if podman is None:
         raise ValueError("an image is named, but podman is not installed on this machine")
-    part, name = allocation.parts[0], f"headframe-{allocation.id}"
+    part, name = place.part, f"headframe-{allocation.id}" + (f"-{place.part.rank}" if place.ranks > 1 else "")
     argv = [
-        podman, *_oci_runtime(), "run", "--rm", "--replace", f"--name={name}", "--security-opt=no-new-privileges", "--cap-drop=all", *_ulimits(),
+        "--rm", "--replace", f"--name={name}", "--security-opt=no-new-privileges", "--cap-drop=all", *_ulimits(),
         f"--cpus={part.cpu_milli / MILLI:g}", f"--memory={part.memory_mib}m", *volumes,
         f"--workdir={WORK_IN_CONTAINER}", f"--stop-timeout={PODMAN_STOP_S}", "--log-driver=none",
     ]  # fmt: skip
     if workload.spec.checkpoint:
         env["HEADFRAME_CHECKPOINT"] = workload.spec.checkpoint
-    argv += [f"--device=nvidia.com/gpu={share.gpu_id}" for share in part.shares]
+    argv += ["--network=host"] if place.ranks > 1 else []  # ranks find each other by their machines' addresses
+    argv += [f"--device=nvidia.com/gpu={card}" for card in place.cards or ()]
     argv += [f"--env={key}={value}" for key, value in {**env, **workload.spec.env}.items()]
     setup = f"( {workload.spec.setup}\n) || exit {SETUP_EXIT}; " if workload.spec.setup else ""
     inner = [*argv, workload.spec.image, "/bin/sh", "-c", setup + workload.spec.run]
     outer = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": os.environ.get("HOME", "/root"), "LANG": "C.UTF-8"}
     outer |= {key: os.environ[key] for key in ("XDG_RUNTIME_DIR", "CONTAINERS_STORAGE_CONF", "CONTAINERS_CONF") if key in os.environ}
-    return Launch(setup=[], run=inner, env=outer, on_stop=[[podman, "stop", f"--time={PODMAN_STOP_S}", name]])
+    run = [podman, *_oci_runtime(), "run"] if place.cards is not None else ["/bin/sh", "-c", _THERE, "sh"]
+    return Launch(setup=[], run=[*run, *inner], env=outer, on_stop=[[podman, "stop", f"--time={PODMAN_STOP_S}", name]])

@@ -47,7 +47,8 @@ class Several:
         sights = [await engine.observe() for engine in self._engines.values()]
         return Sight(
             nodes=tuple(node for sight in sights for node in sight.nodes), observations=tuple(each for sight in sights for each in sight.observations),
-            complete=all(sight.complete for sight in sights),
+            complete=all(sight.complete for sight in sights), machines=tuple(each for sight in sights for each in sight.machines),
+            down={key: told for sight in sights for key, told in sight.down.items()},
         )  # fmt: skip
 
     async def forget(self, allocation: AllocationId) -> None:

@@ -34,6 +34,7 @@ class Keeper:
         self.directory = directory
         self.notify_path = notify
         self.spec = json.loads(self.read("spec.json"))
+        self.spec["env"].update({name: os.environ[name] for name in self.spec.get("inherit", ()) if name in os.environ})
         self.journal = os.open(self.path("journal"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self.log = Log(self.path("log"), self.spec["rank"])
         self.child = 0
@@ -41,6 +42,8 @@ class Keeper:
         self.kill_at = None
         self.began = None
         self.lease_look = 0.0
+        self.beat_at = 0.0
+        self.told = False
 
     def path(self, name):
         return os.path.join(self.directory, name)
@@ -54,6 +57,8 @@ class Keeper:
         fact["at_ms"] = self.now_ms()
         os.write(self.journal, (json.dumps(fact) + "\n").encode())
         os.fsync(self.journal)
+        if self.spec.get("news"):
+            return self.leave_word()
         nudge = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             nudge.setblocking(False)
@@ -62,6 +67,13 @@ class Keeper:
             pass  # nobody listens: the server reads the journal when it is back
         finally:
             nudge.close()
+
+    def leave_word(self):
+        """Where the server is on another machine and sees the same directories: a file of our name says that the journal has grown."""
+        try:
+            os.close(os.open(os.path.join(self.spec["news"], f"{self.spec['id']}.{self.spec['rank']}"), os.O_WRONLY | os.O_CREAT, 0o600))
+        except OSError:
+            pass  # it looks at everything now and then
 
     def now_ms(self):
         """Wall clock at the start, monotonic from there on: a clock that is set back never shortens a bill's time."""
@@ -75,7 +87,7 @@ class Keeper:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
         for number in signals:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, lambda heard, _: self.heard(heard))
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.began = (int(time.time() * 1000), time.monotonic())
         self.write(event="starting", pid=os.getpid(), boot_id=self.spec["boot_id"])
@@ -90,12 +102,19 @@ class Keeper:
         reason = "finished" if code == 0 else "failed"
         return self.end(code, reason, "" if code == 0 else describe(code))
 
+    def heard(self, number):
+        """What else runs work here (Slurm) ends it by a signal; a server of ours never does."""
+        self.told = self.told or number == signal.SIGTERM
+
     def end(self, code, reason, detail):
         self.end_tree()
+        if not self.stopping and self.told and self.spec.get("on_term") and code:
+            self.stopping = {"reason": self.spec["on_term"]}
         if self.stopping:
             reason, detail = self.stopping["reason"], f"stopped: {self.stopping['reason']}"
         self.log.close()
         self.write(event="ended", reason=reason, exit_code=code if code >= 0 else 128 - code, detail=detail)
+        return 0 if reason == "finished" else 1
 
     def phase(self, argv, event, wake):
         """Run one command to its end; its exit code, negative for a signal."""
@@ -185,9 +204,22 @@ class Keeper:
             self.begin_stop({"reason": "node-lost", "grace_s": self.spec["grace_s"]})
         elif not self.stopping and self.stop_asked():
             self.begin_stop(self.stopping)
+        elif not self.stopping and self.told and self.spec.get("on_term"):
+            self.begin_stop({"reason": self.spec["on_term"], "grace_s": self.spec["grace_s"]})
+        self.beat()
         if self.kill_at is not None and time.monotonic() >= self.kill_at:
             self.kill_tree(signal.SIGKILL)
             self.kill_at = time.monotonic() + 1
+
+    def beat(self):
+        """Say that this rank lives, where a gang has to know of one that does not."""
+        if self.spec.get("beat_s") and time.monotonic() >= self.beat_at:
+            self.beat_at = time.monotonic() + self.spec["beat_s"]
+            try:
+                with open(self.path("alive"), "w", encoding="ascii") as file:
+                    file.write(str(int(time.time())))
+            except OSError:
+                pass
 
     def lease_over(self):
         """Whether whoever gave us the work counts on it having ended: it may be running elsewhere by now."""
@@ -345,6 +377,8 @@ def locked(handle):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.005)
+        except OSError:
+            return True  # a file system without locks: whoever started us has seen to it that we are the only one
         else:
             return True
     return False
@@ -360,8 +394,8 @@ def main():
         return  # another keeper has it: starting is idempotent
     if os.path.exists(os.path.join(directory, "journal")):
         return  # it was started before, by one that is gone: never twice
-    Keeper(directory, notify).run()
+    return Keeper(directory, notify).run()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

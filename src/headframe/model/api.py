@@ -2,6 +2,7 @@
 
 import msgspec
 
+from headframe.model.engine import EngineSetup
 from headframe.model.errors import Mistake
 from headframe.model.fleet import Gpu, Grade, Node, Rack, Reservation, Rig, Sharing, Site, Volume
 from headframe.model.health import Depth, NodeHour, Sample
@@ -112,6 +113,66 @@ class CardReading(msgspec.Struct, frozen=True, kw_only=True):
     gpu_id: str
     sample: Sample | None
     minutes: dict[str, tuple[float | None, ...]] = {}
+
+
+class EngineBody(msgspec.Struct, frozen=True, kw_only=True):
+    """A Slurm cluster to run work on. With `check_only` it is looked at and not added; it is not added either while something about it is bad."""
+
+    url: str
+    key_file: str
+    shared: str
+    user: str = ""
+    partition: str = ""
+    python: str = "/usr/bin/python3"
+    accounts: str = ""
+    check_only: bool = False
+
+
+class EngineFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """One verdict on an engine: `good`, `limited` (what it limits) or `bad`, and what would mend it."""
+
+    what: str
+    verdict: str
+    finding: str
+    mend: str = ""
+
+
+class EngineView(msgspec.Struct, frozen=True, kw_only=True):
+    """An engine that was added, as it is now: whether it answers, how many of its machines are ready, what was found when it was last looked at."""
+
+    setup: EngineSetup
+    answers: bool
+    nodes: int
+    ready: int
+    findings: tuple[EngineFinding, ...] = ()
+
+
+class EngineList(msgspec.Struct, frozen=True, kw_only=True):
+    """All engines that were added."""
+
+    items: tuple[EngineView, ...]
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the ledger and Slurm's accounting disagree about an allocation: seconds and GPUs, as each has them; None where one does not know it."""
+
+    allocation_id: str
+    workload: str
+    ours_s: float | None
+    theirs_s: float | None
+    ours_gpus: int | None
+    theirs_gpus: int | None
+    why: str
+
+
+class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
+    """The ledger beside Slurm's accounting since a time: how many allocations both have, how many seconds they ran in each, and the differences."""
+
+    since_ms: int
+    allocations: int
+    ours_s: float
+    theirs_s: float
+    differences: tuple[Difference, ...]
 
 
 class NodeHours(msgspec.Struct, frozen=True, kw_only=True):

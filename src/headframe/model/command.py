@@ -2,9 +2,10 @@
 
 import msgspec
 
+from headframe.model.engine import EngineSetup
 from headframe.model.fleet import Gpu, Grade, Node, Reservation, Rig, Sharing
 from headframe.model.health import Depth
-from headframe.model.ids import GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, SiteId, VolumeId, WorkloadId
+from headframe.model.ids import EngineId, GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, SiteId, VolumeId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.people import Key
 from headframe.model.states import Service
@@ -24,6 +25,20 @@ class Enrol(msgspec.Struct, frozen=True, kw_only=True):
 
     node: Node
     gpus: tuple[Gpu, ...]
+
+
+class AddEngine(msgspec.Struct, frozen=True, kw_only=True):
+    """Run work on a Slurm cluster too, or reach the one there is in another way."""
+
+    setup: EngineSetup
+    by: KeyId
+
+
+class RemoveEngine(msgspec.Struct, frozen=True, kw_only=True):
+    """Use it no more; its machines are retired."""
+
+    engine_id: EngineId
+    by: KeyId
 
 
 class Join(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,6 +223,8 @@ Command = (
     Found
     | Enrol
     | Join
+    | AddEngine
+    | RemoveEngine
     | ListRigs
     | CreateProject
     | SetBudget

@@ -4,15 +4,16 @@ from enum import StrEnum
 
 import msgspec
 
+from headframe.model.engine import EngineSetup
 from headframe.model.fleet import Gpu, Node, Rack, Reservation, Rig, Site, Volume
 from headframe.model.ids import ProjectId
 from headframe.model.money import Entry, PriceList, Usage
 from headframe.model.people import Key, Project, User
 from headframe.model.work import Allocation, Workload
 
-Row = Site | Rack | Rig | Node | Gpu | Reservation | Volume | Project | User | Key | PriceList | Workload | Allocation | Usage | Entry
+Row = Site | Rack | EngineSetup | Rig | Node | Gpu | Reservation | Volume | Project | User | Key | PriceList | Workload | Allocation | Usage | Entry
 ROW_TYPES: tuple[type[Row], ...] = (
-    Site, Rack, Rig, Node, Gpu, Reservation, Volume, Project, User, Key, PriceList, Workload, Allocation, Usage, Entry,
+    Site, Rack, EngineSetup, Rig, Node, Gpu, Reservation, Volume, Project, User, Key, PriceList, Workload, Allocation, Usage, Entry,
 )  # fmt: skip
 
 
@@ -21,6 +22,8 @@ class Kind(StrEnum):
 
     SITE_CREATED = "site.created"
     SITE_CHANGED = "site.changed"
+    ENGINE_ADDED = "engine.added"
+    ENGINE_REMOVED = "engine.removed"
     RIG_LISTED = "rig.listed"
     NODE_JOINED = "node.joined"
     NODE_CHANGED = "node.changed"

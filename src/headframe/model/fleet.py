@@ -70,9 +70,9 @@ class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
         return min(filter(None, (self.power_limit_w, self.cooling_limit_w)), default=0)
 
 
-LOCAL, JOINED, SIMULATED = "local", "joined", "simulated"
-"""What runs work on a machine: the server's own process keepers, those of the machine's agent, or nothing real."""
-TOGETHER = frozenset({SIMULATED})
+LOCAL, JOINED, SLURM, SIMULATED = "local", "joined", "slurm", "simulated"
+"""What runs work on a machine: the server's own process keepers, those of the machine's agent, Slurm, or nothing real."""
+TOGETHER = frozenset({SLURM, SIMULATED})
 """Those that start several machines as one."""
 
 
@@ -245,6 +245,21 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     faults: float = 0.0
     faults_ms: int = 0
     joined_ms: int
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine that an engine brings with it, and the name of the rack it is in, "" where that is not told."""
+
+    node: Node
+    gpus: tuple[Gpu, ...]
+    rack: str = ""
+
+
+class Down(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a machine gets nothing new: it is `lost`, or else its own system sets it aside."""
+
+    lost: bool
+    why: str
 
 
 Breakable = TypeVar("Breakable", Node, Gpu)

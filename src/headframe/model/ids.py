@@ -19,6 +19,7 @@ AllocationId = NewType("AllocationId", str)
 ReservationId = NewType("ReservationId", str)
 VolumeId = NewType("VolumeId", str)
 RigId = NewType("RigId", str)
+EngineId = NewType("EngineId", str)
 UsageId = NewType("UsageId", str)
 PostingId = NewType("PostingId", str)
 

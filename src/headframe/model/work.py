@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from headframe.model.fleet import Grade, Sharing
+from headframe.model.fleet import Down, Grade, Machine, Sharing
 from headframe.model.health import CardFacts, Finding, HostFacts
 from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, WorkloadId
 from headframe.model.states import AllocationState, Reason, WorkloadState
@@ -230,7 +230,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engines saw in one look: when each node was last heard of, the allocations seen, and since when expected
-    ones have not been, and what is wrong with cards, worst first (a card without an entry was not heard of); what checks that ended told; and whether what looks at everything is due.
+    ones have not been, and what is wrong with cards, worst first (a card without an entry was not heard of); what checks that ended told; machines that
+    engines bring, and those that are to get nothing new; and whether what looks at everything is due.
     """
 
     nodes: dict[NodeId, int] = {}
@@ -238,6 +239,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     missing_since_ms: dict[AllocationId, int] = {}
     findings: dict[GpuId, tuple[Finding, ...]] = {}
     sweep: bool = False
+    machines: tuple[Machine, ...] = ()
+    down: dict[NodeId, Down] = {}
     checked: dict[AllocationId, tuple[CardFacts | HostFacts, ...]] = {}
 
 

@@ -8,9 +8,24 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
+from headframe.model.engine import EngineSetup
 from headframe.model.event import Event, Row
 from headframe.model.fleet import Gpu, Node, Rack, Reservation, Rig, Site, Volume
-from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, RigId, SiteId, UserId, VolumeId, WorkloadId
+from headframe.model.ids import (
+    AllocationId,
+    EngineId,
+    GpuId,
+    KeyId,
+    NodeId,
+    ProjectId,
+    RackId,
+    ReservationId,
+    RigId,
+    SiteId,
+    UserId,
+    VolumeId,
+    WorkloadId,
+)
 from headframe.model.money import Entry, PriceList, Usage
 from headframe.model.people import Key, Project, User
 from headframe.model.states import WORKLOAD_ENDS, AllocationState, GpuState, WorkloadState
@@ -58,6 +73,7 @@ class World:
         self.version = 0
         self.sites: dict[SiteId, Site] = {}
         self.racks: dict[RackId, Rack] = {}
+        self.engines: dict[EngineId, EngineSetup] = {}
         self.rigs: dict[RigId, Rig] = {}
         self.nodes: dict[NodeId, Node] = {}
         self.gpus: dict[GpuId, Gpu] = {}
@@ -84,7 +100,7 @@ class World:
         self.views: dict[type, object] = {}
         self._watchers: list[set[NodeId]] = []
         self._tables: dict[type, dict[Any, Any]] = {
-            Site: self.sites, Rack: self.racks, Rig: self.rigs, Node: self.nodes, Gpu: self.gpus, Project: self.projects,
+            Site: self.sites, Rack: self.racks, EngineSetup: self.engines, Rig: self.rigs, Node: self.nodes, Gpu: self.gpus, Project: self.projects,
             User: self.users, Key: self.keys, PriceList: self.price_lists, Reservation: self.reservations, Volume: self.volumes, Workload: self.workloads,
             Allocation: self.allocations,
         }  # fmt: skip
@@ -321,6 +337,6 @@ def over(row: Row) -> bool:
         return row.closed
     if isinstance(row, Reservation):
         return row.closed
-    if isinstance(row, Volume):
+    if isinstance(row, Volume | EngineSetup):
         return row.removed
     return isinstance(row, Allocation) and row.settled

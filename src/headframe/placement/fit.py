@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import msgspec
 
-from headframe.model.fleet import TOGETHER, Gpu, Grade, Node, Sharing
+from headframe.model.fleet import SLURM, TOGETHER, Gpu, Grade, Node, Sharing
 from headframe.model.ids import GpuId
 from headframe.model.states import GpuState, NodeState
 from headframe.model.units import MILLI, gpus, mib
@@ -90,7 +90,8 @@ def _ready(need: Resources, room: Room) -> No | None:
     del need
     if room.idle or room.node.state is NodeState.READY:
         return None
-    return No("node-state", "a ready node", str(room.node.state), 0, "resume or repair the node")
+    why = f": {room.node.why}" if room.node.why else ""
+    return No("node-state", "a ready node", f"{room.node.state}{why}", 0, "resume or repair the node")
 
 
 def _tolerated(need: Resources, room: Room) -> No | None:
@@ -104,6 +105,12 @@ def _processor(need: Resources, room: Room) -> No | None:
     if not need.arch or need.arch == room.node.arch:
         return None
     return No("arch", need.arch, room.node.arch or "not known", 0, "build for the machines there are, or leave `arch` out")
+
+
+def _whole_cores(need: Resources, room: Room) -> No | None:
+    if room.node.engine != SLURM or need.cpu_milli % MILLI == 0:
+        return None
+    return No("cpu-whole", "a machine that divides cores", "Slurm, which gives whole ones", 0, f"ask for cpu: {-(-need.cpu_milli // MILLI)}")
 
 
 def _together(need: Resources, room: Room) -> No | None:
@@ -152,7 +159,7 @@ def _power(need: Resources, room: Room) -> No | None:
     return No("power", f"{watts} W", f"{room.power_w} W left in the rack", room.power_w, change)
 
 
-NODE_RULES = (_ready, _tolerated, _processor, _together, _amounts, _alone, _cards, _power)
+NODE_RULES = (_ready, _tolerated, _processor, _together, _whole_cores, _amounts, _alone, _cards, _power)
 
 
 def take(spec: Spec, room: Room, rank: int) -> Part:

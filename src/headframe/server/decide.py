@@ -10,6 +10,7 @@ import msgspec
 from headframe.billing.ledger import Memo, grant_credit, hold, month_spent_nano
 from headframe.billing.price import price_at, quote, rate_nano
 from headframe.model.command import (
+    AddEngine,
     Command,
     CreateKey,
     CreateProject,
@@ -18,6 +19,7 @@ from headframe.model.command import (
     GrantCredit,
     Join,
     ListRigs,
+    RemoveEngine,
     RevokeKey,
     SetBudget,
     SetPrices,
@@ -38,6 +40,7 @@ from headframe.placement import are_parts, at_most, explain, feasible, kinds
 from headframe.placement.fit import matches
 from headframe.reconcile.jobs import stop
 from headframe.server.enrol import enrol
+from headframe.server.machines import engines
 from headframe.server.operate import operate
 
 SITE = SiteId("site-1")
@@ -67,6 +70,8 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield _submit(world, command, now_ms)
         case StopWorkload():
             yield from _stop(world, command, now_ms)
+        case AddEngine() | RemoveEngine():
+            yield from engines(world, command)
         case _:
             yield from operate(world, command, now_ms)
 

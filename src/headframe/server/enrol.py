@@ -12,7 +12,7 @@ from headframe.model.agent import Hello
 from headframe.model.command import Enrol, Join, ListRigs, Qualify
 from headframe.model.errors import BadRequest, Conflicting, Unauthenticated
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import JOINED, Gpu, Node, Rack, Sharing
+from headframe.model.fleet import JOINED, SLURM, Gpu, Node, Rack, Sharing
 from headframe.model.health import Depth
 from headframe.model.ids import KeyId, NodeId, RackId, WorkloadId, is_machine_name
 from headframe.model.states import GpuState, NodeState
@@ -109,7 +109,7 @@ def _rack(world: World, name: str, rack_id: RackId, now_ms: int) -> tuple[Rack, 
 def _enrolled(world: World, node: Node, gpus: Sequence[Gpu], now_ms: int) -> Iterator[Draft]:
     _own(world, node, gpus)
     known = world.nodes.get(node.id)
-    checks = world.sites[node.site_id].check_new if node.site_id in world.sites else False
+    checks = node.engine != SLURM and node.site_id in world.sites and world.sites[node.site_id].check_new  # a cluster's cards are in use already
     if known is None:
         for state in (NodeState.NEW, NodeState.QUALIFYING, NodeState.READY):
             row = msgspec.structs.replace(node, state=state)

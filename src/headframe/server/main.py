@@ -21,11 +21,12 @@ from headframe.engines.base import Engine
 from headframe.engines.joined import JoinedEngine
 from headframe.engines.local import Clean, LocalEngine
 from headframe.engines.several import Several
+from headframe.engines.slurm.engine import SlurmEngine
 from headframe.files import alone
 from headframe.health.rules import Rules, limited
 from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
-from headframe.model.fleet import JOINED, LOCAL, Node
+from headframe.model.fleet import JOINED, LOCAL, SLURM, Node
 from headframe.model.health import Report
 from headframe.model.ids import AllocationId, NodeId, ProjectId, RackId, SiteId
 from headframe.model.people import Scope
@@ -145,7 +146,8 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     workdirs.mkdir(exist_ok=True, mode=0o700)
     node = machine.node
     joined = _joined(desk)
-    engine: Running = stage.engine if stage else _engines(config, desk, node, joined, hooks.clean)
+    slurm = SlurmEngine(lambda: next(iter(desk.world.engines.values()), None), config.data / "workdirs", clock_ms)
+    engine: Running = stage.engine if stage else _engines(config, desk, node, joined, slurm, hooks.clean)
     watch = Watch(rules.watch)
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       joined=None if stage else joined, pin=_pin(config),
@@ -162,6 +164,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         asyncio.create_task(_lead(leadership, wake), name="lead"),
         asyncio.create_task(_tick(Tick(desk, engine, clock_ms, watch, rules), leadership, wake, desk, machine), name="tick"),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
+        *([] if stage else [asyncio.create_task(slurm.run(), name="slurm")]),
         asyncio.create_task(keep_hours(desk, watch, clock_ms), name="hours"),
         *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
@@ -177,8 +180,8 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         store.close()
 
 
-def _engines(config: Config, desk: Desk, node: Node, joined: JoinedEngine, clean: Clean | None) -> Several:
-    """This machine's own engine, and the machines that joined."""
+def _engines(config: Config, desk: Desk, node: Node, joined: JoinedEngine, slurm: SlurmEngine, clean: Clean | None) -> Several:
+    """This machine's own engine, the machines that joined, and Slurm."""
     world = desk.world
     local = LocalEngine(config.data / "allocations", node.id, config.data / "workdirs", wall_ms, node.boot_id, clean=clean)
 
@@ -186,7 +189,7 @@ def _engines(config: Config, desk: Desk, node: Node, joined: JoinedEngine, clean
         known = world.allocations.get(allocation)
         return known.parts[0].node_id if known else None
 
-    return Several({LOCAL: local, JOINED: joined}, lambda key: world.nodes[key].engine if key in world.nodes else LOCAL, home)
+    return Several({LOCAL: local, JOINED: joined, SLURM: slurm}, lambda key: world.nodes[key].engine if key in world.nodes else LOCAL, home)
 
 
 def _joined(desk: Desk) -> JoinedEngine:

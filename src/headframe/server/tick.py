@@ -30,6 +30,7 @@ from headframe.server.decide import live_rate_nano
 from headframe.server.desk import Desk
 from headframe.server.enrol import unchecked
 from headframe.server.idle import give_way, idle_checks
+from headframe.server.machines import machines
 from headframe.server.operate import moves
 from headframe.server.qualify import expired, graded, is_check, said
 from headframe.server.watch import Watch
@@ -70,7 +71,7 @@ class Tick:
             reachable = set(sight.nodes)
             absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
-        return Facts(nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
+        return Facts(machines=sight.machines, down=sight.down, nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
                      sweep=self._sweep(now_ms), findings={**self._watch.findings(world, now_ms), **unclean(world, sight.observations)})  # fmt: skip
 
     def _sweep(self, now_ms: int) -> bool:
@@ -122,6 +123,7 @@ def unclean(world: World, observations: Sequence[Observation]) -> dict[GpuId, tu
 def decisions(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> Iterator[Draft]:
     """The tick's sentence. Each draft is applied to the world before the next is asked for."""
     seen_ms = {seen.allocation_id: seen.seen_ms for seen in facts.observations}
+    yield from machines(world, facts, now_ms)
     yield from nodes(world, facts, now_ms)
     yield from cards(world, facts, now_ms)
     yield from graded(world, facts, now_ms, rules)

@@ -1,0 +1,359 @@
+"""A Slurm cluster as an engine: what is wanted is sent to it, what its jobs' keepers wrote on the shared path is what happened.
+
+Slurm says which machines and jobs live, the journals say what the work did. Two looks are taken: at Slurm every LOOK_S, and at the shared path whenever a
+keeper leaves word. A start whose answer was lost is sent again only after a look that did not show it; a job that comes twice finds the directory
+claimed and ends. While the controller is away work goes on, nothing is lost, and nothing new is sent.
+"""
+
+import asyncio
+import contextlib
+import logging
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from headframe.data import text
+from headframe.engines.base import Sight
+from headframe.engines.slurm.directory import BEAT_S, Shared, script
+from headframe.engines.slurm.machines import kind_of, machine, node_id
+from headframe.engines.slurm.rest import SlurmRest
+from headframe.engines.slurm.seen import Seen, observed
+from headframe.engines.slurm.words import JobRequest, SlurmJob, SlurmNode, SlurmRefused
+from headframe.health.catalogue import catalogue
+from headframe.model.engine import EngineSetup
+from headframe.model.errors import HeadframeError, Unavailable
+from headframe.model.fleet import Down, Machine, Volume
+from headframe.model.ids import AllocationId, NodeId, is_allocation_id
+from headframe.model.states import Reason
+from headframe.model.units import MILLI
+from headframe.model.work import Allocation, LogLine, Observation, Workload
+
+LOOK_S, NEWS_S, IDLE_S = 2.0, 0.1, 1.0
+AWAY_MS = 10_000
+"""A controller that has not answered for so long is away: nothing new goes there."""
+SILENT_MS = 300_000
+"""A machine on which a rank went silent gets nothing new for so long, unless Slurm says that it is down itself."""
+MACHINES_MS = 60_000
+"""So often the machines are told again."""
+SENDERS = 8
+"""So many starts are on their way at once."""
+PAUSE_MAX_S = 15.0
+KILL_S = 15
+"""After its grace a keeper has so long to end the work before Slurm is asked to."""
+EXTRA_MIN = 5
+"""Slurm's own time limit is so much longer than the keeper's: it is the keeper that ends the work, with a reason."""
+_log = logging.getLogger("headframe")
+
+
+class SlurmEngine:
+    """See `Engine`. `setup` is the cluster in use, None where there is none; `workdirs` is where uploaded workdirs lie."""
+
+    def __init__(self, setup: Callable[[], EngineSetup | None], workdirs: Path, clock_ms: Callable[[], int]) -> None:
+        self._setup = setup
+        self._workdirs = workdirs
+        self._clock_ms = clock_ms
+        self._wake: Callable[[], None] = lambda: None
+        self._line: Line | None = None
+
+    def listen(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
+        """Call `wake` when there is news."""
+        del loop
+        self._wake = wake
+
+    async def run(self) -> None:
+        """Be the engine of whichever cluster is set up, for ever."""
+        while True:
+            setup = self._setup()
+            if setup is None:
+                await asyncio.sleep(IDLE_S)
+                continue
+            self._line = Line(setup, self._workdirs, self._clock_ms, lambda: self._wake())
+            try:
+                await self._line.run(lambda setup=setup: self._setup() == setup)
+            except OSError as error:
+                _log.warning("the shared path %s can't be used: %s; trying again", setup.shared, error)
+                await asyncio.sleep(PAUSE_MAX_S)
+            finally:
+                line, self._line = self._line, None
+                await line.close()
+
+    async def start(self, allocation: Allocation, workload: Workload) -> None:
+        if self._line is not None:
+            self._line.want(allocation, workload)
+
+    async def stop(self, allocation: AllocationId, because: Reason, grace_s: int) -> None:
+        if self._line is not None:
+            await self._line.stop(allocation, because, grace_s)
+
+    async def observe(self) -> Sight:
+        return self._line.sight() if self._line is not None else Sight(nodes=(), observations=(), complete=True)
+
+    async def forget(self, allocation: AllocationId) -> None:
+        if self._line is not None:
+            await self._line.forget(allocation)
+
+    async def logs(self, allocation: Allocation, after: int, limit: int) -> Sequence[LogLine]:
+        if self._line is None:
+            raise Unavailable("the Slurm cluster that keeps these lines is not set up any more")
+        return await asyncio.to_thread(self._line.shared.logs, allocation, after, min(limit, 2000))
+
+    async def erase(self, volume: Volume) -> None:
+        if self._line is not None:
+            await asyncio.to_thread(self._line.shared.erase, volume.id)
+
+    async def discard(self, allocation: Allocation) -> None:
+        if self._line is not None:
+            await asyncio.to_thread(self._line.shared.discard, allocation.id, allocation.workload_id)
+
+    def knows(self, allocation: AllocationId) -> bool:
+        """Whether it tells of this."""
+        return self._line is not None and self._line.knows(allocation)
+
+
+class Line:
+    """One cluster while it is set up: what was last seen of it, and what is on its way to it."""
+
+    def __init__(self, setup: EngineSetup, workdirs: Path, clock_ms: Callable[[], int], wake: Callable[[], None]) -> None:
+        self.setup = setup
+        self.shared = Shared(setup)
+        self.rest = SlurmRest(setup, clock_ms)
+        self._workdirs = workdirs
+        self._clock_ms = clock_ms
+        self._wake = wake
+        self._looked_ms = self._answered_ms = 0
+        self._first_ms = clock_ms()
+        self._nodes: dict[NodeId, SlurmNode] = {}
+        self._machines: tuple[Machine, ...] = ()
+        self._machines_ms = 0
+        self._seen: dict[AllocationId, Seen] = {}
+        self._known = catalogue(text("gpus.csv"))
+        self._queue: asyncio.Queue[tuple[Allocation, Workload]] = asyncio.Queue()
+        self._sending: dict[AllocationId, None] = {}
+        self._unsure_ms: dict[AllocationId, int] = {}
+        self._silent: dict[NodeId, int] = {}
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self.rest.close()
+
+    async def run(self, wanted: Callable[[], bool]) -> None:
+        """Until it is set up otherwise. Raises OSError where the shared path can't be used."""
+        await asyncio.to_thread(self.shared.make)
+        for key in await asyncio.to_thread(self.shared.held):
+            self._know(key)
+        async with asyncio.TaskGroup() as tasks:
+            loops = [tasks.create_task(self._looking()), tasks.create_task(self._hearing())]
+            loops += [tasks.create_task(self._sender()) for _ in range(SENDERS)]
+            while wanted():  # noqa: ASYNC110 - asked once a second, changed once a year
+                await asyncio.sleep(IDLE_S)
+            for task in loops:
+                task.cancel()
+
+    def knows(self, allocation: AllocationId) -> bool:
+        """Whether it has a directory that is not put away."""
+        return allocation in self._seen
+
+    def want(self, allocation: Allocation, workload: Workload) -> None:
+        """Send it to Slurm, unless that was done, is being done, or can't be now."""
+        if allocation.id in self._sending or not self._up() or self._unsure_ms.get(allocation.id, -1) >= self._looked_ms:
+            return
+        seen = self._seen.get(allocation.id)
+        if seen is not None and (seen.sent or seen.over):
+            return
+        self._sending[allocation.id] = None
+        self._queue.put_nowait((allocation, workload))
+
+    async def stop(self, allocation: AllocationId, because: Reason, grace_s: int) -> None:
+        """Tell the keepers; a job that has not begun is taken back, and what was never sent never will be."""
+        if allocation in self._sending:
+            return  # asked again with the next tick, when its fate is known
+        now_ms, seen = self._clock_ms(), self._know(allocation)
+        if seen.stopping is None:
+            await asyncio.to_thread(seen.held.stop, because, grace_s)
+            seen.stopping, seen.stop_ms = because, now_ms
+        if seen.job is not None and not seen.job.over and (not seen.began or now_ms - seen.stop_ms > (grace_s + KILL_S) * 1000):
+            await self._cancel(seen.job)
+        if seen.job is None and not seen.began and self._looked_ms > max(seen.stop_ms, self._unsure_ms.get(allocation, 0)):
+            await asyncio.to_thread(seen.held.conclude, now_ms, because, "stopped before it started")
+            await self._read(allocation)
+
+    async def forget(self, allocation: AllocationId) -> None:
+        """Its end is recorded."""
+        await asyncio.to_thread(self.shared.put_away, allocation)
+        self._seen.pop(allocation, None)
+        self._unsure_ms.pop(allocation, None)
+
+    def sight(self) -> Sight:
+        """What is known now; complete only with Slurm's own word of a moment ago."""
+        now_ms = self._clock_ms()
+        found = [each for key in sorted(self._seen) if (each := self._observation(key, now_ms)) is not None]
+        if not self._up():
+            why = f"Slurm's controller has not answered for {(now_ms - max(self._answered_ms, self._first_ms)) // 1000} s"
+            down = {key: Down(lost=True, why=why) for key in self._nodes} if now_ms - max(self._answered_ms, self._first_ms) > AWAY_MS else {}
+            return Sight(nodes=(), observations=tuple(found), complete=False, down=down)
+        down = {key: told for key, node in self._nodes.items() if (told := self._told_down(key, node, now_ms)) is not None}
+        there = tuple(key for key in self._nodes if key not in down or not down[key].lost)
+        return Sight(nodes=there, observations=tuple(found), complete=True, machines=self._machines, down=down)
+
+    def _up(self) -> bool:
+        return self._answered_ms > 0 and self._clock_ms() - self._answered_ms <= AWAY_MS
+
+    def _told_down(self, key: NodeId, node: SlurmNode, now_ms: int) -> Down | None:
+        if node.lost:
+            return Down(lost=True, why=f"Slurm: {'+'.join(sorted(node.states)).lower()}{f', {node.reason}' if node.reason else ''}")
+        if now_ms < self._silent.get(key, 0):
+            return Down(lost=True, why="a rank of a gang there went silent")
+        return Down(lost=False, why=f"Slurm: {node.reason or 'drained'}") if node.drained else None
+
+    def _know(self, key: AllocationId) -> Seen:
+        return self._seen.setdefault(key, Seen(self.shared.of(key)))
+
+    def _observation(self, key: AllocationId, now_ms: int) -> Observation | None:
+        return observed(self._seen[key], key, now_ms)
+
+    async def _looking(self) -> None:
+        """Ask Slurm, again and again, more slowly while it does not answer."""
+        failed = 0
+        while True:
+            try:
+                await self._look()
+                failed = 0
+                self._wake()
+            except (HeadframeError, SlurmRefused, msgspec.DecodeError) as error:
+                failed += 1
+                _log.warning("Slurm does not answer: %s; work goes on, nothing new is sent", error) if failed == 3 else None
+            await asyncio.sleep(min(PAUSE_MAX_S, LOOK_S * max(1, failed)))
+
+    async def _look(self) -> None:
+        began_ms = self._clock_ms()
+        nodes, jobs = await asyncio.gather(self.rest.nodes(), self.rest.jobs())
+        now_ms = self._clock_ms()
+        self._take_nodes(nodes, now_ms)
+        mine: dict[AllocationId, list[SlurmJob]] = {}
+        for job in jobs:
+            if job.comment and is_allocation_id(job.comment):
+                mine.setdefault(AllocationId(job.comment), []).append(job)
+        for key, seen in self._seen.items():
+            seen.look(mine.get(key, []), began_ms, now_ms)
+        self._looked_ms, self._answered_ms = began_ms, now_ms
+        for key in list(mine):
+            await self._tidy(key, mine[key])
+        for key, seen in list(self._seen.items()):
+            await self._attend(key, seen, now_ms)
+
+    def _take_nodes(self, nodes: Sequence[SlurmNode], now_ms: int) -> None:
+        there = [node for node in nodes if not self.setup.partition or self.setup.partition in node.partitions]
+        changed = there != list(self._nodes.values())
+        self._nodes = {node_id(self.setup, node.name): node for node in there}
+        if changed or now_ms - self._machines_ms > MACHINES_MS:
+            self._machines = tuple(machine(node, self.setup, self._known, now_ms) for node in there)
+            self._machines_ms = now_ms
+
+    async def _tidy(self, key: AllocationId, jobs: Sequence[SlurmJob]) -> None:
+        """End jobs of attempts that were put away, and twins that came of a start whose answer was lost."""
+        seen = self._seen.get(key)
+        if seen is None and key in self._sending:
+            return
+        keep = seen.job.job_id if seen is not None and seen.job is not None else 0
+        for job in jobs:
+            if not job.over and job.job_id != keep:
+                await self._cancel(job)
+
+    async def _attend(self, key: AllocationId, seen: Seen, now_ms: int) -> None:
+        """End for its keepers what they can't: gangs of which a rank went silent, and what Slurm gave up. Whatever still runs is told to end first."""
+        if seen.over:
+            return
+        silent = await asyncio.to_thread(_silent, seen) if len(seen.ranks) > 1 and seen.started_ms() else []
+        if silent:
+            self._silent |= {node: now_ms + SILENT_MS for node, row in self._nodes.items() if row.name in silent}
+        end = (Reason.NODE_LOST, f"{', '.join(silent)} went silent, other ranks did not") if silent else seen.given_up(now_ms)
+        if end is None and not seen.fenced_ms:
+            return
+        seen.fence = seen.fence or end
+        if not seen.fenced_ms:
+            await asyncio.to_thread(seen.held.stop, seen.fence[0] if seen.fence else Reason.NODE_LOST, 0)
+            seen.fenced_ms = now_ms
+        if seen.job is not None and not seen.job.over:
+            await self._cancel(seen.job)
+        await self._read(key)
+        if seen.fence is not None and seen.settled(now_ms):
+            await asyncio.to_thread(seen.held.conclude, now_ms, *seen.fence)
+            await self._read(key)
+
+    async def _hearing(self) -> None:
+        """Look where keepers leave word."""
+        while True:
+            heard = await asyncio.to_thread(self.shared.heard) if self._seen else []
+            for key in heard:
+                if key in self._seen:
+                    await self._read(key)
+            if heard:
+                self._wake()
+            await asyncio.sleep(NEWS_S if self._seen else IDLE_S)
+
+    async def _read(self, key: AllocationId) -> None:
+        seen = self._seen.get(key)
+        if seen is not None:
+            await asyncio.to_thread(seen.read)
+
+    async def _sender(self) -> None:
+        while True:
+            allocation, workload = await self._queue.get()
+            try:
+                await self._send(allocation, workload)
+            finally:
+                self._sending.pop(allocation.id, None)
+                self._wake()
+
+    async def _send(self, allocation: Allocation, workload: Workload) -> None:
+        """Once prepared, ask Slurm. A no is the attempt's end; no answer is looked into before it is asked again."""
+        seen = self._know(allocation.id)
+        held, now_ms = seen.held, self._clock_ms()
+        nodes = [self._nodes[part.node_id] for part in allocation.parts if part.node_id in self._nodes]
+        try:
+            if len(nodes) != len(allocation.parts):
+                raise SlurmRefused("Slurm does not list all of its machines any more")
+            await asyncio.to_thread(
+                self.shared.prepare, allocation, workload, [node.name for node in nodes], nodes[0].address or nodes[0].name, self._workdirs
+            )
+            await asyncio.to_thread(held.send, now_ms)
+            job_id = await self.rest.submit(self._request(allocation, workload, nodes), self.setup.account(allocation.project_id))
+            await asyncio.to_thread(held.send, now_ms, job_id)
+        except (Unavailable, msgspec.DecodeError) as error:
+            self._unsure_ms[allocation.id] = self._clock_ms()
+            _log.warning("%s: Slurm was asked to start it and did not answer: %s", allocation.id, error)
+        except SlurmRefused as no:
+            where = ", ".join(node.name for node in nodes)
+            await asyncio.to_thread(held.conclude, now_ms, Reason.NODE_FAULT, f"placed on {where}, and Slurm says: {no}")
+        except (OSError, ValueError, tarfile.TarError) as error:
+            await asyncio.to_thread(held.conclude, now_ms, Reason.START_FAILED, f"the shared path could not be prepared: {error}")
+        await self._read(allocation.id)
+
+    def _request(self, allocation: Allocation, workload: Workload, nodes: Sequence[SlurmNode]) -> JobRequest:
+        part = allocation.parts[0]
+        kinds: dict[str, int] = {}
+        for share in part.shares:
+            kind = kind_of(nodes[0], share.model, self._known)
+            kinds[kind] = kinds.get(kind, 0) + 1
+        threads = max(1, nodes[0].threads)
+        minutes = -(-workload.spec.max_duration_s // 60) + EXTRA_MIN if workload.spec.max_duration_s else 0
+        held = self.shared.of(allocation.id).path
+        return JobRequest(
+            name=f"hf-{allocation.id}", comment=allocation.id, script=script(self.setup, self.shared.keeper, held, len(nodes)), nodes=tuple(node.name for node in nodes),
+            cpus=max(1, part.cpu_milli // MILLI) * threads, memory_mib=part.memory_mib, gpus=tuple(sorted(kinds.items())), minutes=minutes,
+            output=str(self.shared.root / "slurm.out"), cwd="/", partition=self.setup.partition,
+        )  # fmt: skip
+
+    async def _cancel(self, job: SlurmJob) -> None:
+        with contextlib.suppress(HeadframeError, SlurmRefused):
+            await self.rest.cancel(job.job_id, job.user_name or self.setup.user)
+
+
+def _silent(seen: Seen) -> list[str]:
+    """The machines of a gang whose ranks have said nothing for long, while another's has just now: the shared path is there, they are not."""
+    beats = seen.held.beats()
+    newest = max(beats, default=0.0)
+    late = [number for number, at in enumerate(beats) if at and newest - at > 3 * BEAT_S and not seen.ended(number)]
+    return [seen.names[number] for number in late if number < len(seen.names)]
