@@ -55,7 +55,7 @@ class Slurm:
             (self.root / name).mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o755)
         for program in ("slurmctld", "slurmd", "slurmstepd", "slurmdbd", "slurmrestd"):
-            if which(program):  # it is what it is called: under another name slurmd knows no GPUs
+            if which(program) and not (self.root / "sbin" / program).exists():  # it is what it is called: under another name slurmd knows no GPUs
                 (self.root / "sbin" / program).symlink_to(which(program))
         for name, size in (("munge.key", 64), ("jwt.key", 32)):
             (self.root / name).write_bytes(os.urandom(size))
@@ -95,11 +95,19 @@ class Slurm:
     def lose(self, name):
         """The machine is gone: its slurmd and all that it ran, at once."""
         self.kill(f"slurmd-{name}")
-        for line in subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True).stdout.splitlines():
-            pid, _, args = line.strip().partition(" ")
-            if f"[{name}" in args or f"/spool/{name}" in args or f"/{name}\x00" in args:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+        for pid in self.running_on(name):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def running_on(self, name):
+        """Jobs by their environment, and a slurmstepd, which has none, by the log of its slurmd that it holds open."""
+        mark, log = f"SLURMD_NODENAME={name}".encode(), f"{self.root}/log/slurmd-{name}.log"
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (path / "environ").read_bytes().split(b"\0"):
+                    yield int(path.name)
+                elif (path / "comm").read_text().startswith("slurmstepd") and any(os.readlink(f) == log for f in (path / "fd").iterdir()):
+                    yield int(path.name)
 
     def controller(self):
         self._spawn("slurmctld", [f"{self.root}/sbin/slurmctld", "-D", "-f", f"{self.root}/slurm.conf"])

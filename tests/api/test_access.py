@@ -56,6 +56,7 @@ def world(shared):
             "gpu": "GPU-0",
             "digest": "0" * 64,
             "reservation": "none",
+            "engine": "slurm",
             "volume": "data",
             "month": "2026-11",
             "name": "style.css",

@@ -92,6 +92,8 @@ class Seen:
             return self._of_job(self.job)
         if self.missing_ms and now_ms - self.missing_ms >= LOST_MS:
             return Reason.NODE_LOST, "Slurm does not know its job any more"
+        if self.pending_ms and self.began:
+            return Reason.NODE_LOST, "Slurm lost a machine of it, and would start it anew"
         if self.pending_ms and now_ms - self.pending_ms >= PENDING_MS and self.job is not None:
             why = self.job.state_reason or "no reason given"
             return Reason.NODE_FAULT, f"placed on {', '.join(self.names)}, and Slurm does not start it there: {why}"
