@@ -30,7 +30,7 @@ from headframe.model.states import Reason
 from headframe.model.units import MILLI
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
-LOOK_S, NEWS_S, IDLE_S = 2.0, 0.1, 1.0
+LOOK_S, LOOK_MAX_S, NEWS_S, IDLE_S = 2.0, 5.0, 0.1, 1.0
 AWAY_MS = 10_000
 """A controller that has not answered for so long is away: nothing new goes there."""
 SILENT_MS = 300_000
@@ -224,7 +224,7 @@ class Line:
             except (HeadframeError, SlurmRefused, msgspec.DecodeError) as error:
                 failed += 1
                 _log.warning("Slurm does not answer: %s; work goes on, nothing new is sent", error) if failed == 3 else None
-            await asyncio.sleep(min(PAUSE_MAX_S, LOOK_S * max(1, failed)))
+            await asyncio.sleep(min(LOOK_MAX_S, LOOK_S * max(1, failed)))
 
     async def _look(self) -> None:
         began_ms = self._clock_ms()

@@ -94,8 +94,9 @@ class Seen:
             return Reason.NODE_LOST, "Slurm does not know its job any more"
         if self.pending_ms and self.began:
             return Reason.NODE_LOST, "Slurm lost a machine of it, and would start it anew"
-        if self.pending_ms and now_ms - self.pending_ms >= PENDING_MS and self.job is not None:
-            why = self.job.state_reason or "no reason given"
+        why = ((self.job and self.job.state_reason) or "no reason given").replace("_", " ").lower()
+        held = "launch failed" in why or "held" in why  # it does not come out of that by itself
+        if self.pending_ms and (held or now_ms - self.pending_ms >= PENDING_MS):
             return Reason.NODE_FAULT, f"placed on {', '.join(self.names)}, and Slurm does not start it there: {why}"
         return None
 
