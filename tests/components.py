@@ -1,4 +1,4 @@
-"""The real components that tests drive: a browser, a container runtime, PostgreSQL, Prometheus' own checker. In CI what is missing is installed, and
+"""The real components that tests drive: a browser, a container runtime, PostgreSQL, Slurm, Prometheus' own checker. In CI what is missing is installed, and
 failing to is a failure; elsewhere their tests are skipped with the reason.
 """
 
@@ -7,6 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+
+sys.path.insert(0, os.path.dirname(__file__))
+import slurm  # noqa: E402
 
 PACKAGES = {"chromium": "chromium", "podman": "podman", "runc": "runc", "initdb": "postgresql", "promtool": "prometheus"}
 
@@ -19,6 +22,7 @@ def find(program: str) -> str | None:
 
 def main() -> int:
     missing = {program: package for program, package in PACKAGES.items() if find(program) is None}
+    missing |= {f"Slurm's {package}": package for package in slurm.missing()}
     if not missing:
         return 0
     wanted = sorted(missing.values())
@@ -33,7 +37,7 @@ def main() -> int:
         if done.returncode:
             print(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
             return 1
-    still = [program for program in missing if find(program) is None]
+    still = [*(program for program in PACKAGES if find(program) is None), *slurm.missing()]
     print(f"components still missing after installation: {still}" if still else f"installed {', '.join(wanted)}")
     return 1 if still else 0
 
