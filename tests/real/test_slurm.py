@@ -92,7 +92,7 @@ class Cloud:
     def where(self, name):
         """The machines on which an attempt runs."""
         nodes = {view.node.id: view.node.name for view in self.operator.nodes()}
-        return [nodes[part.node_id] for part in self.tenant.workload(name).allocations[-1].parts]
+        return [nodes[part.node_id] for part in max(self.tenant.workload(name).allocations, key=lambda each: each.attempt).parts]
 
     def events(self, name):
         return [event.text for event in self.operator.events(subject=self.tenant.workload(name).workload.id, limit=500).items]
@@ -280,7 +280,7 @@ def losses(cloud, name, rank, attempt):
 
 @pytest.mark.timeout(300)
 def test_two_machines_train_together_and_after_one_is_lost_others_go_on_from_the_checkpoint(cloud):
-    ddp(cloud, "ddp", epochs=8, pause_s=1.5)
+    ddp(cloud, "ddp", epochs=30, pause_s=1.2)
     wait_for(lambda: len(losses(cloud, "ddp", 0, 1)) >= 2, 120)
     first, lost = cloud.where("ddp"), cloud.where("ddp")[1]
     cloud.slurm.kill(f"slurmd-{lost}")  # kill -9 of slurmd: what it ran lives on, and must not write into what comes after it
@@ -291,7 +291,7 @@ def test_two_machines_train_together_and_after_one_is_lost_others_go_on_from_the
     assert cloud.ended("ddp", 180).state == "succeeded", cloud.lines("ddp", 2)
     for rank in (0, 1):
         before, after = losses(cloud, "ddp", rank, 1), losses(cloud, "ddp", rank, 2)
-        assert len(before) + len(after) <= 8 + 1  # at most one epoch was done twice
+        assert 30 <= len(before) + len(after) <= 30 + 1  # at most one epoch was done twice
         assert after[-1] < before[0] / 2
     resumed = next(text for _, text in cloud.lines("ddp", 2) if "from epoch" in text)
     assert int(re.search(r"from epoch (\d+)", resumed)[1]) > 2
