@@ -146,7 +146,9 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     workdirs.mkdir(exist_ok=True, mode=0o700)
     node = machine.node
     joined = _joined(desk)
-    slurm = SlurmEngine(lambda: next(iter(desk.world.engines.values()), None), config.data / "workdirs", clock_ms)
+    slurm = SlurmEngine(
+        lambda: next(iter(desk.world.engines.values()), None), config.data / "workdirs", clock_ms, lambda: leadership.epoch is not None
+    )
     engine: Running = stage.engine if stage else _engines(config, desk, node, joined, slurm, hooks.clean)
     watch = Watch(rules.watch)
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,

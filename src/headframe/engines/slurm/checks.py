@@ -1,16 +1,15 @@
 """Whether a Slurm cluster can be used, before it is: each verdict with what it limits and what would mend it. The last word has a job of our own."""
 
 import asyncio
-import contextlib
-import os
 import secrets
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from headframe.engines.slurm.directory import Shared
+from headframe.engines.slurm.directory import Shared, give, owner_of
 from headframe.engines.slurm.rest import SlurmRest
 from headframe.engines.slurm.words import JobRequest, SlurmNode, SlurmRefused, gpus
 from headframe.model.api import EngineFinding
@@ -130,46 +129,49 @@ def _path(setup: EngineSetup) -> EngineFinding:
 
 async def _job(rest: SlurmRest, setup: EngineSetup) -> list[EngineFinding]:
     """A job on one machine reads what we wrote on the shared path, writes what it is asked, and tells how Slurm is set up."""
-    mark, asked = secrets.token_hex(8), Path(setup.shared) / f"probe-{secrets.token_hex(6)}"
-    answer = asked.with_name(asked.name + ".answer")
+    mark, at = secrets.token_hex(8), Path(setup.shared) / f"probe-{secrets.token_hex(6)}"
     try:
-        await asyncio.to_thread(_write, asked, mark, setup)
-        node = next(
-            each for each in await rest.nodes() if not each.lost and not each.drained and (not setup.partition or setup.partition in each.partitions)
-        )
-        text = _PROBE.format(asked=shlex.quote(str(asked)), answer=shlex.quote(str(answer)), python=shlex.quote(setup.python))
-        request = JobRequest(name="headframe-probe", comment="", script=text, nodes=(node.name,), cpus=max(1, node.threads), memory_mib=100, gpus=(), minutes=2,
-                             output=str(asked.with_name(asked.name + ".out")), cwd="/", partition=setup.partition)  # fmt: skip
-        number = await rest.submit(request, setup.user)
-        for _ in range(int(PROBE_S / LOOK_S)):
-            if answer.exists():
-                return list(_told(answer.read_text(errors="replace").splitlines(), mark, setup, node.name))
-            await asyncio.sleep(LOOK_S)
-        await rest.cancel(number, setup.user)
-        return [_bad("a job", f"a job of ours on {node.name} wrote nothing to {setup.shared} in {PROBE_S:g} s", f"is {setup.shared} the same directory on {node.name}, and may {setup.user} write there? `scontrol show job {number}` says what Slurm made of it")]  # fmt: skip
-    except StopIteration:
-        return [_bad("a job", "no machine takes work now", "`sinfo -R` says why")]
+        await asyncio.to_thread(_laid, at, mark, setup)
+        node = next((each for each in await rest.nodes() if _takes_work(each, setup)), None)
+        if node is None:
+            return [_bad("a job", "no machine takes work now", "`sinfo -R` says why")]
+        return await _asked(rest, setup, node, at, mark)
     except SlurmRefused as no:
-        return [
-            _bad(
-                "a job",
-                f"Slurm refuses a job of {setup.user}: {no}",
-                "has the user an association (`sacctmgr add user`), and the partition room for 100 MB?",
-            )
-        ]
-    except OSError as error:
-        return [_bad("shared path", str(error), "see to its rights")]
+        mend = "has the user an association (`sacctmgr add user`), and the partition room for 100 MB?"
+        return [_bad("a job", f"Slurm refuses a job of {setup.user}: {no}", mend)]
+    except (OSError, ValueError) as error:
+        return [_bad("shared path", str(error), "see to its rights, and to --user")]
     finally:
-        for path in (asked, answer, asked.with_name(asked.name + ".out"), answer.with_name(answer.name + ".new")):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        await asyncio.to_thread(shutil.rmtree, at, ignore_errors=True)
 
 
-def _write(asked: Path, mark: str, setup: EngineSetup) -> None:
-    asked.write_text(mark + "\n")
-    asked.chmod(0o644)
-    if os.geteuid() == 0 and setup.user != "root":
-        asked.parent.chmod(0o1777)
+async def _asked(rest: SlurmRest, setup: EngineSetup, node: SlurmNode, at: Path, mark: str) -> list[EngineFinding]:
+    answer = at / "answer"
+    text = _PROBE.format(asked=shlex.quote(str(at / "mark")), answer=shlex.quote(str(answer)), python=shlex.quote(setup.python))
+    number = await rest.submit(
+        JobRequest(
+            name="headframe-probe", comment="", script=text, nodes=(node.name,), cpus=max(1, node.threads), memory_mib=100, gpus=(), minutes=2,
+            output=str(at / "out"), cwd="/", partition=setup.partition,
+        ), setup.user,
+    )  # fmt: skip
+    for _ in range(int(PROBE_S / LOOK_S)):
+        if answer.exists():
+            return list(_told(answer.read_text(errors="replace").splitlines(), mark, setup, node.name))
+        await asyncio.sleep(LOOK_S)
+    await rest.cancel(number, setup.user)
+    mend = f"is {setup.shared} the same directory on {node.name}, and may {setup.user} write there? `scontrol show job {number}` says what Slurm made of it"
+    return [_bad("a job", f"a job of ours on {node.name} wrote nothing to {setup.shared} in {PROBE_S:g} s", mend)]
+
+
+def _takes_work(node: SlurmNode, setup: EngineSetup) -> bool:
+    return not node.lost and not node.drained and (not setup.partition or setup.partition in node.partitions)
+
+
+def _laid(at: Path, mark: str, setup: EngineSetup) -> None:
+    """A directory of the probe's own, which belongs to whom it runs as."""
+    at.mkdir()
+    (at / "mark").write_text(mark + "\n")
+    give(at, owner_of(setup.user))
 
 
 def _told(lines: list[str], mark: str, setup: EngineSetup, node: str) -> Iterator[EngineFinding]:

@@ -64,7 +64,8 @@ class Shared:
     def make(self) -> None:
         """The directories, and our keeper's text under a name of its own content. Raises OSError where that can't be."""
         for path in (self.root, self.active, self.ended, self.root / "checkpoints", self.root / "volumes", self.root / "keeper"):
-            path.mkdir(parents=True, exist_ok=True, mode=0o711)
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o711)  # whatever this process's mask is: those whose work lies below have to get there
         self.news.mkdir(exist_ok=True)
         self.news.chmod(0o1733)  # all may leave word, none may see who else did
         text = Path(supervisor.__file__).read_bytes()
@@ -95,20 +96,21 @@ class Shared:
     def prepare(self, allocation: Allocation, workload: Workload, nodes: Sequence[str], master: str, workdirs: Path) -> None:
         """Everything its keepers need, on disk before Slurm is asked; doing it again is harmless. Raises OSError, ValueError, TarError."""
         held = self.of(allocation.id)
-        owner = _owner(self.setup.account(allocation.project_id))
-        (held.path / "by-node").mkdir(parents=True, exist_ok=True, mode=0o711)
+        owner = owner_of(self.setup.account(allocation.project_id))
+        (held.path / "by-node").mkdir(parents=True, exist_ok=True)
+        held.path.chmod(0o700)
         mounts = {mount: self.root / "volumes" / volume_id(workload.project_id, mount.volume) for mount in workload.spec.volumes}
         checkpoint = self.root / "checkpoints" / workload.id
         for path in (*mounts.values(), *([checkpoint] if workload.spec.checkpoint else [])):
             path.mkdir(exist_ok=True, mode=0o700)
-            _give(path, owner)
+            give(path, owner)
         for part, node in zip(allocation.parts, nodes, strict=True):
             place = Place(part=part, ranks=len(nodes), master=master, port=port_of(allocation.id), cards=None)
             self._prepare_rank(held.rank(part.rank), place, allocation, workload, checkpoint, mounts, workdirs)
             with contextlib.suppress(FileExistsError):
                 (held.path / "by-node" / node).symlink_to(f"../{part.rank}")
-            _give(held.rank(part.rank), owner)
-        _give(held.path, owner)
+            give(held.rank(part.rank), owner)
+        give(held.path, owner)
 
     def _prepare_rank(
         self, at: Path, place: Place, allocation: Allocation, workload: Workload, checkpoint: Path, mounts: Mapping[Mount, Path], workdirs: Path
@@ -266,7 +268,7 @@ def port_of(allocation: AllocationId) -> int:
     return PORT_FIRST + zlib.crc32(allocation.encode()) % PORTS
 
 
-def _owner(account: str) -> tuple[int, int] | None:
+def owner_of(account: str) -> tuple[int, int] | None:
     """To whom the work's files are to be given, None where they are this process's own user's already; ValueError where that can't be."""
     try:
         known = pwd.getpwnam(account)
@@ -279,7 +281,7 @@ def _owner(account: str) -> tuple[int, int] | None:
     return known.pw_uid, known.pw_gid
 
 
-def _give(path: Path, owner: tuple[int, int] | None) -> None:
+def give(path: Path, owner: tuple[int, int] | None) -> None:
     """Everything below belongs to the project's account."""
     if owner is None:
         return
@@ -330,6 +332,7 @@ def _segment(log: Path, written: int) -> BinaryIO:
 def _only_one(path: Path) -> Generator[bool]:
     """Whether nobody else is at it. A directory is made or it is not, on every file system; one left by a crash is old after a while."""
     try:
+        os.utime(path.parent)  # now, by the clock that the other was made by
         if path.parent.stat().st_mtime - _mtime(path) > STALE_S and path.exists():
             path.rmdir()
         path.mkdir()

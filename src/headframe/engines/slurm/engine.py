@@ -48,10 +48,15 @@ _log = logging.getLogger("headframe")
 
 
 class SlurmEngine:
-    """See `Engine`. `setup` is the cluster in use, None where there is none; `workdirs` is where uploaded workdirs lie."""
+    """See `Engine`. `setup` is the cluster in use, None where there is none; `workdirs` is where uploaded workdirs lie. Of several servers only the one
+    that is `leading` looks and acts.
+    """
 
-    def __init__(self, setup: Callable[[], EngineSetup | None], workdirs: Path, clock_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, setup: Callable[[], EngineSetup | None], workdirs: Path, clock_ms: Callable[[], int], leading: Callable[[], bool] = lambda: True
+    ) -> None:
         self._setup = setup
+        self._leading = leading
         self._workdirs = workdirs
         self._clock_ms = clock_ms
         self._wake: Callable[[], None] = lambda: None
@@ -69,11 +74,14 @@ class SlurmEngine:
             if setup is None:
                 await asyncio.sleep(IDLE_S)
                 continue
-            self._line = Line(setup, self._workdirs, self._clock_ms, lambda: self._wake())
+            self._line = Line(setup, self._workdirs, self._clock_ms, lambda: self._wake(), self._leading)
             try:
                 await self._line.run(lambda setup=setup: self._setup() == setup)
             except OSError as error:
                 _log.warning("the shared path %s can't be used: %s; trying again", setup.shared, error)
+                await asyncio.sleep(PAUSE_MAX_S)
+            except Exception:
+                _log.exception("the line to Slurm broke; this is a bug in Headframe, it goes on by itself")
                 await asyncio.sleep(PAUSE_MAX_S)
             finally:
                 line, self._line = self._line, None
@@ -115,8 +123,11 @@ class SlurmEngine:
 class Line:
     """One cluster while it is set up: what was last seen of it, and what is on its way to it."""
 
-    def __init__(self, setup: EngineSetup, workdirs: Path, clock_ms: Callable[[], int], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, setup: EngineSetup, workdirs: Path, clock_ms: Callable[[], int], wake: Callable[[], None], leading: Callable[[], bool]
+    ) -> None:
         self.setup = setup
+        self._leading = leading
         self.shared = Shared(setup)
         self.rest = SlurmRest(setup, clock_ms)
         self._workdirs = workdirs
@@ -141,8 +152,6 @@ class Line:
     async def run(self, wanted: Callable[[], bool]) -> None:
         """Until it is set up otherwise. Raises OSError where the shared path can't be used."""
         await asyncio.to_thread(self.shared.make)
-        for key in await asyncio.to_thread(self.shared.held):
-            self._know(key)
         async with asyncio.TaskGroup() as tasks:
             loops = [tasks.create_task(self._looking()), tasks.create_task(self._hearing())]
             loops += [tasks.create_task(self._sender()) for _ in range(SENDERS)]
@@ -217,11 +226,16 @@ class Line:
         """Ask Slurm, again and again, more slowly while it does not answer."""
         failed = 0
         while True:
+            if not self._leading():
+                self._seen.clear()  # whoever leads next reads all anew
+                self._answered_ms = 0
+                await asyncio.sleep(IDLE_S)
+                continue
             try:
                 await self._look()
                 failed = 0
                 self._wake()
-            except (HeadframeError, SlurmRefused, msgspec.DecodeError) as error:
+            except (HeadframeError, SlurmRefused, msgspec.DecodeError, OSError) as error:
                 failed += 1
                 _log.warning("Slurm does not answer: %s; work goes on, nothing new is sent", error) if failed == 3 else None
             await asyncio.sleep(min(LOOK_MAX_S, LOOK_S * max(1, failed)))
@@ -231,9 +245,14 @@ class Line:
         nodes, jobs = await asyncio.gather(self.rest.nodes(), self.rest.jobs())
         now_ms = self._clock_ms()
         self._take_nodes(nodes, now_ms)
+        there = await asyncio.to_thread(self.shared.held)
+        for key in self._seen.keys() - set(there) - self._sending.keys():
+            self._seen.pop(key, None)  # put away meanwhile
+        for key in there:
+            await asyncio.to_thread(self._know, key) if key not in self._seen else None
         mine: dict[AllocationId, list[SlurmJob]] = {}
         for job in jobs:
-            if job.comment and is_allocation_id(job.comment):
+            if job.comment and is_allocation_id(job.comment) and (job.standard_output or "").startswith(f"{self.shared.root}/"):
                 mine.setdefault(AllocationId(job.comment), []).append(job)
         for key, seen in self._seen.items():
             seen.look(mine.get(key, []), began_ms, now_ms)
@@ -271,13 +290,15 @@ class Line:
         end = (Reason.NODE_LOST, f"{', '.join(silent)} went silent, other ranks did not") if silent else seen.given_up(now_ms)
         if end is None and not seen.fenced_ms:
             return
+        await self._read(key)
+        if seen.over:
+            return  # its keepers had said so, and only their word was missed
         seen.fence = seen.fence or end
         if not seen.fenced_ms:
             await asyncio.to_thread(seen.held.stop, seen.fence[0] if seen.fence else Reason.NODE_LOST, 0)
             seen.fenced_ms = now_ms
         if seen.job is not None and not seen.job.over:
             await self._cancel(seen.job)
-        await self._read(key)
         if seen.fence is not None and seen.settled(now_ms):
             await asyncio.to_thread(seen.held.conclude, now_ms, *seen.fence)
             await self._read(key)
@@ -285,7 +306,7 @@ class Line:
     async def _hearing(self) -> None:
         """Look where keepers leave word."""
         while True:
-            heard = await asyncio.to_thread(self.shared.heard) if self._seen else []
+            heard = await asyncio.to_thread(self.shared.heard) if self._seen and self._leading() else []
             for key in heard:
                 if key in self._seen:
                     await self._read(key)
@@ -343,7 +364,7 @@ class Line:
         return JobRequest(
             name=f"hf-{allocation.id}", comment=allocation.id, script=script(self.setup, self.shared.keeper, held, len(nodes)), nodes=tuple(node.name for node in nodes),
             cpus=max(1, part.cpu_milli // MILLI) * threads, memory_mib=part.memory_mib, gpus=tuple(sorted(kinds.items())), minutes=minutes,
-            output=str(self.shared.root / "slurm.out"), cwd="/", partition=self.setup.partition,
+            output=str(held / "slurm.out"), cwd="/", partition=self.setup.partition,
         )  # fmt: skip
 
     async def _cancel(self, job: SlurmJob) -> None:

@@ -82,6 +82,7 @@ class SlurmJob(msgspec.Struct, frozen=True):
     job_state: str | list[str] = ""
     state_reason: str | None = ""
     nodes: str | None = ""
+    standard_output: str | None = ""
     gres_detail: list[str] = []
     start_time: Numeric = 0
     end_time: Numeric = 0
