@@ -51,6 +51,7 @@ def alone(submit):
 
 def main():
     with Cloud(nodes=8, gpus="rtx3090:4", cpus=8) as cloud:
+
         def one(n):
             cloud.tenant.submit(FILE.format(name=f"one-{n}"))
             while cloud.state(f"one-{n}") != "succeeded":
@@ -58,7 +59,9 @@ def main():
 
         bare, bare_most = alone(lambda n: sbatch(cloud, f"wait-{n}", wait=True))
         through, through_most = alone(one)
-        print(f"one job, submitted to its end: {through * 1000:.0f} ms (most {through_most * 1000:.0f}) through Headframe, {bare * 1000:.0f} ms (most {bare_most * 1000:.0f}) by `sbatch --wait`")
+        print(
+            f"one job, submitted to its end: {through * 1000:.0f} ms (most {through_most * 1000:.0f}) through Headframe, {bare * 1000:.0f} ms (most {bare_most * 1000:.0f}) by `sbatch --wait`"
+        )
         theirs = plain(cloud)
         mine = ours(cloud)
         print(f"{JOBS} jobs of one card: {mine:.1f}/s through Headframe, {theirs:.1f}/s by sbatch: {mine / theirs:.2f} of it")
