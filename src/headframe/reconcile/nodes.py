@@ -34,7 +34,7 @@ def nodes(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
         silent_ms = now_ms - heard_ms
         node = world.nodes.get(key)
         if node is not None and node.why.startswith(ITS_OWN) and key not in facts.down and node.state in _BACK:
-            yield from _back(world, node)
+            yield from _back(node)
             continue
         if (
             node is None
@@ -64,8 +64,7 @@ def _down(node: Node, told: Down, now_ms: int) -> Draft:
     return Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{node.name}: {state}, {told.why}", rows=(row,))
 
 
-def _back(world: World, node: Node) -> Iterator[Draft]:
-    del world
+def _back(node: Node) -> Iterator[Draft]:
     for state in _BACK[node.state]:
         node = msgspec.structs.replace(node, state=state, why="")
         yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{node.name}: {state}, its own system gives it work again", rows=(node,))

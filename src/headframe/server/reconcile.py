@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from headframe.engines.slurm.rest import SlurmRest
-from headframe.engines.slurm.words import Accounted, SlurmRefused
+from headframe.engines.slurm.words import NAMED, Accounted, SlurmRefused
 from headframe.model.api import Difference, Reconciliation
 from headframe.model.engine import EngineSetup
 from headframe.model.errors import Conflicting
@@ -17,7 +17,6 @@ AROUND_S = 20.0
 """Slurm's job begins before its keeper and ends after it: preparation, prolog and epilog are not billed."""
 SETTLE_MS = 15_000
 """What ended so lately may not have reached Slurm's accounts yet."""
-NAME = "hf-"
 
 
 async def compared(setup: EngineSetup, ours: Sequence[Allocation], since_ms: int, clock_ms: Callable[[], int]) -> Reconciliation:
@@ -38,8 +37,8 @@ def differences(ours: Sequence[Allocation], theirs: Sequence[Accounted], since_m
     ended = {key: each for key, each in mine.items() if each.ended_ms <= until_ms}
     jobs: dict[str, list[Accounted]] = {}
     for job in theirs:
-        if job.name.startswith(NAME) and job.end_s:
-            jobs.setdefault(job.name.removeprefix(NAME), []).append(job)
+        if job.name.startswith(NAMED) and job.end_s:
+            jobs.setdefault(job.name.removeprefix(NAMED), []).append(job)
     longest = {
         key: max(group, key=lambda job: (job.end_s - job.start_s, job.job_id))
         for key, group in jobs.items() if key in ended or (key not in mine and max(job.end_s for job in group) * 1000 <= until_ms)

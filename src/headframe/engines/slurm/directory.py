@@ -63,8 +63,11 @@ class Shared:
 
     def make(self) -> None:
         """The directories, and our keeper's text under a name of its own content. Raises OSError where that can't be."""
-        for path in (self.root, self.active, self.ended, self.root / "checkpoints", self.root / "volumes", self.root / "keeper"):
-            path.mkdir(parents=True, exist_ok=True)
+        if not self.root.exists():  # one that is there is the operator's, with the rights that they gave it
+            self.root.mkdir(parents=True)
+            self.root.chmod(0o711)
+        for path in (self.active, self.ended, self.root / "checkpoints", self.root / "volumes", self.root / "keeper"):
+            path.mkdir(exist_ok=True)
             path.chmod(0o711)  # whatever this process's mask is: those whose work lies below have to get there
         self.news.mkdir(exist_ok=True)
         self.news.chmod(0o1733)  # all may leave word, none may see who else did

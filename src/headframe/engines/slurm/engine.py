@@ -20,7 +20,7 @@ from headframe.engines.slurm.directory import BEAT_S, Shared, script
 from headframe.engines.slurm.machines import kind_of, machine, node_id
 from headframe.engines.slurm.rest import SlurmRest
 from headframe.engines.slurm.seen import Seen, observed
-from headframe.engines.slurm.words import JobRequest, SlurmJob, SlurmNode, SlurmRefused
+from headframe.engines.slurm.words import NAMED, JobRequest, SlurmJob, SlurmNode, SlurmRefused
 from headframe.health.catalogue import catalogue
 from headframe.model.engine import EngineSetup
 from headframe.model.errors import HeadframeError, Unavailable
@@ -28,7 +28,7 @@ from headframe.model.fleet import Down, Machine, Volume
 from headframe.model.ids import AllocationId, NodeId, is_allocation_id
 from headframe.model.states import Reason
 from headframe.model.units import MILLI
-from headframe.model.work import Allocation, LogLine, Observation, Workload
+from headframe.model.work import Allocation, LogLine, Workload
 
 LOOK_S, LOOK_MAX_S, NEWS_S, IDLE_S = 2.0, 5.0, 0.1, 1.0
 AWAY_MS = 10_000
@@ -197,7 +197,7 @@ class Line:
     def sight(self) -> Sight:
         """What is known now; complete only with Slurm's own word of a moment ago."""
         now_ms = self._clock_ms()
-        found = [each for key in sorted(self._seen) if (each := self._observation(key, now_ms)) is not None]
+        found = [each for key in sorted(self._seen) if (each := observed(self._seen[key], key, now_ms)) is not None]
         if not self._up():
             why = f"Slurm's controller has not answered for {(now_ms - max(self._answered_ms, self._first_ms)) // 1000} s"
             down = {key: Down(lost=True, why=why) for key in self._nodes} if now_ms - max(self._answered_ms, self._first_ms) > AWAY_MS else {}
@@ -217,10 +217,9 @@ class Line:
         return Down(lost=False, why=f"Slurm: {node.reason or 'drained'}") if node.drained else None
 
     def _know(self, key: AllocationId) -> Seen:
-        return self._seen.setdefault(key, Seen(self.shared.of(key)))
-
-    def _observation(self, key: AllocationId, now_ms: int) -> Observation | None:
-        return observed(self._seen[key], key, now_ms)
+        if key not in self._seen:  # else nothing is read for it
+            self._seen[key] = Seen(self.shared.of(key))
+        return self._seen[key]
 
     async def _looking(self) -> None:
         """Ask Slurm, again and again, more slowly while it does not answer."""
@@ -362,7 +361,7 @@ class Line:
         minutes = -(-workload.spec.max_duration_s // 60) + EXTRA_MIN if workload.spec.max_duration_s else 0
         held = self.shared.of(allocation.id).path
         return JobRequest(
-            name=f"hf-{allocation.id}", comment=allocation.id, script=script(self.setup, self.shared.keeper, held, len(nodes)), nodes=tuple(node.name for node in nodes),
+            name=f"{NAMED}{allocation.id}", comment=allocation.id, script=script(self.setup, self.shared.keeper, held, len(nodes)), nodes=tuple(node.name for node in nodes),
             cpus=max(1, part.cpu_milli // MILLI) * threads, memory_mib=part.memory_mib, gpus=tuple(sorted(kinds.items())), minutes=minutes,
             output=str(held / "slurm.out"), cwd="/", partition=self.setup.partition,
         )  # fmt: skip

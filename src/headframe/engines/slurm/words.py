@@ -14,6 +14,8 @@ DIALECTS = ("v0.0.45", "v0.0.44", "v0.0.43", "v0.0.42", "v0.0.41", "v0.0.40", "v
 OLD = "v0.0.38"
 HELD = 2042
 """ESLURM_... "job held, as asked": comes among the errors of the old dialect, and is none."""
+NAMED = "hf-"
+"""How the names of our jobs begin; the allocation's id follows."""
 NOTHING_FOUND = 9003
 """ESLURM_REST_EMPTY_RESULT."""
 _GRES = re.compile(r"gpu(?::([A-Za-z0-9_.-]+?))?:(\d+)(?:\(|,|$)")
