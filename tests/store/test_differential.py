@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headframe.model.errors import Conflicting, Fenced, HeadframeError, StoreMismatch, VersionConflict
+from headframe.model.endpoint import Allowance, Served
 from headframe.model.event import Event, Kind
 from headframe.model.fleet import Volume
 from headframe.model.health import CardHour, NodeHour
@@ -105,6 +106,20 @@ def usage(n):
     )
 
 
+def served(n):
+    return Served(
+        id=f"v{n}",
+        gateway_id="gw-0",
+        endpoint_id="wl-1",
+        project_id=ProjectId("pr-0"),
+        key_id=KeyId("k"),
+        at_ms=n,
+        requests=1,
+        prompt=n,
+        completion=1,
+    )
+
+
 def hour(n, at, minutes):
     return NodeHour(node_id=f"node-{n}", hour_ms=at, cards=(CardHour(gpu_id=f"GPU-{n}-0", minutes=minutes, power_w=100.5),))
 
@@ -117,6 +132,10 @@ rows = st.one_of(
     ),
     st.builds(entry, st.integers(0, 9), st.sampled_from(["credit/pr-0", "held/pr-0"])),
     st.builds(usage, st.integers(0, 9)),
+    st.builds(served, st.integers(0, 9)),
+    st.builds(
+        lambda n, left: Allowance(id=f"gw-0.pr-{n}", gateway_id="gw-0", project_id=f"pr-{n}", created_ms=n, granted_nano=left), ids, st.integers(0, 9)
+    ),
     st.builds(node, ids),
     st.builds(gpu, ids, ids),
 )
@@ -137,10 +156,24 @@ operations = st.one_of(
     ),
     st.builds(
         lambda pair: ("get", *pair),
-        st.sampled_from([(Workload, "wl-1"), (Allocation, "wl-1.1"), (Project, "pr-0"), (Entry, "e1"), (Usage, "u1"), (Usage, "none")]),
+        st.sampled_from(
+            [
+                (Workload, "wl-0"),
+                (Workload, "wl-1"),
+                (Workload, "wl-2"),
+                (Allocation, "wl-1.1"),
+                (Project, "pr-0"),
+                (Project, "pr-1"),
+                (Entry, "e1"),
+                (Usage, "u1"),
+                (Served, "v1"),
+                (Allowance, "gw-0.pr-0"),
+                (Usage, "none"),
+            ]
+        ),  # fmt: skip
     ),
-    st.builds(lambda kind: ("page", kind, Query()), st.sampled_from([Workload, Allocation, Project, Entry, Usage])),
-    st.tuples(st.just("page"), st.sampled_from([Workload, Allocation, Project, Entry, Usage]), queries),
+    st.builds(lambda kind: ("page", kind, Query()), st.sampled_from([Workload, Allocation, Project, Entry, Usage, Served])),
+    st.tuples(st.just("page"), st.sampled_from([Workload, Allocation, Project, Entry, Usage, Served]), queries),
     st.tuples(st.just("events"), st.integers(0, 5), st.integers(1, 4), st.sampled_from([None, "pr-0", ""]), st.sampled_from([None, "s1"])),
     st.tuples(st.just("lead"), st.sampled_from(["a", "b"]), st.booleans()),
     st.tuples(st.just("reply"), st.integers(0, 3)),
@@ -291,8 +324,8 @@ def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
 
 LATER = """
 from alembic import op
-revision = "0006"
-down_revision = "0005"
+revision = "0007"
+down_revision = "0006"
 
 
 def upgrade():
@@ -312,7 +345,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0006_later.py").write_text(LATER)
+    (later / "versions" / "0007_later.py").write_text(LATER)
     with monkeypatch.context() as newer:
         newer.setattr(opening, "MIGRATIONS", later)
         migrated = open_store(f"sqlite:///{path}")
@@ -320,7 +353,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
         with migrated._engine.connect() as db:
             assert "later" in {row[1] for row in db.exec_driver_sql("PRAGMA table_info(node)")}
         migrated.close()
-    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0005.bak'}").dump() == before
+    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0006.bak'}").dump() == before
     with pytest.raises(StoreMismatch, match="newer"):
         open_store(f"sqlite:///{path}")
 
@@ -329,7 +362,7 @@ def test_a_store_of_the_first_schema_gets_the_tables_that_came_later(tmp_path):
     path = tmp_path / "a.db"
     store = open_store(f"sqlite:///{path}")
     with store._engine.begin() as db:
-        for table in ("reservation", "volume", "rig", "hour", "engine"):
+        for table in ("reservation", "volume", "rig", "hour", "engine", "endpoint", "gateway", "allowance", "served"):
             db.exec_driver_sql(f"DROP TABLE {table}")
         db.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     store.close()
@@ -351,14 +384,14 @@ def test_an_older_postgresql_store_is_copied_into_a_schema_of_its_own_before_it_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0006_later.py").write_text(LATER)
+    (later / "versions" / "0007_later.py").write_text(LATER)
     monkeypatch.setattr(opening, "MIGRATIONS", later)
     migrated = open_store(postgres.url)
     assert migrated.dump() == before
     with migrated._engine.connect() as db:
-        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0005.entry").scalar() == 1
-        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0005.alembic_version").scalar() == "0005"
-        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0006"
+        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0006.entry").scalar() == 1
+        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0006.alembic_version").scalar() == "0006"
+        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0007"
     migrated.close()
 
 

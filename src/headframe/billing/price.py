@@ -7,7 +7,7 @@ from headframe.model.fleet import Gpu
 from headframe.model.money import ANY_MODEL, GpuPrice, PriceList, Quote, QuoteLine
 from headframe.model.people import Project
 from headframe.model.units import MILLI, cost_nano, gpus, mib
-from headframe.model.work import Part, Spec, Tier
+from headframe.model.work import UNTIMED, Part, Spec, Tier
 
 HOLD_ROLLING_S = 3600
 """Without a max_duration, an hour is held at a time, and again before each hour begins."""
@@ -30,8 +30,8 @@ def gpu_price(prices: PriceList, model: str) -> GpuPrice:
 
 
 def rate_nano(prices: PriceList, parts: Iterable[Part], tier: Tier) -> int:
-    """US$ per hour of these parts: GPUs by model and tier, CPU, memory and disk. The operator's own work is not billed."""
-    return 0 if tier is Tier.HOUSE else sum(_part_nano(prices, part, tier) for part in parts)
+    """US$ per hour of these parts: GPUs by model and tier, CPU, memory and disk. Nothing where time is not sold."""
+    return 0 if tier in UNTIMED else sum(_part_nano(prices, part, tier) for part in parts)
 
 
 def _part_nano(prices: PriceList, part: Part, tier: Tier) -> int:
@@ -51,6 +51,8 @@ def spec_lines(prices: PriceList, spec: Spec, model: str) -> tuple[QuoteLine, ..
     """The priced lines of `spec` on GPUs of `model`, per hour."""
     need, count = spec.resources, spec.nodes
     each: list[tuple[str, str, int, int]] = []
+    if spec.tier in UNTIMED:
+        return ()
     if need.gpu.milli:
         unit = gpu_price(prices, model).nano(spec.tier)
         each.append((f"GPU {model} ({spec.tier})", gpus(need.gpu.milli * count), unit, need.gpu.milli * unit // MILLI))

@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from headframe.model.endpoint import Allowance, Endpoint, Gateway, Served
 from headframe.model.engine import EngineSetup
 from headframe.model.fleet import Gpu, Node, Rack, Reservation, Rig, Site, Volume
 from headframe.model.ids import ProjectId
@@ -11,10 +12,18 @@ from headframe.model.money import Entry, PriceList, Usage
 from headframe.model.people import Key, Project, User
 from headframe.model.work import Allocation, Workload
 
-Row = Site | Rack | EngineSetup | Rig | Node | Gpu | Reservation | Volume | Project | User | Key | PriceList | Workload | Allocation | Usage | Entry
-ROW_TYPES: tuple[type[Row], ...] = (
-    Site, Rack, EngineSetup, Rig, Node, Gpu, Reservation, Volume, Project, User, Key, PriceList, Workload, Allocation, Usage, Entry,
+Row = (
+    Site | Rack | EngineSetup | Rig | Node | Gpu | Reservation | Volume | Project | User | Key | PriceList | Endpoint | Workload | Allocation | Gateway | Allowance
+    | Usage | Served | Entry
 )  # fmt: skip
+ROW_TYPES: tuple[type[Row], ...] = (
+    Site, Rack, EngineSetup, Rig, Node, Gpu, Reservation, Volume, Project, User, Key, PriceList, Endpoint, Workload, Allocation, Gateway,
+    Allowance, Usage, Served, Entry,
+)  # fmt: skip
+
+
+HISTORY: tuple[type[Row], ...] = (Usage, Served, Entry)
+"""What is only ever added: no decision looks at it, no row of it is ever changed."""
 
 
 class Kind(StrEnum):
@@ -44,6 +53,11 @@ class Kind(StrEnum):
     WORKLOAD_RUNNING = "workload.running"
     WORKLOAD_STOPPING = "workload.stopping"
     WORKLOAD_ENDED = "workload.ended"
+    ENDPOINT_CREATED = "endpoint.created"
+    ENDPOINT_CHANGED = "endpoint.changed"
+    ENDPOINT_STOPPED = "endpoint.stopped"
+    GATEWAY_CHANGED = "gateway.changed"
+    REQUESTS_BILLED = "requests.billed"
     ALLOCATION_CHANGED = "allocation.changed"
     USAGE_METERED = "usage.metered"
     HOLD_EXTENDED = "hold.extended"

@@ -21,6 +21,7 @@ VolumeId = NewType("VolumeId", str)
 RigId = NewType("RigId", str)
 EngineId = NewType("EngineId", str)
 UsageId = NewType("UsageId", str)
+GatewayId = NewType("GatewayId", str)
 PostingId = NewType("PostingId", str)
 
 ENTROPY_BYTES = 10
@@ -65,6 +66,11 @@ def is_machine_name(text: str) -> bool:
 def volume_id(project: ProjectId, name: str) -> VolumeId:
     """A volume is named by its project and its name, so that it is made once."""
     return VolumeId(f"{project}.{name}")
+
+
+def allowance_id(gateway: GatewayId, project: ProjectId) -> str:
+    """What a gateway may spend for a project is one row."""
+    return f"{gateway}.{project}"
 
 
 def usage_id(allocation: AllocationId, start_ms: int) -> UsageId:

@@ -15,15 +15,19 @@ class Scope(StrEnum):
     ADMIN = "admin"
     MEMBER = "member"
     READ = "read"
+    INFER = "infer"
+    GATEWAY = "gateway"
     NODE = "node"
     JOIN = "join"
 
 
 ALLOWS: dict[Scope, frozenset[Scope]] = {
-    Scope.OPERATOR: frozenset({Scope.OPERATOR, Scope.ADMIN, Scope.MEMBER, Scope.READ}),
-    Scope.ADMIN: frozenset({Scope.ADMIN, Scope.MEMBER, Scope.READ}),
-    Scope.MEMBER: frozenset({Scope.MEMBER, Scope.READ}),
+    Scope.OPERATOR: frozenset({Scope.OPERATOR, Scope.ADMIN, Scope.MEMBER, Scope.READ, Scope.INFER}),
+    Scope.ADMIN: frozenset({Scope.ADMIN, Scope.MEMBER, Scope.READ, Scope.INFER}),
+    Scope.MEMBER: frozenset({Scope.MEMBER, Scope.READ, Scope.INFER}),
     Scope.READ: frozenset({Scope.READ}),
+    Scope.INFER: frozenset({Scope.INFER}),
+    Scope.GATEWAY: frozenset({Scope.GATEWAY}),
     Scope.NODE: frozenset({Scope.NODE}),
     Scope.JOIN: frozenset({Scope.JOIN}),
 }
@@ -32,7 +36,7 @@ ALLOWS: dict[Scope, frozenset[Scope]] = {
 
 class Project(msgspec.Struct, frozen=True, kw_only=True, tag="project"):
     """A tenant. It never holds more GPUs than its quota (0: no limit), and up to `guaranteed_gpus_milli` it comes first and gets back
-    what others have borrowed. The `_nano` balances are projections of the ledger, kept beside it so that the database can guard
+    what others have borrowed. `rpm` and `tpm` are the requests and tokens that its keys together may ask of endpoints per minute (0: no limit). The `_nano` balances are projections of the ledger, kept beside it so that the database can guard
     them.
     """
 
@@ -47,6 +51,8 @@ class Project(msgspec.Struct, frozen=True, kw_only=True, tag="project"):
     budget_month_nano: int = 0
     quota_gpus_milli: int = 0
     guaranteed_gpus_milli: int = 0
+    rpm: int = 0
+    tpm: int = 0
     used_milli_h: float = 0.0
     used_ms: int = 0
 
@@ -72,7 +78,7 @@ class User(msgspec.Struct, frozen=True, kw_only=True, tag="user"):
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     """An API key as stored: never the secret, only its HMAC. `project_id` is empty for the operator's and for machines': a machine's
-    own is bound to its `node_id`, one to join with leads to a `rack` and is revoked by its use.
+    own is bound to its `node_id`, one to join with leads to a `rack` and is revoked by its use. `rpm` and `tpm` limit what it may ask of endpoints per minute.
     """
 
     id: KeyId
@@ -82,6 +88,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     user_id: UserId
     node_id: NodeId = NodeId("")
     rack: str = ""
+    rpm: int = 0
+    tpm: int = 0
     mac: str
     created_ms: int
     expires_ms: int = 0

@@ -7,22 +7,29 @@ import msgspec
 from headframe.model.fleet import Down, Grade, Machine, Sharing
 from headframe.model.health import CardFacts, Finding, HostFacts
 from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, WorkloadId
+from headframe.model.serving import Serving
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import MILLI, gpus, mib
 
 
 class Tier(StrEnum):
-    """How firmly GPUs are held, firmest first. `house` is the operator's own work (checks of cards): it is not sold, and costs nothing."""
+    """How firmly GPUs are held, firmest first. `served` is as firm as on-demand, but what is sold is its tokens, not its time; `house` is the operator's own
+    work (checks of cards): it is not sold, and costs nothing.
+    """
 
     RESERVED = "reserved"
     ON_DEMAND = "on-demand"
     SPOT = "spot"
+    SERVED = "served"
     HOUSE = "house"
 
 
 SOLD = (Tier.RESERVED, Tier.ON_DEMAND, Tier.SPOT)
+UNTIMED = frozenset({Tier.SERVED, Tier.HOUSE})
+"""Those whose time costs nothing."""
 CHECK = "check"
 """The type of a workload that checks cards. No file can ask for it."""
+ENDPOINT, REPLICA = "endpoint", "replica"
 
 
 class Network(StrEnum):
@@ -104,6 +111,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: str = ""
     network: Network = Network.PREFERRED
     volumes: tuple[Mount, ...] = ()
+    serve: Serving | None = None
 
     @property
     def gpu_milli(self) -> int:
@@ -114,7 +122,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
     """One submitted job, with what it has cost so far. `held_nano` is what its pending hold still covers; `closed` once
     it has ended, everything it used is billed and the rest of the hold is given back. `preempted` counts the attempts that gave
-    way to others, which are not held against it.
+    way to others, which are not held against it. A replica has its endpoint's id and revision; from `drain_ms` on it gets no new requests.
     """
 
     id: WorkloadId
@@ -122,6 +130,9 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
     key_id: KeyId
     name: str
     spec: Spec
+    endpoint_id: WorkloadId = WorkloadId("")
+    revision: int = 0
+    drain_ms: int = 0
     workdir_digest: str = ""
     state: WorkloadState
     attempt: int = 0
@@ -153,7 +164,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One rank of an allocation: what it holds of one node."""
+    """One rank of an allocation: what it holds of one node, and where it is to listen if it is asked (0: nowhere)."""
 
     rank: int
     node_id: NodeId
@@ -161,6 +172,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     cpu_milli: int
     memory_mib: int
     disk_mib: int
+    port: int = 0
 
 
 class Allocation(msgspec.Struct, frozen=True, kw_only=True, tag="allocation"):

@@ -8,12 +8,14 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
+from headframe.model.endpoint import Allowance, Endpoint, EndpointState, Gateway
 from headframe.model.engine import EngineSetup
-from headframe.model.event import Event, Row
+from headframe.model.event import HISTORY, Event, Row
 from headframe.model.fleet import Gpu, Node, Rack, Reservation, Rig, Site, Volume
 from headframe.model.ids import (
     AllocationId,
     EngineId,
+    GatewayId,
     GpuId,
     KeyId,
     NodeId,
@@ -26,7 +28,7 @@ from headframe.model.ids import (
     VolumeId,
     WorkloadId,
 )
-from headframe.model.money import Entry, PriceList, Usage
+from headframe.model.money import PriceList
 from headframe.model.people import Key, Project, User
 from headframe.model.states import WORKLOAD_ENDS, AllocationState, GpuState, WorkloadState
 from headframe.model.units import MILLI
@@ -84,6 +86,10 @@ class World:
         self.users: dict[UserId, User] = {}
         self.keys: dict[KeyId, Key] = {}
         self.price_lists: dict[str, PriceList] = {}
+        self.endpoints: dict[WorkloadId, Endpoint] = {}
+        self.replicas: dict[WorkloadId, dict[WorkloadId, Workload]] = {}
+        self.gateways: dict[GatewayId, Gateway] = {}
+        self.allowances: dict[str, Allowance] = {}
         self.workloads: dict[WorkloadId, Workload] = {}
         self.allocations: dict[AllocationId, Allocation] = {}
         self.free: dict[NodeId, Free] = {}
@@ -102,7 +108,7 @@ class World:
         self._tables: dict[type, dict[Any, Any]] = {
             Site: self.sites, Rack: self.racks, EngineSetup: self.engines, Rig: self.rigs, Node: self.nodes, Gpu: self.gpus, Project: self.projects,
             User: self.users, Key: self.keys, PriceList: self.price_lists, Reservation: self.reservations, Volume: self.volumes, Workload: self.workloads,
-            Allocation: self.allocations,
+            Allocation: self.allocations, Endpoint: self.endpoints, Gateway: self.gateways, Allowance: self.allowances,
         }  # fmt: skip
         self._undo: list[tuple[type, Any, Any]] = []
 
@@ -138,8 +144,8 @@ class World:
         self.version = version
 
     def put(self, row: Row) -> None:
-        """Take in one row; usage and entries leave no trace here, they are history."""
-        if isinstance(row, Usage | Entry):
+        """Take in one row; history leaves no trace here."""
+        if isinstance(row, HISTORY):
             return
         kind = type(row)
         self._undo.append((kind, row.id, self._tables[kind].get(row.id)))
@@ -164,6 +170,8 @@ class World:
             self._index_volume(old, new)
         elif kind is Rack:
             self._index_rack(key)
+        elif kind is Endpoint:
+            self._index_endpoint(old, new)
 
     def _index_allocation(self, old: Allocation | None, new: Allocation | None) -> None:
         held, holds = _holds(old), _holds(new)
@@ -228,14 +236,27 @@ class World:
             self.queued.pop(old.id, None)
             self.closing.pop(old.id, None)
             self.names.pop((old.project_id, old.name), None)
+            if old.endpoint_id:
+                self.replicas.get(old.endpoint_id, {}).pop(old.id, None)
         if new is None:
             return
+        if new.endpoint_id:
+            self.replicas.setdefault(new.endpoint_id, {})[new.id] = new
         if new.state in WORKLOAD_ENDS:
             self.closing[new.id] = new
             return
         self.names[new.project_id, new.name] = new.id
         if new.state is WorkloadState.QUEUED:
             self.queued[new.id] = new
+
+    def _index_endpoint(self, old: Endpoint | None, new: Endpoint | None) -> None:
+        if old is not None:
+            self.names.pop((old.project_id, old.name), None)
+        if new is None:
+            if old is not None and not self.replicas.get(old.id):
+                self.replicas.pop(old.id, None)
+            return
+        self.names[new.project_id, new.name] = new.id
 
     def _index_node(self, old: Node | None, new: Node | None) -> None:
         node = new or old
@@ -335,8 +356,10 @@ def over(row: Row) -> bool:
     """Whether the world may forget this row: its history is in the store, nothing remains to be decided about it."""
     if isinstance(row, Workload):
         return row.closed
-    if isinstance(row, Reservation):
+    if isinstance(row, Reservation | Gateway | Allowance):
         return row.closed
+    if isinstance(row, Endpoint):
+        return row.state is EndpointState.STOPPED
     if isinstance(row, Volume | EngineSetup):
         return row.removed
     return isinstance(row, Allocation) and row.settled

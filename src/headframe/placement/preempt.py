@@ -27,7 +27,7 @@ CHECKPOINT_MS = 1_800_000
 RESTART_MS = 120_000
 """Stopping, placing and loading again: 25 to 250 s were measured for training jobs (Sia, SOSP 2023)."""
 HORIZON_MS = 4 * MS_PER_HOUR
-WORTH = {Tier.RESERVED: 100, Tier.ON_DEMAND: 100, Tier.SPOT: 50, Tier.HOUSE: 100}
+WORTH = {Tier.RESERVED: 100, Tier.ON_DEMAND: 100, Tier.SERVED: 100, Tier.SPOT: 50, Tier.HOUSE: 100}
 """What an hour of a card brings, tier against tier, in percent of on-demand."""
 GAIN_OVER_LOSS = 1.25
 TRIES = 8

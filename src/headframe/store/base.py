@@ -122,7 +122,7 @@ def _fields(kind: type[Row]) -> tuple[str, str, str, str, str]:
         return next((name for name in names if name in kind.__struct_fields__), "")
 
     at = first("submitted_ms", "granted_ms", "start_ms", "at_ms", "created_ms", "joined_ms", "effective_ms")
-    return first("project_id"), first("workload_id", "node_id", "rack_id", "site_id"), first("state"), first("name", "account"), at
+    return first("project_id"), first("endpoint_id", "workload_id", "node_id", "rack_id", "site_id"), first("state"), first("name", "account"), at
 
 
 def dedupe_rows(events: Sequence[Event]) -> list[Row]:

@@ -6,9 +6,8 @@ from threading import Lock
 import msgspec
 
 from headframe.model.errors import Conflicting, Fenced, VersionConflict
-from headframe.model.event import ROW_TYPES, Event, Row
+from headframe.model.event import HISTORY, ROW_TYPES, Event, Row
 from headframe.model.health import NodeHour
-from headframe.model.money import Entry, Usage
 from headframe.model.people import Project
 from headframe.model.states import AllocationState
 from headframe.model.units import MILLI
@@ -32,7 +31,7 @@ class MemoryStore:
 
     def load(self) -> Snapshot:
         with self._lock:
-            kinds = [kind for kind in ROW_TYPES if kind not in {Usage, Entry}]
+            kinds = [kind for kind in ROW_TYPES if kind not in HISTORY]
             rows = [self._live[kind][key] for kind in kinds for key in sorted(self._live[kind])]
             return Snapshot(version=len(self._events), rows=tuple(rows))
 
@@ -58,7 +57,7 @@ class MemoryStore:
         assert [event.seq for event in events] == [len(self._events) + 1 + n for n in range(len(events))]
         held: dict[str, int] = {}
         for row in rows:
-            if isinstance(row, Entry | Usage) and row.id in self._rows[type(row)]:
+            if isinstance(row, HISTORY) and row.id in self._rows[type(row)]:
                 raise Conflicting(f"{row.id} is recorded already")
             if isinstance(row, Project) and min(row.credit_nano, row.held_nano) < 0:
                 raise Conflicting(f"{row.id} would go below zero")

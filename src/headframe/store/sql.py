@@ -10,9 +10,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from headframe.model.errors import Conflicting, DiskFull, Fenced, HeadframeError, Unavailable, VersionConflict
-from headframe.model.event import ROW_TYPES, Event, Row
+from headframe.model.event import HISTORY, ROW_TYPES, Event, Row
 from headframe.model.health import NodeHour
-from headframe.model.money import Entry, Usage
 from headframe.model.people import Project
 from headframe.model.work import Allocation
 from headframe.model.world import over
@@ -46,7 +45,7 @@ class SqlStore:
             version = db.scalar(sa.select(control.c.version)) or 0
             rows: list[Row] = []
             for kind in ROW_TYPES:
-                if kind not in {Usage, Entry}:
+                if kind not in HISTORY:
                     table = NOUNS[kind]
                     found = db.scalars(sa.select(table.c.body).where(table.c.live).order_by(table.c.id))
                     rows.extend(_decoders[kind].decode(body) for body in found)

@@ -2,8 +2,7 @@
 
 import sqlalchemy as sa
 
-from headframe.model.event import ROW_TYPES
-from headframe.model.money import Entry, Usage
+from headframe.model.event import HISTORY, ROW_TYPES
 
 metadata = sa.MetaData()
 
@@ -37,7 +36,7 @@ def _extra(name: str) -> tuple[sa.schema.SchemaItem, ...]:
 
 
 NOUNS: dict[type, sa.Table] = {kind: _noun(str(kind.__struct_config__.tag), *_extra(str(kind.__struct_config__.tag))) for kind in ROW_TYPES}
-APPEND_ONLY = (NOUNS[Entry], NOUNS[Usage])
+APPEND_ONLY = tuple(NOUNS[kind] for kind in HISTORY)
 """The database itself refuses to update or delete these: see the first migration."""
 
 event = sa.Table(
@@ -78,3 +77,18 @@ reply = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
 )  # fmt: skip
+
+
+def forbid(db: sa.Connection, table: str) -> None:
+    """Have the database refuse to change or delete rows of `table`."""
+    if db.dialect.name == "postgresql":
+        db.execute(sa.text(
+            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+            "EXECUTE FUNCTION headframe_append_only()"
+        ))  # fmt: skip
+        return
+    for verb in ("UPDATE", "DELETE"):
+        db.execute(sa.text(
+            f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
+        ))  # fmt: skip

@@ -21,7 +21,7 @@ def machine(node: SlurmNode, setup: EngineSetup, known: tuple[Model, ...], now_m
     key = node_id(setup, node.name)
     row = Node(
         id=key, name=node.name, site_id=SiteId(""), rack_id=RackId(""), state=NodeState.NEW, engine=SLURM, cpu_milli=node.cpus // max(1, node.threads) * MILLI,
-        memory_mib=node.real_memory, disk_mib=node.temporary_disk, cpu_model=node.architecture, os=(node.operating_system or "")[:100], arch=node.architecture,
+        memory_mib=node.real_memory, disk_mib=node.temporary_disk, cpu_model=node.architecture, os=(node.operating_system or "")[:100], arch=node.architecture, address=node.address,
         boot_id=str(whole(node.boot_time)), joined_ms=now_ms, seen_ms=now_ms,
     )  # fmt: skip
     cards: list[Gpu] = []

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from headframe.store.tables import control, metadata
+from headframe.store.tables import control, forbid, metadata
 
 revision = "0001"
 down_revision = None
@@ -21,21 +21,7 @@ def upgrade() -> None:
             "$$ BEGIN RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation'; END $$"
         ))  # fmt: skip
     for table in _APPEND_ONLY:
-        _forbid(db, table)
-
-
-def _forbid(db: sa.Connection, table: str) -> None:
-    if db.dialect.name == "postgresql":
-        db.execute(sa.text(
-            f"CREATE TRIGGER {table}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
-            "EXECUTE FUNCTION headframe_append_only()"
-        ))  # fmt: skip
-        return
-    for verb in ("UPDATE", "DELETE"):
-        db.execute(sa.text(
-            f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-            f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END"
-        ))  # fmt: skip
+        forbid(db, table)
 
 
 def downgrade() -> None:
