@@ -169,11 +169,13 @@ def extend_hold(project: Project, workload: Workload, amount_nano: int, name: st
 def _close(world: World, workload: Workload, now_ms: int) -> Draft:
     """An ended workload's account: the rest of its hold goes back."""
     closed = msgspec.structs.replace(workload, held_nano=0, closed=True)
+    endpoint = world.endpoints.get(workload.endpoint_id)
+    also = (msgspec.structs.replace(endpoint, billed_nano=endpoint.billed_nano + workload.cost_nano - workload.credited_nano),) if endpoint else ()
     text = f"{workload.name}: {money(workload.cost_nano - workload.credited_nano)} in all, {money(workload.held_nano)} released"
     if not workload.held_nano:
-        return Draft(kind=Kind.USAGE_METERED, subject=workload.id, project_id=workload.project_id, text=text, rows=(closed,))
+        return Draft(kind=Kind.USAGE_METERED, subject=workload.id, project_id=workload.project_id, text=text, rows=(closed, *also))
     memo = Memo(posting=f"void/{workload.id}", kind=EntryKind.VOID, at_ms=now_ms, workload_id=workload.id,
                 text=f"{workload.name}: rest of the hold released")  # fmt: skip
     moved = void(world.projects[workload.project_id], workload.held_nano, memo)
     return Draft(kind=Kind.USAGE_METERED, subject=workload.id, project_id=workload.project_id, text=text,
-                 rows=(*moved.entries, moved.project, closed))  # fmt: skip
+                 rows=(*moved.entries, moved.project, closed, *also))  # fmt: skip

@@ -1,5 +1,6 @@
 """run, apply, quote, ps, logs, stop, rm."""
 
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from rich.markup import escape
 
 from headframe.cli.session import FAILED, INTERRUPTED, client, err, fail, out, show, table
 from headframe.client import Client
-from headframe.model.api import QuoteView, WorkloadView
+from headframe.model.api import EndpointView, QuoteView, WorkloadView
 from headframe.model.states import WORKLOAD_ENDS
 from headframe.model.text import printable
 from headframe.model.units import duration, money, usd
@@ -60,6 +61,8 @@ def run(
 ) -> None:  # fmt: skip
     """Quote a workload, ask, submit it, and follow its log to the end."""
     text = _read(file)
+    if _is_endpoint(text):
+        fail("this file is an endpoint's: it does not run to an end", f"serve it: `headframe apply -f {file}`", 2)
     with client() as cloud:
         if not json:
             _show_quote(cloud.quote(text, project))
@@ -80,9 +83,13 @@ def apply(
     project: ProjectOption = "",
     json: Json = False,
 ) -> None:
-    """Submit a workload without asking or following."""
+    """Submit a job without asking or following, or serve a model."""
     text = _read(file)
     with client() as cloud:
+        if _is_endpoint(text):
+            served = cloud.apply_endpoint(text, _workdir(file, text), project)
+            show(served, json, lambda: _show_served(served))
+            return
         made = cloud.submit(text, _workdir(file, text), project)
     show(made, json, lambda: out.print(f"{made.workload.name} ({made.workload.id}) is {made.workload.state}"))
 
@@ -234,6 +241,20 @@ def _read(file: Path) -> str:
         fail(f"{file} is not UTF-8 text", "save it as UTF-8", 2)
     except OSError as error:
         fail(f"{file} can't be read: {error.strerror}", "", 2)
+
+
+def _is_endpoint(text: str) -> bool:
+    return re.search(r"^[\"']?type[\"']?\s*:\s*[\"']?(endpoint|service)\b", text, re.MULTILINE) is not None
+
+
+def _show_served(served: EndpointView) -> None:
+    for warning in served.warnings:
+        err.print(f"note: {warning}", style="yellow", markup=False)
+    row = served.endpoint
+    out.print(f"{row.name} ({row.id}) is {row.state}, revision {row.revision}", markup=False)
+    if served.base_url:
+        out.print(f"  base_url={served.base_url}  model={row.serving.model or row.name}", markup=False)
+    out.print(f"next: headframe endpoint show {row.name} · headframe chat {row.name}", style="dim", markup=False)
 
 
 def _workdir(file: Path, text: str) -> Path | None:

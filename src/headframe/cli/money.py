@@ -129,13 +129,26 @@ def project_quota(
 @key_app.command("create")
 def key_create(
     name: str, *, scope: Annotated[Scope, typer.Option(help="What it may do.")] = Scope.MEMBER, project: ProjectOption = "",
-    expires: Annotated[str, typer.Option(help="Such as 90d; never if left out.")] = "", json: Json = False,
+    expires: Annotated[str, typer.Option(help="Such as 90d; never if left out.")] = "",
+    rpm: Annotated[int, typer.Option(min=0, help="Requests that it may ask of endpoints per minute; 0 is no limit.")] = 0,
+    tpm: Annotated[int, typer.Option(min=0, help="Tokens per minute.")] = 0, json: Json = False,
 ) -> None:  # fmt: skip
     """A new key; its text is shown this once."""
     expires_in_s = seconds(expires) if expires else 0
     with client() as cloud:
-        made = cloud.create_key(name, scope, project, expires_in_s)
+        made = cloud.create_key(name, scope, project, expires_in_s, rpm, tpm)
     show(made, json, lambda: _show_new_key(made))
+
+
+@project_app.command("limits")
+def project_limits(
+    name: str, *, rpm: Annotated[int, typer.Option(min=0, help="Requests per minute; 0 lifts it.")] = 0,
+    tpm: Annotated[int, typer.Option(min=0, help="Tokens per minute; 0 lifts it.")] = 0, json: Json = False,
+) -> None:  # fmt: skip
+    """What a project's keys together may ask of endpoints."""
+    with client() as cloud:
+        made = cloud.set_limits(name, rpm, tpm)
+    show(made, json, lambda: out.print(f"{made.name}: {made.rpm or 'any number of'} requests, {made.tpm or 'any number of'} tokens per minute"))
 
 
 @key_app.command("ls")

@@ -20,6 +20,8 @@ from headframe.model.api import (
     Defragmentation,
     DefragmentBody,
     EnableBody,
+    EndpointList,
+    EndpointView,
     EngineBody,
     EngineList,
     EngineView,
@@ -32,6 +34,7 @@ from headframe.model.api import (
     KeyList,
     KeyMade,
     KeyView,
+    LimitsBody,
     LogPage,
     NodeBody,
     NodeHours,
@@ -168,6 +171,27 @@ class Client:
                         return
             except httpx.TransportError:
                 self._wait_until_up()
+
+    def apply_endpoint(self, file: str, workdir: str | Path | None = None, project: str = "") -> EndpointView:
+        """Serve a model, or change the endpoint of that name."""
+        digest = self.upload(Path(workdir)).digest if workdir is not None else ""
+        return self._send("POST", "/v1/endpoints", EndpointView, SubmitBody(file=file, workdir=digest, project=project))
+
+    def endpoints(self, project: str = "") -> EndpointList:
+        """What is served."""
+        return self._get("/v1/endpoints", EndpointList, project=project)
+
+    def endpoint(self, name: str) -> EndpointView:
+        """One endpoint by id or name."""
+        return self._get(f"/v1/endpoints/{_segment(name)}", EndpointView)
+
+    def stop_endpoint(self, name: str) -> EndpointView:
+        """End an endpoint and its replicas."""
+        return self._send("POST", f"/v1/endpoints/{_segment(name)}/stop", EndpointView)
+
+    def set_limits(self, project: str, rpm: int, tpm: int) -> Project:
+        """What a project may ask of endpoints per minute."""
+        return self._send("PUT", f"/v1/projects/{_segment(project)}/limits", Project, LimitsBody(rpm=rpm, tpm=tpm))
 
     def events(self, after: int = 0, *, latest: bool = False, limit: int = 100, subject: str = "") -> EventPage:
         """Events after a cursor."""
@@ -341,9 +365,9 @@ class Client:
         """The keys that this key may see."""
         return self._get("/v1/keys", KeyList)
 
-    def create_key(self, name: str, scope: Scope, project: str = "", expires_in_s: int = 0) -> KeyMade:
+    def create_key(self, name: str, scope: Scope, project: str = "", expires_in_s: int = 0, rpm: int = 0, tpm: int = 0) -> KeyMade:
         """A new key; its text is in this answer alone."""
-        body = KeyBody(name=name, scope=scope, project=project, expires_in_s=expires_in_s)
+        body = KeyBody(name=name, scope=scope, project=project, expires_in_s=expires_in_s, rpm=rpm, tpm=tpm)
         return self._send("POST", "/v1/keys", KeyMade, body)
 
     def revoke_key(self, key_id: str) -> KeyView:

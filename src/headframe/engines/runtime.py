@@ -18,6 +18,7 @@ SETUP_EXIT = 113
 """In a container setup and run share one shell; this exit code tells a failed setup from a failed run."""
 WORK_IN_CONTAINER = "/work"
 PLAIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LOOPBACK = "127.0.0.1"
 NOFILE_MAX, NPROC_MAX = 65_536, 32_768
 
 
@@ -99,9 +100,19 @@ def _headframe_env(place: Place, allocation: Allocation, workload: Workload) -> 
         "HEADFRAME_CPUS": f"{part.cpu_milli / MILLI:g}", "HEADFRAME_MEMORY_MIB": str(part.memory_mib),
         "HEADFRAME_MASTER_ADDR": place.master, "HEADFRAME_MASTER_PORT": str(place.port),
         **({} if place.cards is None else bound(place.cards)),
+        **_listens(part, workload),
         **_sharing(part),
         "OMP_NUM_THREADS": str(max(1, part.cpu_milli // MILLI)),
     }  # fmt: skip
+
+
+def _listens(part: Part, workload: Workload) -> dict[str, str]:
+    """Where a server is to listen: a container has an address of its own, whose port is published."""
+    serve = workload.spec.serve
+    if serve is None:
+        return {}
+    host, port = ("0.0.0.0", serve.port) if workload.spec.image else (part.host or LOOPBACK, part.port)  # noqa: S104 - inside the container
+    return {"HEADFRAME_HOST": host, "HEADFRAME_PORT": str(port), "HOST": host, "PORT": str(port)}
 
 
 def _sharing(part: Part) -> dict[str, str]:
@@ -145,6 +156,8 @@ def _podman(place: Place, allocation: Allocation, workload: Workload, volumes: l
     ]  # fmt: skip
     if workload.spec.checkpoint:
         env["HEADFRAME_CHECKPOINT"] = workload.spec.checkpoint
+    if workload.spec.serve is not None:
+        argv.append(f"--publish={part.host or LOOPBACK}:{part.port}:{workload.spec.serve.port}")
     argv += ["--network=host"] if place.ranks > 1 else []  # ranks find each other by their machines' addresses
     argv += [f"--device=nvidia.com/gpu={card}" for card in place.cards or ()]
     argv += [f"--env={key}={value}" for key, value in {**env, **workload.spec.env}.items()]

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from headframe.model.endpoint import GatewayReport, Served
 from headframe.model.engine import EngineSetup
 from headframe.model.fleet import Gpu, Grade, Node, Reservation, Rig, Sharing
 from headframe.model.health import Depth
@@ -120,6 +121,37 @@ class StopWorkload(msgspec.Struct, frozen=True, kw_only=True):
     id: WorkloadId
 
 
+class ApplyEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint as it is to be; `id` is for a new one."""
+
+    id: WorkloadId
+    project_id: ProjectId
+    key_id: KeyId
+    spec: Spec
+    workdir_digest: str = ""
+
+
+class StopEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """End it and its replicas."""
+
+    id: WorkloadId
+
+
+class TakeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway says of money; `earlier` has the last tries of the requests that its batch names."""
+
+    report: GatewayReport
+    earlier: dict[str, Served] = {}
+
+
+class SetLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a project may ask of endpoints per minute: requests and tokens, 0 for no limit."""
+
+    project_id: ProjectId
+    rpm: int
+    tpm: int
+
+
 class SetNode(msgspec.Struct, frozen=True, kw_only=True):
     """What a node's operator says of it; None keeps what is known. A rack that is not known is made as `rack_id`."""
 
@@ -234,6 +266,10 @@ Command = (
     | SetPrices
     | Submit
     | StopWorkload
+    | ApplyEndpoint
+    | StopEndpoint
+    | TakeReport
+    | SetLimits
     | SetNode
     | SetRack
     | SetSite

@@ -58,7 +58,9 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, tag="gateway"):
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True, tag="allowance"):
-    """What a gateway may spend for a project: a part of its credit that is held. Both sums only grow, so that either side may say them twice."""
+    """What a gateway may spend for a project: a part of its credit that is held. They are sums since the gateway began, so that either side may say them twice; `granted_nano`
+    falls only by what the gateway said before that it does not count on. `moves` numbers what was granted and given back.
+    """
 
     id: str
     gateway_id: GatewayId
@@ -66,6 +68,7 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True, tag="allowance"):
     created_ms: int
     granted_nano: int = 0
     spent_nano: int = 0
+    moves: int = 0
     closed: bool = False
 
     @property
@@ -162,13 +165,14 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndpointReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The load of an endpoint at one gateway: requests under way and held now; since the gateway started: requests, failed ones, tokens that came out, and
+    """The load of an endpoint at one gateway: requests under way, held, and those of both that have no first byte yet; since the gateway started: requests, failed ones, tokens that came out, and
     waits in milliseconds until the first byte, summed.
     """
 
     id: WorkloadId
     in_flight: int
     held: int
+    waiting: int = 0
     requests: int = 0
     failed: int = 0
     prompt: int = 0
@@ -222,10 +226,15 @@ class GatewayAnswer(msgspec.Struct, frozen=True, kw_only=True):
     gateways: int = 1
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What gateways say of an endpoint together: how many replicas there should be and why (None: not known yet), which are ready, and which have nothing left to do."""
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint's load at a moment, of all gateways together; rates are per second since the moment before."""
 
-    wanted: int | None = None
-    why: str = ""
-    ready: frozenset[AllocationId] = frozenset()
-    drained: frozenset[AllocationId] = frozenset()
+    at_ms: int
+    in_flight: int = 0
+    held: int = 0
+    waiting: int = 0
+    requests_s: float = 0.0
+    failed_s: float = 0.0
+    tokens_s: float = 0.0
+    first_ms: float | None = None
+    replicas: int = 0

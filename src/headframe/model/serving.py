@@ -4,6 +4,8 @@ from enum import StrEnum
 
 import msgspec
 
+from headframe.model.ids import AllocationId
+
 
 class Metric(StrEnum):
     """What replicas are counted by: requests under way and waiting, requests waiting alone, or tokens that come out per second."""
@@ -17,7 +19,7 @@ class Pricing(StrEnum):
     """What is sold: the replicas' time, to whoever runs the endpoint, or tokens, to whoever asks."""
 
     PER_SECOND = "per-second"
-    PER_TOKEN = "per-token"
+    PER_TOKEN = "per-token"  # noqa: S105 - what is sold, no secret
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,3 +50,15 @@ def tokens_nano(serving: Serving, prompt: int, completion: int) -> int:
     if serving.pricing is Pricing.PER_SECOND:
         return 0
     return -(-(prompt * serving.input_nano + completion * serving.output_nano) // MILLION)
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What gateways say of an endpoint together: how many replicas there should be and why (None: not known yet), which are ready, which have nothing left to do, and since
+    when some that run have not answered.
+    """
+
+    wanted: int | None = None
+    why: str = ""
+    ready: frozenset[AllocationId] = frozenset()
+    drained: frozenset[AllocationId] = frozenset()
+    silent: dict[AllocationId, int] = {}

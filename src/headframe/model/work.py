@@ -7,7 +7,7 @@ import msgspec
 from headframe.model.fleet import Down, Grade, Machine, Sharing
 from headframe.model.health import CardFacts, Finding, HostFacts
 from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, WorkloadId
-from headframe.model.serving import Serving
+from headframe.model.serving import Load, Serving
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import MILLI, gpus, mib
 
@@ -29,7 +29,7 @@ UNTIMED = frozenset({Tier.SERVED, Tier.HOUSE})
 """Those whose time costs nothing."""
 CHECK = "check"
 """The type of a workload that checks cards. No file can ask for it."""
-ENDPOINT, REPLICA = "endpoint", "replica"
+JOB, ENDPOINT, REPLICA = "job", "endpoint", "replica"
 
 
 class Network(StrEnum):
@@ -164,7 +164,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One rank of an allocation: what it holds of one node, and where it is to listen if it is asked (0: nowhere)."""
+    """One rank of an allocation: what it holds of one node, and where it is reached if it serves something (an empty host is this machine, port 0 is nowhere)."""
 
     rank: int
     node_id: NodeId
@@ -172,6 +172,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     cpu_milli: int
     memory_mib: int
     disk_mib: int
+    host: str = ""
     port: int = 0
 
 
@@ -243,7 +244,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engines saw in one look: when each node was last heard of, the allocations seen, and since when expected
     ones have not been, and what is wrong with cards, worst first (a card without an entry was not heard of); what checks that ended told; machines that
-    engines bring, and those that are to get nothing new; and whether what looks at everything is due.
+    engines bring, and those that are to get nothing new; what gateways say of endpoints; and whether what looks at everything is due.
     """
 
     nodes: dict[NodeId, int] = {}
@@ -253,6 +254,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     sweep: bool = False
     machines: tuple[Machine, ...] = ()
     down: dict[NodeId, Down] = {}
+    loads: dict[WorkloadId, Load] = {}
     checked: dict[AllocationId, tuple[CardFacts | HostFacts, ...]] = {}
 
 

@@ -1,15 +1,10 @@
 """Keys, sessions and who may do what.
 
-A key reads ``hf_<kind>_<id>_<secret><checksum>``: the checksum lets scanners and typing mistakes be told from real keys
-without a look-up; only HMAC-SHA-256 of the secret under the server's pepper is stored. A console session is a signed note of
-which key signed in, so revoking the key ends it too.
+The form of keys is in `model/keys.py`. A console session is a signed note of which key signed in, so revoking the key ends it too.
 """
 
-import hashlib
 import hmac
-import re
 import secrets
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +12,13 @@ import msgspec
 
 from headframe.files import write_private
 from headframe.model.errors import Forbidden, NotFound, Unauthenticated
-from headframe.model.ids import KeyId, ProjectId, UserId, base32
+from headframe.model.ids import AllocationId, KeyId, ProjectId, UserId, base32
+from headframe.model.keys import KINDS, SECRET_BYTES, key_mac, read_key, replica_key, sign, write_key
 from headframe.model.people import ALLOWS, Key, Project, Scope
 from headframe.model.world import World
 
-KINDS = {Scope.OPERATOR: "op", Scope.ADMIN: "adm", Scope.MEMBER: "mem", Scope.READ: "ro", Scope.NODE: "node", Scope.JOIN: "join"}
-SECRET_BYTES, CHECKSUM_CHARS = 32, 7
 SESSION_MS = 12 * 3_600_000
 SESSION_COOKIE = "headframe_session"
-_KEY = re.compile(r"^hf_(op|adm|mem|ro|node|join)_([0-9a-z]{16})_([0-9a-z]{52})([0-9a-z]{7})$")
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,22 +42,26 @@ class Auth:
 
     def new_key(self, name: str, scope: Scope, project: ProjectId, now_ms: int, expires_ms: int = 0, **bound: Any) -> tuple[Key, str]:
         """A key to store and the text to show once; `bound` says what a machine's key is bound to."""
-        key_id, secret = base32(secrets.token_bytes(10)), base32(secrets.token_bytes(SECRET_BYTES))
+        key_id = KeyId(base32(secrets.token_bytes(10)))
+        text, secret = write_key(scope, key_id, secrets.token_bytes(SECRET_BYTES))
         key = Key(
-            id=KeyId(key_id), name=name, scope=scope, project_id=project, user_id=UserId(""),
-            mac=self._mac(key_id, secret), created_ms=now_ms, expires_ms=expires_ms, **bound,
+            id=key_id, name=name, scope=scope, project_id=project, user_id=UserId(""),
+            mac=key_mac(self._pepper, key_id, secret), created_ms=now_ms, expires_ms=expires_ms, **bound,
         )  # fmt: skip
-        body = f"hf_{KINDS[scope]}_{key_id}_{secret}"
-        return key, body + _checksum(body)
+        return key, text
+
+    def for_replica(self, allocation: AllocationId) -> str:
+        """What gateways show to a replica, and nobody else has."""
+        return replica_key(self._pepper, allocation)
 
     def check(self, world: World, text: str, now_ms: int) -> Key:
         """The live key that `text` is, or Unauthenticated; every failure takes one MAC, whichever it is."""
-        match = _KEY.fullmatch(text)
-        if match is None or not hmac.compare_digest(_checksum(text[:-CHECKSUM_CHARS]), match[4]):
+        parts = read_key(text)
+        if parts is None:
             raise Unauthenticated("this is no Headframe key: the form or the checksum is wrong")
-        key = world.keys.get(KeyId(match[2]))
-        good = hmac.compare_digest(self._mac(match[2], match[3]), key.mac if key else "")
-        if key is None or not good or KINDS[key.scope] != match[1]:
+        key = world.keys.get(parts.id)
+        good = hmac.compare_digest(key_mac(self._pepper, parts.id, parts.secret), key.mac if key else "")
+        if key is None or not good or KINDS[key.scope] != parts.kind:
             raise Unauthenticated("this key is not known here")
         return _live(key, now_ms)
 
@@ -92,11 +89,8 @@ class Auth:
         """Whether a form came from this session's own page."""
         return hmac.compare_digest(self.csrf(session), token)
 
-    def _mac(self, key_id: str, secret: str) -> str:
-        return self._sign("key", f"{key_id}.{secret}")
-
     def _sign(self, purpose: str, text: str) -> str:
-        return hmac.new(self._pepper, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()
+        return sign(self._pepper, purpose, text)
 
 
 def project_for(world: World, principal: Principal, wanted: str | None) -> Project:
@@ -135,7 +129,3 @@ def _live(key: Key, now_ms: int) -> Key:
     if key.expires_ms and key.expires_ms <= now_ms:
         raise Unauthenticated("this key has expired")
     return key
-
-
-def _checksum(text: str) -> str:
-    return base32(zlib.crc32(text.encode()).to_bytes(4, "big")).rjust(CHECKSUM_CHARS, "0")

@@ -23,8 +23,10 @@ from headframe.model.people import Scope
 from headframe.model.world import World
 from headframe.server.auth import SESSION_COOKIE, Auth, Principal
 from headframe.server.decide import decide
+from headframe.server.demand import Demand
 from headframe.server.desk import Desk
 from headframe.server.lead import Leadership
+from headframe.server.table import GatewayTable
 from headframe.server.watch import Watch
 from headframe.store.base import Reply, Store
 
@@ -53,6 +55,9 @@ class Context:
         joined: JoinedEngine | None = None,
         pin: str = "",
         note: str = "",
+        demand: Demand | None = None,
+        gateway_url: str = "",
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.desk = desk
         self.auth = auth
@@ -65,6 +70,11 @@ class Context:
         self.joined = joined
         self.pin = pin
         self.note = note
+        self.demand = demand or Demand()
+        self.gateway_url = gateway_url
+        self.wake = wake
+        self.table = GatewayTable(desk.world)
+        desk.listeners.append(self.table.heard)
         self._in_flight: set[str] = set()
         self._changed = asyncio.Event()
         desk.listeners.append(self._heard)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import msgspec
 
-from headframe.billing.ledger import Memo, grant_credit, hold, month_spent_nano
+from headframe.billing.ledger import Memo, hold, month_spent_nano
 from headframe.billing.price import price_at, quote, rate_nano
 from headframe.model.command import (
     AddEngine,
+    ApplyEndpoint,
     Command,
     CreateKey,
     CreateProject,
@@ -22,18 +23,21 @@ from headframe.model.command import (
     RemoveEngine,
     RevokeKey,
     SetBudget,
+    SetLimits,
     SetPrices,
+    StopEndpoint,
     StopWorkload,
     Submit,
+    TakeReport,
 )
-from headframe.model.errors import Infeasible, NameTaken, NoCredit, NotFound, OverBudget, TooExpensive
+from headframe.model.errors import Infeasible, NameTaken, NoCredit, OverBudget, TooExpensive
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Rack, Site
 from headframe.model.ids import KeyId, ProjectId, RackId, SiteId, WorkloadId
 from headframe.model.money import ANY_MODEL, EntryKind, GpuPrice, PriceList, Quote
 from headframe.model.people import Project
 from headframe.model.states import AllocationState, Reason, WorkloadState
-from headframe.model.units import money, parse_usd, usd
+from headframe.model.units import money, parse_usd
 from headframe.model.work import Spec, Workload
 from headframe.model.world import World
 from headframe.placement import are_parts, at_most, explain, feasible, kinds
@@ -42,6 +46,8 @@ from headframe.reconcile.jobs import stop
 from headframe.server.enrol import enrol
 from headframe.server.machines import engines
 from headframe.server.operate import operate
+from headframe.server.people import people, project_of
+from headframe.server.serving import applied, served
 
 SITE = SiteId("site-1")
 RACK = RackId("rack-1")
@@ -54,22 +60,16 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield from _found(world, command, now_ms)
         case Enrol() | Join() | ListRigs():
             yield from enrol(world, command, now_ms)
-        case CreateProject():
-            yield _create_project(world, command, now_ms)
-        case SetBudget():
-            yield _set_budget(world, command)
-        case GrantCredit():
-            yield _grant_credit(world, command, now_ms)
-        case CreateKey():
-            yield _create_key(world, command)
-        case RevokeKey():
-            yield from _revoke_key(world, command, now_ms)
-        case SetPrices():
-            yield _set_prices(world, command, now_ms)
+        case CreateProject() | SetBudget() | SetLimits() | GrantCredit() | CreateKey() | RevokeKey() | SetPrices():
+            yield from people(world, command, now_ms)
         case Submit():
             yield _submit(world, command, now_ms)
         case StopWorkload():
             yield from _stop(world, command, now_ms)
+        case ApplyEndpoint():
+            yield from applied(world, command, _priced(world, command.spec, project_of(world, command.project_id), now_ms), now_ms)
+        case StopEndpoint() | TakeReport():
+            yield from served(world, command, now_ms)
         case AddEngine() | RemoveEngine():
             yield from engines(world, command)
         case _:
@@ -100,14 +100,6 @@ def live_rate_nano(world: World, project: ProjectId, now_ms: int) -> int:
     return sum(rate_nano(prices, a.parts, a.tier) for a in world.live() if a.project_id == project)
 
 
-def project_of(world: World, project_id: ProjectId) -> Project:
-    """The project, or NotFound."""
-    project = world.projects.get(project_id)
-    if project is None:
-        raise NotFound(f"no project {project_id}", "list them: `headframe project ls`")
-    return project
-
-
 def _found(world: World, command: Found, now_ms: int) -> Iterator[Draft]:
     if world.sites:
         return
@@ -125,66 +117,6 @@ def _first_prices(now_ms: int) -> PriceList:
         id="prices-1", version=1, effective_ms=now_ms, gpus=(any_gpu,), cpu_core_hour_nano=parse_usd("0.01"),
         memory_gib_hour_nano=parse_usd("0.002"), disk_gib_hour_nano=parse_usd("0.0001"),
     )  # fmt: skip
-
-
-def _create_project(world: World, command: CreateProject, now_ms: int) -> Draft:
-    if any(project.name == command.name for project in world.projects.values()):
-        raise NameTaken(f"there is a project named {command.name!r}", "choose another name")
-    project = Project(id=command.id, name=command.name, created_ms=now_ms, quota_gpus_milli=command.quota_gpus_milli)
-    return Draft(kind=Kind.PROJECT_CREATED, subject=project.id, project_id=project.id,
-                 text=f"project {project.name} created", rows=(project,))  # fmt: skip
-
-
-def _set_budget(world: World, command: SetBudget) -> Draft:
-    project = project_of(world, command.project_id)
-    after = msgspec.structs.replace(project, budget_hour_nano=command.hour_nano, budget_month_nano=command.month_nano)
-    text = f"budget of {project.name}: {usd(command.hour_nano, 2)}/h, {usd(command.month_nano, 2)}/month (0 is no limit)"
-    return Draft(kind=Kind.PROJECT_CHANGED, subject=project.id, project_id=project.id, text=text, rows=(after,))
-
-
-def _grant_credit(world: World, command: GrantCredit, now_ms: int) -> Draft:
-    project = project_of(world, command.project_id)
-    if project.credit_nano + command.amount_nano < 0:
-        raise NoCredit(f"only {money(project.credit_nano)} of {project.name}'s credit is unspent", "take back at most that")
-    memo = Memo(posting=f"credit/{command.id}", kind=EntryKind.CREDIT, at_ms=now_ms, text=command.memo or "credit granted")
-    moved = grant_credit(project, command.amount_nano, memo)
-    return Draft(kind=Kind.CREDIT_GRANTED, subject=project.id, project_id=project.id,
-                 text=f"{usd(command.amount_nano, 2)} of credit for {project.name}", rows=(*moved.entries, moved.project))  # fmt: skip
-
-
-def _create_key(world: World, command: CreateKey) -> Draft:
-    key = command.key
-    if key.project_id:
-        project_of(world, key.project_id)
-    return Draft(kind=Kind.KEY_CREATED, subject=key.id, project_id=key.project_id,
-                 text=f"key {key.name} ({key.scope}) created", rows=(key,))  # fmt: skip
-
-
-def _revoke_key(world: World, command: RevokeKey, now_ms: int) -> Iterator[Draft]:
-    key = world.keys.get(command.key_id)
-    if key is None:
-        raise NotFound(f"no key {command.key_id}", "list them: `headframe key ls`")
-    if not key.revoked_ms:
-        after = msgspec.structs.replace(key, revoked_ms=now_ms)
-        yield Draft(kind=Kind.KEY_REVOKED, subject=key.id, project_id=key.project_id, text=f"key {key.name} revoked", rows=(after,))
-
-
-def _set_prices(world: World, command: SetPrices, now_ms: int) -> Draft:
-    current = world.prices()[-1]
-    named = {price.model: price for price in (*current.gpus, *command.gpus)}
-    version = current.version + 1
-
-    def kept(new: int | None, old: int) -> int:
-        return old if new is None else new
-
-    prices = PriceList(
-        id=f"prices-{version}", version=version, effective_ms=max(now_ms, current.effective_ms + 1),
-        gpus=tuple(named[model] for model in sorted(named)),
-        cpu_core_hour_nano=kept(command.cpu_core_hour_nano, current.cpu_core_hour_nano),
-        memory_gib_hour_nano=kept(command.memory_gib_hour_nano, current.memory_gib_hour_nano),
-        disk_gib_hour_nano=kept(command.disk_gib_hour_nano, current.disk_gib_hour_nano),
-    )  # fmt: skip
-    return Draft(kind=Kind.PRICES_SET, subject="prices", text=f"price list {version} in force", rows=(prices,))
 
 
 def _submit(world: World, command: Submit, now_ms: int) -> Draft:

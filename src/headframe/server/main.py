@@ -36,7 +36,9 @@ from headframe.server.app import app, secured
 from headframe.server.auth import Auth, load_pepper
 from headframe.server.context import Context
 from headframe.server.decide import RACK, SITE, decide
+from headframe.server.demand import Demand
 from headframe.server.desk import Desk
+from headframe.server.gateway import GatewaySetup, keep_gateway
 from headframe.server.history import keep_hours
 from headframe.server.lead import RENEW_MS, Leadership
 from headframe.server.tick import Tick
@@ -70,6 +72,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     pepper: Path | None = None
     check_new: bool = True
     limits: Path | None = None
+    gateway_port: int = 7071
+    gateway_url: str = ""
+    gateway: bool = True
 
     @property
     def url(self) -> str:
@@ -150,12 +155,13 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         lambda: next(iter(desk.world.engines.values()), None), config.data / "workdirs", clock_ms, lambda: leadership.epoch is not None
     )
     engine: Running = stage.engine if stage else _engines(config, desk, node, joined, slurm, hooks.clean)
-    watch = Watch(rules.watch)
+    watch, demand, wake = Watch(rules.watch), Demand(), asyncio.Event()
+    beside = _gateway(config) if config.gateway and not stage else None
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
-                      joined=None if stage else joined, pin=_pin(config),
+                      joined=None if stage else joined, pin=_pin(config), demand=demand, wake=wake.set,
+                      gateway_url=config.gateway_url or (beside.url if beside else ""),
                       secure=config.url.startswith("https"), note=stage.note if stage else "")  # fmt: skip
     server = uvicorn.Server(_uvicorn(config, context))
-    wake = asyncio.Event()
     engine.listen(asyncio.get_running_loop(), wake.set)
     desk.listeners.append(lambda _events: wake.set())
     warm = asyncio.create_task(_warm(desk), name="warm")
@@ -164,12 +170,15 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     tasks = [
         warm,
         asyncio.create_task(_lead(leadership, wake), name="lead"),
-        asyncio.create_task(_tick(Tick(desk, engine, clock_ms, watch, rules), leadership, wake, desk, machine), name="tick"),
+        asyncio.create_task(
+            _tick(Tick(desk, engine, clock_ms, watch, rules, demand, auth.for_replica), leadership, wake, desk, machine), name="tick"
+        ),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
         *([] if stage else [asyncio.create_task(slurm.run(), name="slurm")]),
         asyncio.create_task(keep_hours(desk, watch, clock_ms), name="hours"),
         *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
+        *([asyncio.create_task(_beside(server, beside, desk, auth), name="gateway")] if beside else []),
     ]
     try:
         await server.serve(sockets=[listening])
@@ -286,7 +295,7 @@ def _uvicorn(config: Config, context: Context) -> uvicorn.Config:
         cert, key = self_signed(config.data, config.host)
     tls: dict[str, Any] = {"ssl_certfile": cert, "ssl_keyfile": key, "ssl_version": ssl.PROTOCOL_TLS_SERVER} if cert else {}
     return uvicorn.Config(
-        secured(app(context), tls=context.secure), host=config.host, port=config.port, log_config=None, access_log=False, server_header=False, lifespan="on",
+        secured(app(context), tls=context.secure), host=config.host, port=config.port, http="h11", log_config=None, access_log=False, server_header=False, lifespan="on",
         timeout_graceful_shutdown=SHUTDOWN_S, limit_concurrency=CONNECTIONS_MAX, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024, **tls,
     )  # fmt: skip
 
@@ -304,6 +313,20 @@ def _rules(config: Config) -> Rules:
         return limited(config.limits.read_text()) if config.limits else Rules()
     except (OSError, UnicodeDecodeError) as error:
         raise Conflicting(f"{config.limits} can't be read: {error}", "give another file, or none") from None
+
+
+def _gateway(config: Config) -> GatewaySetup:
+    """The gateway beside this server: on the same address, with the same certificate."""
+    cert, key = self_signed(config.data, config.host) if config.tls_self_signed else (config.tls_cert, config.tls_key)
+    local = msgspec.structs.replace(config, host="127.0.0.1") if config.host in {"0.0.0.0", "::"} else config  # noqa: S104 - compared, not bound
+    return GatewaySetup(data=config.data / "gateway", host=config.host, port=config.gateway_port, server=local.url, pepper=config.pepper or config.data / "pepper",
+                        ca=str(cert) if config.tls_self_signed else "", tls_cert=cert, tls_key=key)  # fmt: skip
+
+
+async def _beside(server: uvicorn.Server, setup: GatewaySetup, desk: Desk, auth: Auth) -> None:
+    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
+        await asyncio.sleep(0.01)
+    await keep_gateway(setup, desk, auth)
 
 
 def _pin(config: Config) -> str:

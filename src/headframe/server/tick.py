@@ -4,6 +4,7 @@ Woken by a write, a fact or a timer. What was wanted before a crash is found aga
 engine sees, so a tick may be cut off anywhere and the next one does what is left.
 """
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -23,16 +24,19 @@ from headframe.model.work import Allocation, Facts, Observation, Part, Refusal, 
 from headframe.model.world import World
 from headframe.placement import Grant, plan
 from headframe.reconcile.cards import cards
+from headframe.reconcile.endpoints import endpoints
 from headframe.reconcile.jobs import jobs, stop
 from headframe.reconcile.nodes import nodes
 from headframe.reconcile.reservations import reservations
 from headframe.server.decide import live_rate_nano
+from headframe.server.demand import Demand
 from headframe.server.desk import Desk
 from headframe.server.enrol import unchecked
 from headframe.server.idle import give_way, idle_checks
 from headframe.server.machines import machines
 from headframe.server.operate import moves
 from headframe.server.qualify import expired, graded, is_check, said
+from headframe.server.serving import silent
 from headframe.server.watch import Watch
 
 SWEEP_MS = 3_600_000
@@ -43,12 +47,23 @@ LINES_MAX = 1000
 class Tick:
     """The leader's loop body. It remembers only when nodes and allocations were last heard of, to judge silence."""
 
-    def __init__(self, desk: Desk, engine: Engine, clock_ms: Callable[[], int], watch: Watch | None = None, rules: Rules = OURS) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        engine: Engine,
+        clock_ms: Callable[[], int],
+        watch: Watch | None = None,
+        rules: Rules = OURS,
+        demand: Demand | None = None,
+        secret_for: Callable[[AllocationId], str] = lambda _: "",
+    ) -> None:
         self._desk = desk
         self._engine = engine
         self._clock_ms = clock_ms
         self._watch = watch or Watch()
         self._rules = rules
+        self._demand = demand or Demand()
+        self._secret_for = secret_for
         self._heard_ms: dict[NodeId, int] = {}
         self._missing_since_ms: dict[AllocationId, int] = {}
         self._swept_ms = 0
@@ -72,6 +87,7 @@ class Tick:
             absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
         return Facts(machines=sight.machines, down=sight.down, nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
+                     loads=self._demand.loads(world, now_ms),
                      sweep=self._sweep(now_ms), findings={**self._watch.findings(world, now_ms), **unclean(world, sight.observations)})  # fmt: skip
 
     def _sweep(self, now_ms: int) -> bool:
@@ -97,7 +113,7 @@ class Tick:
         for key in sorted(world.unsteady):
             allocation = world.unsteady[key]
             if allocation.state is AllocationState.GRANTED and allocation.id not in seen:
-                await self._engine.start(allocation, world.workloads[allocation.workload_id])
+                await self._engine.start(allocation, self._keyed(allocation, world.workloads[allocation.workload_id]))
             elif allocation.state is AllocationState.STOPPING:
                 await self._engine.stop(allocation.id, allocation.stop_because or Reason.CANCELLED, GRACE_S)
         for key, observation in seen.items():
@@ -107,6 +123,17 @@ class Tick:
                 await self._engine.forget(key)
             else:
                 await self._engine.stop(key, Reason.CANCELLED, GRACE_S)
+
+    def _keyed(self, allocation: Allocation, workload: Workload) -> Workload:
+        """What is served gets the key that gateways show to it, under the names by which servers look for one."""
+        if workload.spec.serve is None:
+            return workload
+        key = self._secret_for(allocation.id)
+        env = {**dict.fromkeys(KEY_NAMES, key), **workload.spec.env}
+        return msgspec.structs.replace(workload, spec=msgspec.structs.replace(workload.spec, env=env))
+
+
+KEY_NAMES = ("HEADFRAME_API_KEY", "VLLM_API_KEY", "LLAMA_API_KEY")
 
 
 def unclean(world: World, observations: Sequence[Observation]) -> dict[GpuId, tuple[Finding, ...]]:
@@ -131,7 +158,9 @@ def decisions(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> I
         yield from expired(world, now_ms)
         yield from unchecked(world, now_ms)
         yield from idle_checks(world, now_ms)
+        yield from silent(world, now_ms)
     yield from jobs(world, facts, now_ms)
+    yield from endpoints(world, facts, now_ms)
     yield from reservations(world, now_ms)
     yield from meter(world, seen_ms, now_ms)
     yield from grants(world, now_ms)
@@ -200,13 +229,30 @@ def _granted(world: World, grant: Grant, now_ms: int) -> Iterator[Draft]:
         workload = world.workloads[grant.workload_id]
     allocation = Allocation(
         id=allocation_id(workload.id, attempt), workload_id=workload.id, project_id=workload.project_id, attempt=attempt,
-        tier=workload.spec.tier, parts=grant.parts, state=AllocationState.GRANTED, granted_ms=now_ms,
+        tier=workload.spec.tier, parts=_listening(world, workload, grant.parts, attempt), state=AllocationState.GRANTED, granted_ms=now_ms,
     )  # fmt: skip
     after = msgspec.structs.replace(workload, state=WorkloadState.STARTING, attempt=attempt, not_before_ms=0)
     rows = (allocation, after, *_volumes(world, allocation, after, now_ms))
     where = ", ".join(world.nodes[part.node_id].name for part in grant.parts)
     yield Draft(kind=Kind.WORKLOAD_STARTING, subject=workload.id, project_id=workload.project_id,
                 text=f"{workload.name}: granted on {where} at {money(rate)}/h (attempt {attempt})", rows=rows)  # fmt: skip
+
+
+PORTS = range(20_000, 30_000)
+"""Where what is served listens, one for each replica on a machine; below what Linux hands out to clients."""
+
+
+def _listening(world: World, workload: Workload, parts: Sequence[Part], attempt: int) -> tuple[Part, ...]:
+    """Each part with an address of its own, where something is served. Where to begin looking follows from the replica, so that one is not soon given out again."""
+    if workload.spec.serve is None:
+        return tuple(parts)
+    first = zlib.crc32(f"{workload.id}.{attempt}".encode()) % len(PORTS)
+    found: list[Part] = []
+    for part in parts:
+        taken = {each.port for held in world.on_node.get(part.node_id, {}).values() for each in held.parts if each.node_id == part.node_id}
+        port = next(PORTS[(first + n) % len(PORTS)] for n in range(len(PORTS)) if PORTS[(first + n) % len(PORTS)] not in taken)
+        found.append(msgspec.structs.replace(part, port=port, host=world.nodes[part.node_id].address))
+    return tuple(found)
 
 
 def _volumes(world: World, allocation: Allocation, workload: Workload, now_ms: int) -> list[Volume]:

@@ -14,9 +14,12 @@ import yaml
 
 from headframe.model.errors import BadFile, Mistake, NotOffered
 from headframe.model.fleet import Grade, Sharing
+from headframe.model.serving import Pricing
 from headframe.model.states import Reason
 from headframe.model.units import MILLI, parse_duration_s, parse_mib, parse_usd
-from headframe.model.work import SOLD, GpuRequest, Mount, Network, Resources, Retry, Spec, Tier
+from headframe.model.work import ENDPOINT, SOLD, GpuRequest, Mount, Network, Resources, Retry, Spec, Tier
+from headframe.server.serving_file import KEYS as SERVED_KEYS
+from headframe.server.serving_file import serving
 
 FILE_BYTES_MAX = 256 * 1024
 DEPTH_MAX = 20
@@ -53,10 +56,10 @@ def parse(text: str) -> Parsed:
     if not isinstance(root, yaml.MappingNode):
         raise BadFile([Mistake(line=1, key="file", expected="a mapping of keys, such as `type: job`")])
     kind = _kind(root, reader)
-    spec = _spec(root, reader)
+    spec = _spec(root, reader, kind)
     if reader.mistakes or spec is None:
         raise BadFile(sorted(reader.mistakes, key=lambda mistake: mistake.line))
-    if kind != "job":
+    if kind not in {"job", ENDPOINT}:
         raise NotOffered(f"`type: {kind}` is understood, but not yet offered here")
     return Parsed(spec=spec, warnings=tuple(reader.warnings))
 
@@ -155,15 +158,15 @@ def _kind(root: yaml.MappingNode, reader: _Reader) -> str:
 
 
 _KEYS = ("type", "name", "workdir", "image", "setup", "run", "env", "nodes", "resources", "tier", "priority", "max_price",
-         "max_duration", "retry", "checkpoint", "volumes", "topology", "port", "model", "replicas", "scaling", "probe",
-         "idle_timeout", "pricing")  # fmt: skip
+         "max_duration", "retry", "checkpoint", "volumes", "topology", *SERVED_KEYS)  # fmt: skip
 
 
-def _spec(root: yaml.MappingNode, reader: _Reader) -> Spec | None:
+def _spec(root: yaml.MappingNode, reader: _Reader, kind: str) -> Spec | None:
     found = reader.fields(root, "", _KEYS, SYNONYMS)
     texts = {key: reader.text(found[key], key) for key in ("workdir", "image", "setup", "run", "checkpoint") if key in found}
-    if not texts.get("run", "").strip() and _kind(root, _Reader()) == "job":
-        reader.wrong(found.get("run", root), "run", "the command to run, such as `run: python train.py`")
+    if not texts.get("run", "").strip() and kind in {"job", ENDPOINT}:
+        example = "vllm serve Qwen/Qwen3-8B --host $HEADFRAME_HOST --port $HEADFRAME_PORT" if kind == ENDPOINT else "python train.py"
+        reader.wrong(found.get("run", root), "run", f"the command to run, such as `run: {example}`")
     _texts_good(texts, found, reader)
     options = {_FIELD.get(key, key): _OPTIONS[key](found[key], reader) for key in _OPTIONS if key in found}
     if "topology" in found:
@@ -172,7 +175,22 @@ def _spec(root: yaml.MappingNode, reader: _Reader) -> Spec | None:
     _volumes_good(values, found, reader)
     if values.get("nodes", 1) > 1:
         values["resources"] = msgspec.structs.replace(values.get("resources", Resources()), gang=True)
+    if kind == ENDPOINT:
+        _endpoint(values, found, root, reader)
+    elif kind == "job":
+        for key in (key for key in SERVED_KEYS if key in found):
+            reader.wrong(found[key], key, "a key of endpoints: `type: endpoint`")
     return None if reader.mistakes else Spec(**values)
+
+
+def _endpoint(values: dict[str, Any], found: dict[str, yaml.Node], root: yaml.Node, reader: _Reader) -> None:
+    """What a job has not, and what it has and an endpoint can't."""
+    if "name" not in found:
+        reader.wrong(root, "name", "a name: clients ask for it")
+    for key in (key for key in ("retry", "max_duration", "checkpoint", "nodes") if key in found and values.get(key) != 1):
+        reader.wrong(found[key], key, "not for endpoints: a replica that ends is replaced by another, on one node")
+    serve = serving(found, reader)
+    values |= {"type": ENDPOINT, "serve": serve, **({"tier": Tier.SERVED} if serve.pricing is Pricing.PER_TOKEN else {})}
 
 
 def _volumes_good(values: dict[str, Any], found: dict[str, yaml.Node], reader: _Reader) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 from litestar import Request, Router, delete, get, post, put
 
-from headframe.model.api import BudgetBody, CreditBody, KeyBody, KeyList, KeyMade, KeyView, ProjectBody, ProjectList, QuotaBody, Whoami
-from headframe.model.command import CreateKey, CreateProject, GrantCredit, RevokeKey, SetBudget, SetQuota
+from headframe.model.api import BudgetBody, CreditBody, KeyBody, KeyList, KeyMade, KeyView, LimitsBody, ProjectBody, ProjectList, QuotaBody, Whoami
+from headframe.model.command import CreateKey, CreateProject, GrantCredit, RevokeKey, SetBudget, SetLimits, SetQuota
 from headframe.model.errors import BadRequest, Forbidden, NotFound
 from headframe.model.ids import ENTROPY_BYTES, KeyId, ProjectId, base32
 from headframe.model.people import ALLOWS, Key, Project, Scope
@@ -18,7 +18,7 @@ from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context, drawn, named
 
 AMOUNT_MAX_NANO = 1_000_000 * NANO_PER_USD
-QUOTA_MAX = 10**9
+QUOTA_MAX = LIMIT_MAX = 10**9
 EXPIRY_MAX_S = 10 * 366 * 86_400
 
 
@@ -100,6 +100,18 @@ async def set_quota(context: Context, request: Request[Principal, Any, Any], pro
     return await context.write(request, command, answer)
 
 
+@put("/v1/projects/{project:str}/limits", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def set_limits(context: Context, request: Request[Principal, Any, Any], project: str, data: LimitsBody) -> Project:
+    """What the project's keys together may ask of endpoints per minute; 0 lifts a limit."""
+    _limits_good(data.rpm, data.tpm)
+    row = project_for(context.world, request.user, project)
+
+    def answer(world: World) -> Project:
+        return world.projects[row.id]
+
+    return await context.write(request, SetLimits(project_id=row.id, rpm=data.rpm, tpm=data.tpm), answer)
+
+
 @get("/v1/keys", opt={"scope": Scope.ADMIN}, responses=answers())
 async def list_keys(context: Context, request: Request[Principal, Any, Any]) -> KeyList:
     """Keys without their secrets: all for an operator, the project's own for its admin."""
@@ -115,13 +127,14 @@ async def create_key(context: Context, request: Request[Principal, Any, Any], da
         raise Forbidden(f"a key of scope {request.user.key.scope} can't create one of scope {data.scope}")
     if data.scope in {Scope.NODE, Scope.JOIN}:
         raise BadRequest("a machine's keys are made by joining", "`headframe node add` prints the command for it")
+    _limits_good(data.rpm, data.tpm)
     if not 0 <= data.expires_in_s <= EXPIRY_MAX_S:
         raise BadRequest("a key expires within ten years, or never (0)")
-    everywhere = data.scope is Scope.OPERATOR
+    everywhere = data.scope in {Scope.OPERATOR, Scope.GATEWAY}
     project = ProjectId("") if everywhere else project_for(context.world, request.user, data.project).id
     now_ms = context.clock_ms()
     expires_ms = now_ms + data.expires_in_s * 1000 if data.expires_in_s else 0
-    key, secret = context.auth.new_key(data.name, data.scope, project, now_ms, expires_ms)
+    key, secret = context.auth.new_key(data.name, data.scope, project, now_ms, expires_ms, rpm=data.rpm, tpm=data.tpm)
 
     def answer(world: World) -> KeyMade:
         return KeyMade(key=_key_view(world.keys[key.id]), secret=secret)
@@ -142,11 +155,29 @@ async def revoke_key(context: Context, request: Request[Principal, Any, Any], ke
     return await context.write(request, RevokeKey(key_id=row.id), answer)
 
 
+def _limits_good(rpm: int, tpm: int) -> None:
+    if not (0 <= rpm <= LIMIT_MAX and 0 <= tpm <= LIMIT_MAX):
+        raise BadRequest(f"a limit per minute is between 0 (none) and {LIMIT_MAX:,}")
+
+
 def _key_view(key: Key) -> KeyView:
     return KeyView(id=key.id, name=key.name, scope=key.scope, project_id=key.project_id, created_ms=key.created_ms,
                    expires_ms=key.expires_ms, revoked_ms=key.revoked_ms)  # fmt: skip
 
 
 ROUTER = Router(
-    "/", route_handlers=[whoami, list_projects, create_project, show_project, grant_credit, set_budget, set_quota, list_keys, create_key, revoke_key]
+    "/",
+    route_handlers=[
+        whoami,
+        list_projects,
+        create_project,
+        show_project,
+        grant_credit,
+        set_budget,
+        set_quota,
+        set_limits,
+        list_keys,
+        create_key,
+        revoke_key,
+    ],
 )

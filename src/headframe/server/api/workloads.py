@@ -18,7 +18,7 @@ from headframe.model.errors import BadRequest, Conflicting, NotFound
 from headframe.model.ids import ENTROPY_BYTES, AllocationId, WorkloadId, allocation_id, workload_id
 from headframe.model.people import Scope
 from headframe.model.states import WORKLOAD_ENDS, WorkloadState
-from headframe.model.work import Allocation, Workload
+from headframe.model.work import JOB, Allocation, Workload
 from headframe.model.world import World
 from headframe.placement import explain
 from headframe.server.api.problems import answers
@@ -48,8 +48,9 @@ async def quote(context: Context, request: Request[Principal, Any, Any], data: S
 async def submit(context: Context, request: Request[Principal, Any, Any], data: SubmitBody) -> WorkloadView:
     """Submit a workload: quoted, its first hour held, and queued, in one commit."""
     parsed = _parsed(data)
-    if data.workdir and not _is_digest(data.workdir, context):
-        raise NotFound(f"no uploaded workdir {data.workdir[:80]!r}", "upload it first: PUT /v1/workdirs")
+    if parsed.spec.type != JOB:
+        raise BadRequest(f"this file is of type {parsed.spec.type}", "apply it: `headframe apply -f`, POST /v1/endpoints")
+    workdir_known(context, data.workdir)
     project = project_for(context.world, request.user, data.project)
     key = workload_id(secrets.token_bytes(ENTROPY_BYTES))
     spec = parsed.spec if parsed.spec.name else msgspec.structs.replace(parsed.spec, name=f"job-{key[3:9]}")
@@ -67,9 +68,16 @@ async def list_workloads(
     in_state: Annotated[WorkloadState | None, Parameter(query="state")] = None,
     name: str | None = None, before: str | None = None, limit: Limit = 100,
 ) -> WorkloadPage:  # fmt: skip
-    """Workloads, newest first."""
+    """Workloads, newest first, without endpoints' replicas: those are shown with their endpoint."""
     wanted = visible_project(context, request.user, project)
-    query = Query(project_id=wanted, states=(in_state,) if in_state else (), name=_clean(name), before=read_cursor(before), limit=limit)
+    query = Query(
+        project_id=wanted,
+        parent_id="",
+        states=(in_state,) if in_state else (),
+        name=_clean(name),
+        before=read_cursor(before),
+        limit=limit,
+    )
     rows = await context.read(lambda store: store.page(Workload, query))
     following = cursor_of(rows[-1].submitted_ms, rows[-1].id) if len(rows) == limit else ""
     return WorkloadPage(items=tuple(_view(context, context.world, row) for row in rows), next=following)
@@ -223,6 +231,12 @@ def _view(context: Context, world: World, row: Workload) -> WorkloadView:
 
 def _parsed(data: SubmitBody) -> Parsed:
     return parse(data.file)
+
+
+def workdir_known(context: Context, digest: str) -> None:
+    """NotFound where it was not uploaded."""
+    if digest and not _is_digest(digest, context):
+        raise NotFound(f"no uploaded workdir {digest[:80]!r}", "upload it first: PUT /v1/workdirs")
 
 
 def _is_digest(text: str, context: Context) -> bool:

@@ -1,0 +1,254 @@
+"""What a gateway knows: keys, projects, endpoints, limits and what may be spent. Told by the control plane as it changes and kept on disk, so that a gateway that
+begins while the control plane is away serves; nothing here asks anybody.
+"""
+
+import hmac
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from headframe.files import write_private
+from headframe.gateway.refusals import Refused, no_key, no_model
+from headframe.gateway.replicas import Served
+from headframe.gateway.spool import Spool
+from headframe.gateway.wire import Headers
+from headframe.model.endpoint import EndpointEntry, GatewayAnswer, KeyEntry, ProjectEntry, Table
+from headframe.model.ids import KeyId, ProjectId, WorkloadId
+from headframe.model.keys import KINDS, key_mac, read_key, replica_key
+from headframe.model.people import ALLOWS, Scope
+from headframe.model.serving import Pricing
+from headframe.model.units import money
+from headframe.routing.admit import Bucket, Purse, wish
+
+CALLERS_MAX = 50_000
+IDLE_S = 600.0
+"""What is held for a project goes back when it has asked for nothing for so long."""
+
+
+class Caller:
+    """Who asks, by their key."""
+
+    __slots__ = ("asked", "key", "tokens")
+
+    def __init__(self, key: KeyEntry, now_s: float) -> None:
+        self.key = key
+        self.asked, self.tokens = Bucket(key.rpm, now_s), Bucket(key.tpm, now_s)
+
+
+class Tenant:
+    """A project here: its limits, what it may spend, and what it spent in the last minute."""
+
+    def __init__(self, entry: ProjectEntry, now_s: float) -> None:
+        self.entry = entry
+        self.asked, self.tokens = Bucket(entry.rpm, now_s), Bucket(entry.tpm, now_s)
+        self.purse = Purse()
+        self.why = ""
+        self.lately: list[tuple[float, int]] = []
+        self.busy_s = now_s
+        self.short = 0
+
+    def paid(self, held: int, cost: int, now_s: float) -> None:
+        """A request for which so much was set aside cost so much."""
+        self.purse.settle(held, cost)
+        if cost:
+            self.busy_s = now_s
+            self.lately.append((now_s, cost))
+
+    def wanted(self, now_s: float) -> int:
+        """What to have at hand: nothing once nobody has asked for a while."""
+        self.lately = [(at, spent) for at, spent in self.lately if at > now_s - 60]
+        if not self.short and not self.purse.held and now_s - self.busy_s > IDLE_S:
+            return 0
+        return wish(sum(spent for _, spent in self.lately), self.short) if self.lately or self.short or self.purse.held else self.purse.left
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What is on disk of it: the table whole, and the sums granted and spent."""
+
+    table: Table
+    granted: dict[ProjectId, int] = {}
+    spent: dict[ProjectId, int] = {}
+
+
+class Book:
+    """One gateway's. `secret` is the pepper that keys are hashed under."""
+
+    def __init__(self, path: Path, pepper: bytes, now_s: Callable[[], float], host: str) -> None:
+        self._path, self._pepper, self._now_s, self._host = path, pepper, now_s, host
+        self.run, self.seq = "", 0
+        self.keys: dict[KeyId, KeyEntry] = {}
+        self.tenants: dict[ProjectId, Tenant] = {}
+        self.endpoints: dict[WorkloadId, Served] = {}
+        self.share = 1
+        self._callers: dict[bytes, Caller] = {}
+        self._by_key: dict[KeyId, Caller] = {}
+        self._named: dict[tuple[ProjectId, str], Served] = {}
+        self._taken: dict[ProjectId, int] = {}
+
+    def load(self, spool: Spool) -> None:
+        """What was known before; with what the spool still holds, what is left to spend."""
+        if not self._path.exists():
+            return
+        kept = msgspec.json.decode(self._path.read_bytes(), type=Kept)
+        self.take(kept.table)
+        self.run, self.seq = "", 0  # what happened meanwhile is told whole
+        unsent, self._taken = spool.unsent(), kept.spent
+        for project, tenant in self.tenants.items():
+            tenant.purse.granted = kept.granted.get(project, 0)
+            tenant.purse.spent = kept.spent.get(project, 0) + unsent.get(project, 0)
+
+    def keep(self) -> None:
+        """On disk; blocks."""
+        table = Table(run="", seq=0, full=True, keys=tuple(self.keys.values()), projects=tuple(tenant.entry for tenant in self.tenants.values()),
+                      endpoints=tuple(served.entry for served in self.endpoints.values()))  # fmt: skip
+        granted = {project: tenant.purse.granted for project, tenant in self.tenants.items() if tenant.purse.granted}
+        write_private(self._path, msgspec.json.encode(Kept(table=table, granted=granted, spent=self._taken)))
+
+    def take(self, table: Table) -> None:
+        """What changed, or everything."""
+        if table.full:
+            told = {entry.id for entry in table.keys}
+            self.keys = {key: entry for key, entry in self.keys.items() if key in told}
+            for key in self.endpoints.keys() - {entry.id for entry in table.endpoints}:
+                self._end(key)
+        for entry in table.keys:
+            self.keys.pop(entry.id, None) if entry.gone else self.keys.__setitem__(entry.id, entry)
+        for entry in table.projects:
+            self.tenants.setdefault(entry.id, Tenant(entry, self._now_s())).entry = entry
+        for entry in table.endpoints:
+            self._end(entry.id) if entry.gone else self._endpoint(entry)
+        if table.keys or table.full:
+            self._callers.clear()
+            self._by_key = {key: caller for key, caller in self._by_key.items() if key in self.keys}
+        if table.endpoints or table.full:
+            self._index()
+        self.run, self.seq = table.run, table.seq
+
+    def hear(self, answer: GatewayAnswer, unsent: dict[ProjectId, int]) -> None:
+        """What may be spent now. `unsent` is what was spent and is not in the control plane's sums."""
+        self.share = max(1, answer.gateways)
+        taken = dict(self._taken)
+        for granted in answer.granted:
+            tenant = self.tenants.get(granted.project_id)
+            if tenant is not None:
+                tenant.purse.granted = granted.granted_nano
+                tenant.purse.spent = granted.spent_nano + unsent.get(granted.project_id, 0)
+                tenant.why, tenant.short = granted.why, 0
+            taken[granted.project_id] = granted.spent_nano
+        self._taken = taken
+
+    def caller(self, token: bytes, now_ms: int) -> Caller:
+        """Who that key is. Raises Refused."""
+        known = self._callers.get(token)
+        if known is None:
+            parts = read_key(token.decode("latin-1"))
+            entry = self.keys.get(parts.id) if parts else None
+            good = parts is not None and hmac.compare_digest(key_mac(self._pepper, parts.id, parts.secret), entry.mac if entry else "")
+            if parts is None or entry is None or not good or KINDS[entry.scope] != parts.kind or Scope.INFER not in ALLOWS[entry.scope]:
+                raise no_key()
+            known = self._by_key.setdefault(entry.id, Caller(entry, self._now_s()))
+            known.key = entry
+            if len(self._callers) >= CALLERS_MAX:
+                self._callers.clear()
+            self._callers[token] = known
+        if known.key.expires_ms and known.key.expires_ms <= now_ms:
+            raise no_key()
+        return known
+
+    def endpoint(self, caller: Caller, name: str) -> Served:
+        """What a key may ask under that name: its project's own first, then what is sold to all. Raises Refused."""
+        found = self._named.get((caller.key.project_id, name)) or self._named.get((ProjectId(""), name))
+        if found is None and not caller.key.project_id:  # an operator sees all, the oldest of a name first
+            found = next((served for served in sorted(self.endpoints.values(), key=_age) if name in _names(served)), None)
+        if found is None:
+            raise no_model(name)
+        return found
+
+    def visible(self, caller: Caller) -> list[Served]:
+        """What a key may ask, oldest first."""
+        own = caller.key.project_id
+        return [served for served in sorted(self.endpoints.values(), key=_age) if not own or served.entry.project_id == own or _sold(served)]
+
+    def tenant(self, project: ProjectId) -> Tenant | None:
+        """Whom to bill; an operator's key has no project."""
+        return self.tenants.get(project)
+
+    def admit(self, caller: Caller, tenant: Tenant | None, tokens: float) -> tuple[list[tuple[Bucket, float]], Headers]:
+        """Take a request and as many tokens from every limit that holds, or raise Refused with nothing taken. Returns the buckets of tokens with what was taken, and
+        the headers that tell of limits.
+        """
+        now_s = self._now_s()
+        limits = [(caller.asked, caller.key.rpm, 1.0, "requests"), (caller.tokens, caller.key.tpm, tokens, "tokens")]
+        if tenant is not None:
+            limits += [(tenant.asked, tenant.entry.rpm, 1.0, "requests"), (tenant.tokens, tenant.entry.tpm, tokens, "tokens")]
+        limits = [each for each in limits if each[1]]
+        if not limits:
+            return [], []
+        taken: list[tuple[Bucket, float]] = []
+        for bucket, limit, amount, unit in limits:
+            bucket.fill(limit / self.share, now_s)
+            if not bucket.take(amount):
+                for other, back in taken:
+                    other.give(back)
+                refused = Refused(
+                    429,
+                    "rate_limit_exceeded",
+                    f"Rate limit reached: {limit} {unit} per minute. Wait, or ask for a higher limit.",
+                    again_s=bucket.wait_s(amount),
+                )
+                refused.headers += _told(bucket, limit, unit)
+                raise refused
+            taken.append((bucket, amount))
+        told = {unit: _told(bucket, limit, unit) for bucket, limit, _, unit in reversed(limits)}  # the key's own before the project's
+        return [(bucket, amount) for bucket, _, amount, unit in limits if unit == "tokens"], [pair for pairs in told.values() for pair in pairs]
+
+    def broke(self, tenant: Tenant) -> Refused:
+        """Nothing left to spend, and nothing more was granted."""
+        why = tenant.why or f"{money(tenant.purse.left)} is left here"
+        return Refused(429, "insufficient_quota", f"This project can't pay for the request: {why}.", kind="insufficient_quota", never_again=True)
+
+    def _endpoint(self, entry: EndpointEntry) -> None:
+        served = self.endpoints.get(entry.id)
+        if served is None:
+            served = self.endpoints[entry.id] = Served(entry)
+        replicas = tuple(replica if replica.host else msgspec.structs.replace(replica, host=self._host) for replica in entry.replicas)
+        served.update(msgspec.structs.replace(entry, replicas=replicas), lambda key: replica_key(self._pepper, key).encode())
+
+    def _end(self, key: WorkloadId) -> None:
+        served = self.endpoints.pop(key, None)
+        if served is not None:
+            served.update(msgspec.structs.replace(served.entry, replicas=()), lambda _: b"")
+
+    def _index(self) -> None:
+        self._named = {}
+        for served in sorted(self.endpoints.values(), key=_age, reverse=True):
+            for name in _names(served):
+                self._named[served.entry.project_id, name] = served
+                if _sold(served):
+                    self._named[ProjectId(""), name] = served
+
+
+def _names(served: Served) -> tuple[str, ...]:
+    """What it is asked by: the model's name, and its own."""
+    return tuple(dict.fromkeys(filter(None, (served.entry.name, served.entry.serving.model))))
+
+
+def _sold(served: Served) -> bool:
+    """Whether all projects may ask: it sells tokens."""
+    return served.entry.serving.pricing is Pricing.PER_TOKEN
+
+
+def _age(served: Served) -> tuple[int, str]:
+    return served.entry.created_ms, served.entry.id
+
+
+def _told(bucket: Bucket, limit: int, unit: str) -> Headers:
+    reset_s = bucket.wait_s(limit)
+    reset = f"{int(reset_s // 60)}m{reset_s % 60:.0f}s" if reset_s >= 60 else f"{reset_s:.3g}s"
+    name = unit.encode()
+    return [
+        (b"x-ratelimit-limit-" + name, str(limit).encode()),
+        (b"x-ratelimit-remaining-" + name, str(max(0, int(bucket.level))).encode()),
+        (b"x-ratelimit-reset-" + name, reset.encode()),
+    ]

@@ -1,0 +1,449 @@
+"""One request to a model: admitted, held where no replica is ready, sent to one, passed on as it comes, and settled.
+
+It is tried again only where the client has seen nothing. A stream that breaks is never ended as if it were whole, and what was delivered of it is billed.
+"""
+
+import re
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+from typing import Protocol
+
+import msgspec
+
+from headframe.gateway.counting import counted
+from headframe.gateway.refusals import Refused
+from headframe.gateway.replicas import Replica, Served
+from headframe.gateway.speech import (
+    BYTES_PER_TOKEN,
+    CHAT,
+    TEXT,
+    Usage,
+    data_of,
+    events,
+    most_tokens,
+    read_ask,
+    read_said,
+    replaced,
+    text_of,
+    wants_usage,
+    with_usage,
+)
+from headframe.gateway.stream import Stream, renamed
+from headframe.gateway.tab import Desk, Tab
+from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Headers, ReplicaConnection, Request, chunk, head
+from headframe.model.ids import ProjectId
+from headframe.model.serving import Pricing
+from headframe.routing.choose import blocks
+
+TRIES_MAX = 3
+FIRST_S, BETWEEN_S, MONEY_S = 600.0, 120.0, 5.0
+"""How long a replica may take until its answer begins, and between two pieces of it; how long to wait for the control plane's word on money."""
+WHOLE_BYTES_MAX = 8 * 1024 * 1024
+"""An answer that is no stream is kept until it is whole, up to this size."""
+KEPT_BYTES_MAX = 4 * 1024 * 1024
+"""So much of a stream is kept, to count its tokens if nobody says them."""
+AT_ONCE_BYTES = 64 * 1024
+_NOT_OURS = HOP_BY_HOP | {b"host", b"content-length", b"authorization", b"x-api-key", b"accept-encoding", b"expect", b"x-request-id", b"cookie"}
+_NOT_THEIRS = HOP_BY_HOP | {b"server", b"content-length", b"x-request-id", b"set-cookie", b"cache-control", b"x-accel-buffering"}
+
+
+class Going(Protocol):
+    """A request that is under way."""
+
+    def looked_at(self, now_s: float) -> None:
+        """Once a second."""
+        ...
+
+    def cut(self) -> None:
+        """This gateway ends."""
+        ...
+
+
+class House(Desk, Protocol):
+    """The gateway, as a request sees it."""
+
+    exchanges: "dict[Going, None]"
+    poor: "dict[Exchange, None]"
+
+    def nudge(self) -> None:
+        """Tell the control plane now."""
+        ...
+
+
+class At(Enum):
+    """Where a request is."""
+
+    NEW = auto()
+    POOR = auto()
+    HELD = auto()
+    SENT = auto()
+    OVER = auto()
+
+
+class Exchange:
+    """See above. `due_s` is when patience ends; it is looked at once a second."""
+
+    def __init__(self, house: House, client: ClientConnection, request: Request, path: bytes, request_id: bytes) -> None:
+        self._house, self._client, self._request, self._path, self._id = house, client, request, path, request_id
+        self.size, self._started_s, self.due_s = len(request.body), house.now_s(), 0.0
+        self._at = At.NEW
+        self._tries = 0
+        self._replica: Replica | None = None
+        self._before: Replica | None = None
+        self._connection: ReplicaConnection | None = None
+        self._prompt: list[bytes] = []
+        self._status, self._headers, self._whole = 0, Headers(), True
+        self._stream: Stream | None = None
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._head_sent = self._first = False
+
+    def begin(self, tab_for: Callable[[Served, tuple[int, int]], Tab], served_for: Callable[[str], Served]) -> None:
+        """Admit it, and send it off or hold it. Raises Refused with nothing taken."""
+        self._ask = ask = read_ask(self._path, self._request.body)
+        assert ask.model is not None
+        self._served = served_for(ask.model)
+        self._tab = tab_for(self._served, most_tokens(ask, self.size))
+        self._prepare()
+        if self._tab.admit():
+            try:
+                self._enter()
+            except Refused:
+                self._over(failed=True)
+                raise
+            return
+        house = self._house
+        self._at, self.due_s = At.POOR, house.now_s() + MONEY_S
+        house.poor[self] = house.exchanges[self] = None
+        house.nudge()
+
+    @property
+    def project(self) -> ProjectId:
+        """Whose turn it is when several wait."""
+        return self._tab.project
+
+    def paid(self) -> None:
+        """The control plane has answered: go on, or be refused."""
+        self._guard(self._enter) if self._tab.hold() else self._refuse(self._tab.broke())
+
+    def woken(self) -> None:
+        """A replica is ready."""
+        if self._at is At.HELD:
+            self._guard(self._send)
+
+    def gone(self) -> None:
+        """The client went away: the replica is told at once."""
+        self._drop()
+        self._over(failed=not self._head_sent)
+
+    def stall(self, stalled: bool) -> None:  # noqa: FBT001
+        """The client is slower than the replica."""
+        if self._connection is not None:
+            self._connection.hold(stalled)
+
+    def looked_at(self, now_s: float) -> None:
+        """Once a second: nobody waits for ever, and what lasts is written down."""
+        if now_s < self.due_s:
+            if self._stream is not None and self._stream.events:
+                self._tab.progress(self._stream.events)
+        elif self._at is At.POOR:
+            self._refuse(Refused(503, "control_plane_away", "Whether this can be paid for can't be asked right now: try again.", again_s=5))
+        elif self._at is At.HELD:
+            why = next((replica.why for replica in self._served.replicas.values() if replica.why), "it waits for machines")
+            self._refuse(Refused(503, "model_not_ready", f"No replica of this model is ready yet: {why}.", again_s=10))
+        else:
+            if self._replica is not None:
+                self._replica.failed("it did not answer in time")
+            self._drop()
+            self._break(Refused(504, "timeout", "The model took too long to answer."))
+
+    def cut(self) -> None:
+        """This gateway ends."""
+        self._drop()
+        self._break(Refused(503, "shutting_down", "This gateway is shutting down: try again.", again_s=1))
+
+    def answered(self, status: int, headers: Headers, *, whole: bool) -> None:
+        """The replica's head."""
+        self._status, self._headers, self._whole = status, headers, whole
+        kind = next((value for name, value in headers if name == b"content-type"), b"")
+        self._stream = Stream(injected=self._injected, name=self._name) if status == 200 and kind.startswith(b"text/event-stream") else None
+        if self._replica is not None and status < 500:
+            self._replica.failures = 0
+
+    def piece(self, data: bytes) -> None:
+        """Some of the replica's answer."""
+        if not self._first:
+            self._began()
+        self.due_s = self._house.now_s() + BETWEEN_S
+        if self._stream is None:
+            self._keep(data)
+            if self._kept_bytes > WHOLE_BYTES_MAX:
+                self._pass(b"".join(self._kept))
+                self._kept.clear()
+            return
+        self._guard(partial(self._streamed, self._stream, data))
+
+    def ended(self) -> None:
+        """The replica's answer is whole."""
+        self._detach()
+        stream = self._stream
+        if self._status == 503 and self._again():  # it is loading, or full: another may not be
+            return
+        if stream is None:
+            self._finish_whole()
+        elif not self._whole and not stream.done:
+            self._break(Refused(502, "bad_upstream", "The model's stream broke."))
+        else:
+            self._finish_stream(stream)
+
+    def lost(self, *, began: bool, fresh: bool) -> None:
+        """The replica's connection broke. One that was used before may have been closed as we wrote: that is no fault."""
+        if self._replica is not None and fresh:
+            self._replica.failed("its connection broke")
+        self._detach()
+        if began or not self._again():
+            self._break(Refused(502, "bad_upstream", "The model's server ended the connection before its answer was whole."))
+
+    def _prepare(self) -> None:
+        """What has to be changed of the body before a replica gets it."""
+        ask, name = self._ask, self._served.entry.serving.model
+        self._body, self._injected, self._name = self._request.body, False, ""
+        if name and ask.model != name:
+            self._body, self._name = replaced(self._body, "model", msgspec.json.encode(name)), ask.model or ""
+        if ask.stream and self._path in {CHAT, TEXT} and not wants_usage(ask):
+            self._body, self._injected = with_usage(ask, self._body), True
+
+    def _enter(self) -> None:
+        """Into the endpoint: to a replica, or to wait for one."""
+        house, served = self._house, self._served
+        house.poor.pop(self, None)
+        if len(served.open) > 1:
+            self._prompt = blocks(self._body, served.salt)
+        self._tab.open()
+        house.exchanges[self] = None
+        served.requests += 1
+        served.waiting += 1
+        if served.open:
+            self._send()
+        else:
+            served.cold_starts += not served.replicas
+            self._hold()
+            house.nudge()
+
+    def _hold(self) -> None:
+        """Wait for a replica, no longer than the client itself does."""
+        asked, patience_s = self._request.header(b"x-stainless-read-timeout"), float(self._served.entry.serving.start_s)
+        if re.fullmatch(rb"\d{1,6}(\.\d+)?", asked):
+            patience_s = max(1.0, min(patience_s, float(asked) - 1))
+        self._at, self.due_s = At.HELD, self._started_s + patience_s
+        if not self._served.held.put(self):
+            raise Refused(503, "overloaded", "Too many requests wait for this model.", again_s=10)
+
+    def _send(self) -> None:
+        """To a replica, on a connection that was used before, or on a new one."""
+        replica = self._served.choose(self._prompt, self._before)
+        if replica is None:
+            self._hold()
+            return
+        now_s = self._house.now_s()
+        self._replica, self._at, self.due_s = replica, At.SENT, now_s + FIRST_S
+        self._tries += 1
+        replica.in_flight += 1
+        self._served.in_flight += 1
+        connection = replica.pooled(now_s)
+        if connection is not None:
+            self._ask_on(connection, replica)
+        else:
+            self._house.spawn(partial(self._connect, replica))
+
+    async def _connect(self, replica: Replica) -> None:
+        try:
+            connection = await replica.connect(self._house.now_s)
+        except (OSError, TimeoutError) as error:
+            replica.failed(f"no connection: {error or 'it takes too long'}")
+            if self._replica is replica:
+                self._detach()
+                if not self._again():
+                    self._break(Refused(502, "bad_upstream", "The model's server can't be reached."))
+            return
+        if self._replica is replica and self._connection is None:
+            self._ask_on(connection, replica)
+        elif connection.transport is not None:  # the client left meanwhile
+            connection.transport.close()
+
+    def _ask_on(self, connection: ReplicaConnection, replica: Replica) -> None:
+        self._connection = connection
+        request, body = self._request, self._body
+        lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (request.method, request.target, replica.host)]
+        lines += [b"%s: %s\r\n" % pair for pair in request.headers if pair[0] not in _NOT_OURS]
+        lines.append(b"authorization: Bearer %s\r\nx-request-id: %s\r\ncontent-length: %d\r\n\r\n" % (replica.key, self._id, len(body)))
+        if len(body) <= AT_ONCE_BYTES:
+            lines.append(body)
+        connection.ask(self, b"".join(lines))
+        if len(body) > AT_ONCE_BYTES and connection.transport is not None:
+            connection.transport.write(body)
+
+    def _began(self) -> None:
+        self._first = True
+        self._served.waiting -= 1
+        self._served.first_ms += (self._house.now_s() - self._started_s) * 1000
+
+    def _streamed(self, stream: Stream, data: bytes) -> None:
+        ready = stream.feed(data)
+        if not ready:
+            return
+        if stream.failed and not self._head_sent:  # nothing was said yet: this can still be an error, or go elsewhere
+            self._drop()
+            if not self._again():
+                self._break(Refused(502, "upstream_error", "The model failed before it said anything."))
+            return
+        self._keep(ready)
+        self._pass(ready)
+
+    def _keep(self, data: bytes) -> None:
+        self._kept_bytes += len(data)
+        if self._stream is None or self._kept_bytes <= KEPT_BYTES_MAX:
+            self._kept.append(data)
+
+    def _pass(self, data: bytes) -> None:
+        """A piece of an answer whose length is not known."""
+        if not self._head_sent:
+            self._send_head(None)
+        self._client.write(chunk(data) if self._request.chunks else data)
+
+    def _send_head(self, length: int | None) -> None:
+        self._head_sent = True
+        headers = [pair for pair in self._headers if pair[0] not in _NOT_THEIRS]
+        headers += (
+            (b"x-request-id", self._id),
+            (b"openai-processing-ms", b"%d" % ((self._house.now_s() - self._started_s) * 1000)),
+            *self._tab.limits,
+        )
+        if self._stream is not None:
+            headers += ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+        if length is not None:
+            headers.append((b"content-length", b"%d" % length))
+        elif self._request.chunks:
+            self._chunked = True
+            headers.append((b"transfer-encoding", b"chunked"))
+        self._open = self._request.keep and (length is not None or self._request.chunks)
+        if not self._open:
+            headers.append((b"connection", b"close"))
+        self._client.write(head(self._status, headers))
+
+    def _finish_stream(self, stream: Stream) -> None:
+        last = stream.rest()
+        if not stream.done and not stream.failed and self._path in {CHAT, TEXT}:
+            last += b"data: [DONE]\n\n"
+        if last or not self._head_sent:
+            self._pass(last)
+        self._finish(failed=stream.failed)
+
+    def _finish_whole(self) -> None:
+        body, good = b"".join(self._kept), self._status < 400
+        if self._head_sent:  # too large to be kept whole
+            self._finish(failed=not good)
+            return
+        if good:
+            said = read_said(body)
+            self._said = said.usage
+            body = renamed(body, said.model, self._name) if self._name and said.model else body
+        elif not body.lstrip().startswith(b"{"):
+            body = Refused(self._status, "upstream_error", f"The model's server answered {self._status}.").body()
+            self._headers = [(b"content-type", b"application/json")]
+        self._settle(failed=not good)
+        self._send_head(len(body))
+        self._client.write(body)
+        self._finish(failed=not good)
+
+    def _finish(self, *, failed: bool) -> None:
+        self._over(failed=failed)
+        if self._chunked:
+            self._client.write(LAST_CHUNK)
+        self._client.finished(keep=self._open)
+
+    def _again(self) -> bool:
+        """Whether it was sent once more."""
+        if self._head_sent or self._tries >= TRIES_MAX or self._at is not At.SENT:
+            return False
+        self._stream = None
+        self._kept.clear()
+        self._kept_bytes = 0
+        self._served.sort()
+        self._guard(self._send)
+        return True
+
+    def _guard(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Refused as refused:
+            self._drop()
+            self._break(refused)
+
+    def _break(self, refused: Refused) -> None:
+        """Our side failed. A stream that has begun gets an error as its last event, and no end: no client takes it for whole."""
+        if not self._head_sent:
+            self._refuse(refused)
+            return
+        self._over(failed=True, cut=True)
+        event = b"data: " + refused.body() + b"\n\n"
+        self._client.write(chunk(event) if self._request.chunks else event)
+        self._client.close()
+
+    def _refuse(self, refused: Refused) -> None:
+        """An error for an answer of which nothing was sent."""
+        self._over(failed=True)
+        self._client.write(refused.answer(self._id, self._tab.limits, keep=self._request.keep))
+        self._client.finished(keep=self._request.keep)
+
+    def _detach(self) -> None:
+        """No longer on its replica."""
+        replica, self._replica, self._connection = self._replica, None, None
+        if replica is not None:
+            self._before = replica
+            replica.in_flight -= 1
+            self._served.in_flight -= 1
+
+    def _drop(self) -> None:
+        """Break the connection to the replica: it sees at once that nobody waits."""
+        connection = self._connection
+        self._detach()
+        if connection is not None:
+            connection.drop()
+
+    def _over(self, *, failed: bool, cut: bool = False) -> None:
+        """The end, however it came."""
+        at, self._at = self._at, At.OVER
+        if at is At.OVER:
+            return
+        self._house.exchanges.pop(self, None)
+        self._house.poor.pop(self, None)
+        if at is At.HELD:
+            self._served.held.leave(self)
+        if at in {At.HELD, At.SENT}:
+            self._served.waiting -= not self._first
+            self._served.took_ms += (self._house.now_s() - self._started_s) * 1000
+        self._settle(failed=failed, cut=cut)
+
+    def _settle(self, *, failed: bool, cut: bool = False) -> None:
+        """What the server said that it used; else what it said is counted; else it is estimated."""
+        stream, said = self._stream, self._said
+        if stream is not None and stream.used:
+            self._tab.settle(stream.prompt, stream.completion, stream.cached, failed=failed, cut=cut)
+        elif said is not None:
+            self._tab.settle(said.prompt, said.completion, said.cached, failed=failed)
+        elif self._status != 200 or not self._head_sent:
+            self._tab.settle(0, 0, 0, failed=failed)
+        else:
+            text = "".join(text_of(data_of(event)) for piece in self._kept for event in events(piece)) if stream is not None else ""
+            guess = (
+                self.size // BYTES_PER_TOKEN + 1,
+                -(-len(text.encode()) // BYTES_PER_TOKEN) if stream is not None else self._kept_bytes // BYTES_PER_TOKEN,
+            )
+            sold = stream is not None and self._served.entry.serving.pricing is Pricing.PER_TOKEN
+            count = partial(counted, self._served, self._path, self._request.body, text) if sold else None
+            self._tab.settle(*guess, 0, estimated=True, failed=failed, cut=cut, count=count)
+
+    _said: Usage | None = None
+    _open = _chunked = False

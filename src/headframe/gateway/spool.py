@@ -1,0 +1,196 @@
+"""What was served, on this machine's disk until the control plane has taken it: lines in numbered files, each of which becomes one batch of that number.
+
+A request is a line when it ends; one that lasts is a line every second before that, so that after a crash of ours what it had delivered is billed. Lines are written as the
+request ends and on disk 50 ms later. A file is never changed once it is sealed, so a batch that is sent again is the same batch.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from headframe.files import write_private
+from headframe.model.endpoint import Served, ServedBatch
+from headframe.model.errors import Conflicting
+from headframe.model.ids import GatewayId, KeyId, ProjectId, WorkloadId
+
+BYTES_MAX = 256 * 1024 * 1024
+"""As much may wait to be taken; then new requests are refused: nothing that was served is lost."""
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request. `open` while it lasts. `request_id` only where the client gave one."""
+
+    serial: int
+    endpoint: WorkloadId
+    project: ProjectId
+    key: KeyId
+    at_ms: int
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+    amount: int = 0
+    failed: bool = False
+    estimated: bool = False
+    cut: bool = False
+    request_id: str = ""
+    open: bool = False
+
+
+_encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(Line).decode
+
+
+class Spool:
+    """One gateway's. Opening it ends what a crash left open; raises Conflicting where its files can't be read."""
+
+    def __init__(self, root: Path, gateway: GatewayId) -> None:
+        self._root, self._gateway = root, gateway
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lines: list[Line] = []
+        self._sums: dict[int, dict[ProjectId, int]] = {}
+        self._dirty = False
+        self._sizes = {int(path.stem): path.stat().st_size for path in root.glob("*.log")}
+        counter = root / "next"
+        self.number = max([int(counter.read_text()) if counter.exists() else 1, *(n + 1 for n in self._sizes)])
+        last: dict[int, Line] = {}
+        for n in sorted(self._sizes):
+            for line in self.read(n):
+                last[line.serial] = line
+                self._count(n, line)
+        self.serial = max(last, default=0) + 1
+        self._file = self._open()
+        for line in last.values():
+            if line.open:
+                self.put(msgspec.structs.replace(line, open=False, cut=True, estimated=True))
+        self.flush()
+
+    @property
+    def full(self) -> bool:
+        """Whether nothing more may be served for now."""
+        return sum(self._sizes.values()) >= BYTES_MAX
+
+    def next_serial(self) -> int:
+        """A number for a new request, never given before by this gateway while it may matter."""
+        self.serial += 1
+        return self.serial
+
+    def put(self, line: Line) -> None:
+        """Take it in; `flush` writes it."""
+        self._lines.append(line)
+        self._count(self.number, line)
+
+    def flush(self) -> bool:
+        """Write what was put; whether there is something to sync."""
+        if self._lines:
+            data = b"".join(_encode(line) + b"\n" for line in self._lines)
+            self._lines.clear()
+            os.write(self._file, data)
+            self._sizes[self.number] += len(data)
+            self._dirty = True
+        return self._dirty
+
+    def sync(self) -> None:
+        """Have what was written on disk; blocks."""
+        self._dirty = False
+        os.fsync(self._file)
+
+    def seal(self) -> None:
+        """Begin a new file, if this one has anything to tell."""
+        self.flush()
+        if not self._sizes[self.number]:
+            return
+        os.fsync(self._file)
+        os.close(self._file)
+        self.number += 1
+        self._file = self._open()
+
+    def oldest(self) -> ServedBatch | None:
+        """What is to be sent next; None where nothing is sealed."""
+        sealed = [n for n in self._sizes if n < self.number]
+        return batch(min(sealed), self._gateway, self.read(min(sealed))) if sealed else None
+
+    def taken(self, number: int) -> None:
+        """The control plane has everything up to that batch."""
+        for n in [n for n in self._sizes if n <= number and n < self.number]:
+            self._path(n).unlink(missing_ok=True)
+            del self._sizes[n]
+            self._sums.pop(n, None)
+
+    def skip_to(self, taken: int) -> None:
+        """Number the batches from where the control plane is: it has heard of more of them than we remember (our disk was set back)."""
+        if self.number <= taken and not any(self._sizes.values()):
+            self.close()
+            self._path(self.number).unlink(missing_ok=True)
+            self._sizes.clear()
+            self.number = taken + 1
+            self._file = self._open()
+
+    def unsent(self) -> dict[ProjectId, int]:
+        """What is not yet taken, in money, by project."""
+        found: dict[ProjectId, int] = {}
+        for sums in self._sums.values():
+            for project, amount in sums.items():
+                found[project] = found.get(project, 0) + amount
+        return found
+
+    def close(self) -> None:
+        """Write, sync, and let go."""
+        self.flush()
+        os.fsync(self._file)
+        os.close(self._file)
+
+    def read(self, number: int) -> list[Line]:
+        """A file's lines; the last one may be torn by a crash, and was then never acknowledged."""
+        raw = self._path(number).read_bytes().split(b"\n")
+        lines = [line for line in raw[:-1] if line]
+        try:
+            return [_decode(line) for line in lines]
+        except msgspec.DecodeError as error:
+            raise Conflicting(f"{self._path(number)} is damaged: {error}", "move it away; what it says was served is then not billed") from None
+
+    def _count(self, number: int, line: Line) -> None:
+        if not line.open and line.amount:
+            sums = self._sums.setdefault(number, {})
+            sums[line.project] = sums.get(line.project, 0) + line.amount
+
+    def _path(self, number: int) -> Path:
+        return self._root / f"{number:08d}.log"
+
+    def _open(self) -> int:
+        """The file of this number. That it was begun is kept apart: a number is not used again when its file is gone."""
+        write_private(self._root / "next", str(self.number + 1).encode())
+        self._sizes.setdefault(self.number, 0)
+        made = os.open(self._path(self.number), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with contextlib.suppress(OSError):
+            folder = os.open(self._root, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+        return made
+
+
+def batch(number: int, gateway: GatewayId, lines: Iterable[Line]) -> ServedBatch:
+    """What a file says: for each key and endpoint the sum of its requests, and each request by itself that its client named."""
+    sums: dict[tuple[str, str, str], Served] = {}
+    named: list[Served] = []
+    for line in lines:
+        if line.open:
+            continue
+        one = Served(
+            id="", gateway_id=gateway, endpoint_id=line.endpoint, project_id=line.project, key_id=line.key, at_ms=line.at_ms, requests=1, prompt=line.prompt,
+            completion=line.completion, cached=line.cached, failed=int(line.failed), estimated=int(line.estimated), request_id=line.request_id, cut=line.cut,
+            amount_nano=line.amount,
+        )  # fmt: skip
+        if line.request_id:
+            named.append(one)
+            continue
+        key = (line.project, line.key, line.endpoint)
+        sums[key] = _add(sums[key], one) if key in sums else msgspec.structs.replace(one, cut=False)
+    items = (*(sums[key] for key in sorted(sums)), *named)
+    return ServedBatch(number=number, items=tuple(msgspec.structs.replace(each, id=f"{gateway}/{number}/{n}") for n, each in enumerate(items)))
+
+
+def _add(a: Served, b: Served) -> Served:
+    names = ("requests", "prompt", "completion", "cached", "failed", "estimated", "amount_nano")
+    return msgspec.structs.replace(a, **{name: getattr(a, name) + getattr(b, name) for name in names})

@@ -1,0 +1,70 @@
+"""A model's stream of events on its way to the client: whole events only, without the one that only the gateway asked for, and what they say noted. It does no I/O."""
+
+from headframe.gateway.refusals import Refused
+from headframe.gateway.speech import data_of, events, last_end, read_said
+
+EVENT_BYTES_MAX = 4 * 1024 * 1024
+
+
+class Stream:
+    """`injected`: usage was asked for by us alone, so its event is left out. `renamed` is (what the server calls the model, what the client does)."""
+
+    __slots__ = ("_rest", "cached", "completion", "done", "events", "failed", "injected", "name", "prompt", "used")
+
+    def __init__(self, *, injected: bool, name: str) -> None:
+        self.injected, self.name = injected, name
+        self.used = self.done = self.failed = False
+        self.prompt = self.completion = self.cached = self.events = 0
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """The whole events that are now there. Raises Refused where one never ends."""
+        data = self._rest + data if self._rest else data
+        end = last_end(data)
+        if not end:
+            self._rest = data
+            if len(data) > EVENT_BYTES_MAX:
+                raise Refused(502, "bad_upstream", "The model's server sent an event without an end.")
+            return b""
+        ready, self._rest = (data, b"") if end == len(data) else (data[:end], data[end:])
+        return self._passed(ready)
+
+    def rest(self) -> bytes:
+        """What came after the last whole event, once the server has ended the stream as it should: an event whose end was not marked."""
+        rest, self._rest = self._rest, b""
+        return self._passed(rest + b"\n\n") if rest.strip() else b""
+
+    def _passed(self, ready: bytes) -> bytes:
+        """Events are looked into only where there may be something to do; a token costs one search each."""
+        if self.name or b"[DONE]" in ready or b'"error"' in ready or ready.count(b'"usage"') > ready.count(b'"usage":null'):
+            ready = b"".join(self._looked_at(event) for event in events(ready))
+        self.events += ready.count(b"\ndata:") + ready.startswith(b"data:")
+        return ready
+
+    def _looked_at(self, event: bytes) -> bytes:
+        data = data_of(event)
+        if data == b"[DONE]":
+            again, self.done = self.done, True
+            return b"" if again else event
+        said = read_said(data) if data else None
+        if said is None:
+            return event
+        if bytes(said.error) not in {b"", b"null"}:
+            self.failed = True
+        if said.usage is not None:
+            self.note(said.usage.prompt, said.usage.completion, said.usage.cached)
+            if self.injected and said.choices is not None and not said.choices:
+                return b""
+        return renamed(event, said.model, self.name) if self.name and said.model else event
+
+    def note(self, prompt: int, completion: int, cached: int) -> None:
+        """What the server says that it used; of several words the greatest holds, since they are sums."""
+        self.used = True
+        self.prompt, self.completion, self.cached = max(self.prompt, prompt), max(self.completion, completion), max(self.cached, cached)
+
+
+def renamed(data: bytes, model: str, name: str) -> bytes:
+    """With the name by which the client asked."""
+    for space in (b"", b" "):
+        data = data.replace(b'"model":' + space + b'"' + model.encode() + b'"', b'"model":' + space + b'"' + name.encode() + b'"')
+    return data

@@ -1,0 +1,152 @@
+"""What one request costs: set aside before it starts, noted while it lasts, written down and paid once when it is over."""
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from headframe.gateway.book import Book, Caller, Tenant
+from headframe.gateway.refusals import Refused
+from headframe.gateway.replicas import Served
+from headframe.gateway.spool import Line, Spool
+from headframe.gateway.wire import Headers
+from headframe.model.ids import ProjectId
+from headframe.model.serving import Pricing, tokens_nano
+from headframe.routing.admit import Bucket
+
+Count = Callable[[], Awaitable[tuple[int, int] | None]]
+
+
+class Desk(Protocol):
+    """What of the gateway keeps accounts."""
+
+    book: Book
+    spool: Spool
+
+    def now_s(self) -> float:
+        """A clock that never steps."""
+        ...
+
+    def now_ms(self) -> int:
+        """The wall clock."""
+        ...
+
+    def written(self) -> None:
+        """Something is to be written to the spool."""
+        ...
+
+    def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Do this beside."""
+        ...
+
+
+class Tab:
+    """One request's. `most` is what may go in and come out at the most, in tokens; `named` the request's id where the client gave it."""
+
+    __slots__ = ("_buckets", "_caller", "_desk", "_held", "_most", "_serial", "_served", "_settled", "at_ms", "limits", "named", "tenant")
+
+    def __init__(self, desk: Desk, served: Served, caller: Caller, most: tuple[int, int], named: str) -> None:
+        self._desk, self._served, self._caller, self._most, self.named = desk, served, caller, most, named
+        self.tenant: Tenant | None = desk.book.tenant(caller.key.project_id)
+        self.at_ms = desk.now_ms()
+        self.limits: Headers = []
+        self._buckets: list[tuple[Bucket, float]] = []
+        self._held = self._serial = 0
+        self._settled = False
+
+    def admit(self) -> bool:
+        """Take it from every limit and set aside what it may cost. Raises Refused with nothing taken; False where money has to be asked for first."""
+        if self._desk.spool.full:
+            raise Refused(
+                503, "overloaded", "What was served can't be told to the control plane, and no more of it fits on disk: try later.", again_s=30
+            )
+        if self._served.entry.serving.pricing is Pricing.PER_TOKEN and self.tenant is None:
+            raise Refused(403, "no_project", "This endpoint sells tokens, and an operator's key has no project to bill: use a key of a project.")
+        self._buckets, self.limits = self._desk.book.admit(self._caller, self.tenant, float(sum(self._most)))
+        return self.hold()
+
+    def hold(self) -> bool:
+        """Set aside the most that it can cost, if that is there."""
+        need = tokens_nano(self._served.entry.serving, *self._most)
+        if self.tenant is None or not need:
+            return True
+        if not self.tenant.purse.hold(need):
+            self.tenant.short += need
+            return False
+        self._held = need
+        return True
+
+    @property
+    def project(self) -> ProjectId:
+        """Who pays, or whose endpoint it is."""
+        return self._caller.key.project_id or self._served.entry.project_id
+
+    def broke(self) -> Refused:
+        """Why it can't be paid."""
+        assert self.tenant is not None
+        return self._desk.book.broke(self.tenant)
+
+    def open(self) -> None:
+        """It begins: from now on it is written down."""
+        self._serial = self._desk.spool.next_serial()
+
+    def progress(self, events: int) -> None:
+        """It lasts: what was delivered so far is written down, guessed by its events, for the case that this process ends now."""
+        self._desk.spool.put(self._line(self._most[0], events, 0, estimated=True, open_=True))
+
+    def settle(
+        self,
+        prompt: int,
+        completion: int,
+        cached: int,
+        *,
+        estimated: bool = False,
+        failed: bool = False,
+        cut: bool = False,
+        count: Count | None = None,
+    ) -> None:
+        """It is over and used so much; with `count`, that is asked for first, and what is given here is the guess. Once."""
+        if self._settled:
+            return
+        self._settled = True
+        if not self._serial:
+            self._pay(0, 0)
+            return
+        line = self._line(prompt, completion, cached, estimated=estimated, failed=failed, cut=cut)
+        if count is None:
+            self._write(line)
+            return
+        self._desk.spool.put(self._line(prompt, completion, cached, estimated=True, failed=failed, cut=cut, open_=True))
+
+        async def counted() -> None:
+            found = await count()
+            self._write(self._line(*found, cached, failed=failed, cut=cut) if found else line)
+
+        self._desk.spawn(counted)
+
+    def _line(
+        self, prompt: int, completion: int, cached: int, *, estimated: bool = False, failed: bool = False, cut: bool = False, open_: bool = False
+    ) -> Line:
+        key, entry = self._caller.key, self._served.entry
+        return Line(
+            serial=self._serial, endpoint=entry.id, project=self.project, key=key.id, at_ms=self.at_ms, prompt=prompt, completion=completion,
+            cached=cached, amount=tokens_nano(entry.serving, prompt, completion), failed=failed, estimated=estimated, cut=cut, request_id=self.named, open=open_,
+        )  # fmt: skip
+
+    def _write(self, line: Line) -> None:
+        self._desk.spool.put(line)
+        self._desk.written()
+        served = self._served
+        served.prompt, served.completion, served.failed = (
+            served.prompt + line.prompt,
+            served.completion + line.completion,
+            served.failed + line.failed,
+        )
+        self._pay(line.amount, line.prompt + line.completion)
+
+    def _pay(self, cost: int, tokens: int) -> None:
+        """What was set aside and not used goes back."""
+        if self.tenant is not None:
+            self.tenant.paid(self._held, cost, self._desk.now_s())
+        self._held = 0
+        for bucket, reserved in self._buckets:
+            bucket.give(reserved - tokens)
+        self._buckets = []

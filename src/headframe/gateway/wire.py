@@ -1,0 +1,439 @@
+"""HTTP/1.1 on both sides of the gateway, framed by llhttp: connections of clients, connections to replicas, and nothing about models.
+
+Requests are taken whole (bounded) and put together anew, so nothing that a client smuggles into a head reaches a replica. A client that goes away is told to whoever
+answers it at once, also while nothing has been sent.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import httptools
+
+HEAD_BYTES_MAX, HEADERS_MAX, TARGET_BYTES_MAX = 32 * 1024, 100, 8 * 1024
+BODY_BYTES_MAX = 32 * 1024 * 1024
+PIPELINED_MAX = 8
+HEAD_S, BODY_S, KEEP_S, STUCK_S, LINGER_S = 10.0, 30.0, 75.0, 60.0, 2.0
+"""How long a client may take for a head, between two pieces of a body, between two requests, and to take what was sent to it."""
+HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"})  # fmt: skip
+REASONS = {200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found",
+           405: b"Method Not Allowed", 408: b"Request Timeout", 413: b"Content Too Large", 417: b"Expectation Failed", 422: b"Unprocessable Content", 429: b"Too Many Requests",
+           431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout"}  # fmt: skip
+Headers = list[tuple[bytes, bytes]]
+
+
+class Request:
+    """One request, whole. `keep` says whether the client wants to ask again on this connection; HTTP/1.0 knows no chunks."""
+
+    __slots__ = ("body", "chunks", "headers", "keep", "method", "target", "upgrade")
+
+    def __init__(self, method: bytes, target: bytes, headers: Headers, *, keep: bool, chunks: bool, upgrade: bool) -> None:
+        self.method, self.target, self.headers = method, target, headers
+        self.keep, self.chunks, self.upgrade = keep, chunks, upgrade
+        self.body: bytes = b""
+
+    def header(self, name: bytes) -> bytes:
+        """The first header of that (lower-case) name, or nothing."""
+        return next((value for key, value in self.headers if key == name), b"")
+
+
+class Answering(Protocol):
+    """What answers one request."""
+
+    def gone(self) -> None:
+        """The client went away."""
+        ...
+
+    def stall(self, stalled: bool) -> None:  # noqa: FBT001
+        """The client does not take what was sent to it, or does again."""
+        ...
+
+
+Answer = Callable[["ClientConnection", Request], Answering | bool]
+"""Who answers, or where it is answered already, whether the connection can be kept."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client. Requests are answered one after the other, in the order they came."""
+
+    __slots__ = (
+        "_all",
+        "_answer",
+        "_answering",
+        "_begun",
+        "_body",
+        "_deadline_s",
+        "_head_bytes",
+        "_headers",
+        "_now_s",
+        "_parser",
+        "_refused",
+        "_request",
+        "_size",
+        "_target",
+        "_transport",
+        "_tunnel",
+        "_waiting",
+    )
+
+    def __init__(self, answer: Answer, now_s: Callable[[], float], everyone: set["ClientConnection"]) -> None:
+        self._answer = answer
+        self._now_s = now_s
+        self._all = everyone
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._waiting: deque[Request] = deque()
+        self._answering: Answering | None = None
+        self._tunnel: Callable[[bytes], None] | None = None
+        self._request: Request | None = None
+        self._refused: tuple[int, str] | None = None
+        self._begun = False
+        self._head_bytes = 0
+        self._deadline_s = 0.0
+        self._fresh()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # pyright: ignore[reportAttributeAccessIssue]
+        self._deadline_s = self._now_s() + KEEP_S
+        self._all.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._transport = None
+        self._all.discard(self)
+        self._waiting.clear()
+        answering, self._answering = self._answering, None
+        if answering is not None:
+            answering.gone()
+
+    def eof_received(self) -> bool:
+        """A client that closed its side waits for nothing any more."""
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        if self._tunnel is not None:
+            self._tunnel(data)
+            return
+        if self._refused is not None:
+            return
+        self._head_bytes += len(data) if self._request is None else 0
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgraded(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserCallbackError:
+            pass  # what was wrong is in `_refused`
+        except httptools.HttpParserError:
+            self._refuse(400, "this is no HTTP/1.1 request")
+        if self._request is None and self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse(431, f"a head has at most {HEAD_BYTES_MAX // 1024} KiB")
+        if self._refused is not None and self._answering is None and not self._waiting:
+            self._give_refusal()
+
+    def on_message_begin(self) -> None:
+        self._fresh()
+        self._begun = True
+        self._deadline_s = self._now_s() + HEAD_S
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        if len(self._target) > TARGET_BYTES_MAX:
+            self._refuse(431, f"an address has at most {TARGET_BYTES_MAX // 1024} KiB")
+            raise ValueError
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+        if len(self._headers) > HEADERS_MAX:
+            self._refuse(431, f"a request has at most {HEADERS_MAX} headers")
+            raise ValueError
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        self._request = request = Request(parser.get_method(), self._target, self._headers, keep=parser.should_keep_alive(),
+                                          chunks=parser.get_http_version() != "1.0", upgrade=parser.should_upgrade())  # fmt: skip
+        self._deadline_s = self._now_s() + BODY_S
+        length = request.header(b"content-length")
+        if length.isdigit() and int(length) > BODY_BYTES_MAX:
+            self._refuse(413, f"a body has at most {BODY_BYTES_MAX // 1024 // 1024} MiB")
+            raise ValueError
+        expected = request.header(b"expect")
+        if expected:
+            if expected.lower() != b"100-continue":
+                self._refuse(417, "nothing but 100-continue can be expected")
+                raise ValueError
+            if self._answering is None and not self._waiting:
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+        self._size += len(body)
+        self._deadline_s = self._now_s() + BODY_S
+        if self._size > BODY_BYTES_MAX:
+            self._refuse(413, f"a body has at most {BODY_BYTES_MAX // 1024 // 1024} MiB")
+            raise ValueError
+
+    def on_message_complete(self) -> None:
+        request = self._request
+        assert request is not None
+        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._fresh()
+        self._begun, self._head_bytes = False, 0
+        self._deadline_s = 0.0
+        self._waiting.append(request)
+        if len(self._waiting) > PIPELINED_MAX and self._transport is not None:
+            self._transport.pause_reading()
+        self._next()
+
+    def write(self, data: bytes) -> None:
+        """Send; nothing happens where the client is gone."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def finished(self, *, keep: bool) -> None:
+        """The answer is complete: on to the next request, or close."""
+        self._answering = None
+        if not keep or self._transport is None:
+            self.close()
+            return
+        if len(self._waiting) <= PIPELINED_MAX // 2:
+            self._transport.resume_reading()
+        self._deadline_s = self._now_s() + KEEP_S
+        self._next()
+        if self._refused is not None and self._answering is None:
+            self._give_refusal()
+
+    def close(self) -> None:
+        """After what was written is sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Now, so that the client can't take the answer for a whole one."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def tunnel(self, received: Callable[[bytes], None]) -> None:
+        """From now on bytes go through as they are (WebSocket)."""
+        self._tunnel, self._deadline_s = received, 0.0
+
+    def hold(self, stalled: bool) -> None:  # noqa: FBT001
+        """Take nothing from the client for now, or again: where it is tunnelled."""
+        if self._transport is not None:
+            (self._transport.pause_reading if stalled else self._transport.resume_reading)()
+
+    def pause_writing(self) -> None:
+        self._deadline_s = self._now_s() + STUCK_S
+        if self._answering is not None:
+            self._answering.stall(True)
+
+    def resume_writing(self) -> None:
+        self._deadline_s = 0.0
+        if self._answering is not None:
+            self._answering.stall(False)
+
+    def overdue(self, now_s: float) -> None:
+        """Looked at once a second: a client that takes too long loses the connection."""
+        if not self._deadline_s or now_s < self._deadline_s:
+            return
+        if self._refused is not None:
+            self.abort()
+        elif self._answering is None and self._begun:
+            self._refuse(408, "the request took too long to come")
+            self._give_refusal()
+        elif self._answering is not None:
+            self.abort()
+        else:
+            self.close()
+
+    def _next(self) -> None:
+        while self._answering is None and self._waiting and self._transport is not None:
+            answering = self._answer(self, self._waiting.popleft())
+            if isinstance(answering, bool):
+                self._deadline_s = self._now_s() + KEEP_S
+                if not answering:
+                    self.close()
+                    return
+            else:
+                self._answering = answering
+
+    def _fresh(self) -> None:
+        self._request, self._target, self._headers = None, b"", Headers()
+        self._body: list[bytes] = []
+        self._size = 0
+
+    def _upgraded(self, rest: bytes) -> None:
+        """What follows a request to upgrade is no HTTP."""
+        if self._answering is None:
+            self._refuse(400, "this can't be upgraded")
+            self._give_refusal()
+        elif rest and self._tunnel is not None:
+            self._tunnel(rest)
+
+    def _refuse(self, status: int, why: str) -> None:
+        self._refused = self._refused or (status, why)
+
+    def _give_refusal(self) -> None:
+        assert self._refused is not None
+        status, why = self._refused
+        kind = "invalid_request_error"
+        body = ('{"error":{"message":"' + why + '","type":"' + kind + '","param":null,"code":"bad_request"}}').encode()
+        self.write(
+            head(status, [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]) + body
+        )
+        self._leave()
+
+    def _leave(self) -> None:
+        """Close our side, and take for a while what still comes: a connection closed with bytes unread is reset, and the client never sees why."""
+        self._deadline_s = self._now_s() + LINGER_S
+        if self._transport is not None and self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self.close()
+
+
+def head(status: int, headers: Headers) -> bytes:
+    """The head of an answer."""
+    lines = [b"HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, b"Status"))]
+    lines += [b"%s: %s\r\n" % pair for pair in headers]
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body."""
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Asking(Protocol):
+    """What waits for an answer of a replica."""
+
+    def answered(self, status: int, headers: Headers, *, whole: bool) -> None:
+        """The head came; `whole` unless the body ends where the connection does."""
+        ...
+
+    def piece(self, data: bytes) -> None:
+        """Some of the body."""
+        ...
+
+    def ended(self) -> None:
+        """The answer is complete."""
+        ...
+
+    def lost(self, *, began: bool, fresh: bool) -> None:
+        """The connection broke: after the answer began, on a connection that was new."""
+        ...
+
+
+class ReplicaConnection(asyncio.Protocol):
+    """One connection to a replica; at most one request at a time is on it."""
+
+    __slots__ = ("_asking", "_began", "_ended", "_headers", "_informed", "_parser", "_release", "_whole", "fresh", "idle_s", "transport", "tunnelled")
+
+    def __init__(self, release: Callable[["ReplicaConnection", bool], None]) -> None:
+        self._release = release
+        self._parser: Any = httptools.HttpResponseParser(self)
+        self._asking: Asking | None = None
+        self.transport: asyncio.Transport | None = None
+        self.tunnelled: Callable[[bytes], None] | None = None
+        self.fresh = True
+        self.idle_s = 0.0
+        self._headers: Headers = []
+        self._began = self._informed = self._ended = False
+        self._whole = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # pyright: ignore[reportAttributeAccessIssue]
+
+    def ask(self, asking: Asking, data: bytes) -> None:
+        """Send a request."""
+        assert self.transport is not None
+        self._asking, self._began, self._ended = asking, False, False
+        self.transport.write(data)
+
+    def drop(self) -> None:
+        """Nobody waits for the answer any more: the replica sees it at once."""
+        self._asking = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def hold(self, stalled: bool) -> None:  # noqa: FBT001
+        """Take nothing from the replica for now, or again."""
+        if self.transport is not None:
+            (self.transport.pause_reading if stalled else self.transport.resume_reading)()
+
+    def data_received(self, data: bytes) -> None:
+        if self.tunnelled is not None:
+            self.tunnelled(data)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+            if rest and self.tunnelled is not None:
+                self.tunnelled(rest)
+            return
+        except (httptools.HttpParserError, ValueError):
+            self._broken()
+            return
+        if self._ended:
+            self._finish()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.transport = None
+        self._release(self, False)
+        asking, self._asking = self._asking, None
+        if asking is None:
+            return
+        if self._began and not self._whole:
+            asking.ended()
+        else:
+            asking.lost(began=self._began, fresh=self.fresh)
+
+    def on_message_begin(self) -> None:
+        self._headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name.lower(), value))
+        if len(self._headers) > HEADERS_MAX:
+            raise ValueError("too many headers")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        self._informed = 100 <= status < 200 and status != 101
+        if self._informed or self._asking is None:
+            return
+        self._began = True
+        names = {name for name, _ in self._headers}
+        self._whole = status in {101, 204, 304} or not names.isdisjoint({b"content-length", b"transfer-encoding"})
+        self._asking.answered(status, self._headers, whole=self._whole)
+
+    def on_body(self, body: bytes) -> None:
+        if self._asking is not None:
+            self._asking.piece(body)
+
+    def on_message_complete(self) -> None:
+        self._ended = not self._informed
+
+    def _finish(self) -> None:
+        """Give the connection back first: whoever is told may ask again on it."""
+        asking, self._asking = self._asking, None
+        keep = bool(self._parser.should_keep_alive()) and self.transport is not None and asking is not None
+        self.fresh = self._ended = False
+        if not keep and self.transport is not None:
+            self.transport.close()
+        self._release(self, keep)
+        if asking is not None:
+            asking.ended()
+
+    def _broken(self) -> None:
+        asking, self._asking = self._asking, None
+        if self.transport is not None:
+            self.transport.abort()
+        if asking is not None:
+            asking.lost(began=self._began, fresh=self.fresh)

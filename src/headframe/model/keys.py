@@ -1,0 +1,59 @@
+"""The form of keys and what is kept of them: ``hf_<kind>_<id>_<secret><checksum>``. The checksum lets scanners and typing mistakes be told from real keys without a
+look-up; only HMAC-SHA-256 of the secret under a pepper is stored.
+"""
+
+import hashlib
+import hmac
+import re
+import zlib
+
+import msgspec
+
+from headframe.model.ids import KeyId, base32
+from headframe.model.people import Scope
+
+KINDS = {Scope.OPERATOR: "op", Scope.ADMIN: "adm", Scope.MEMBER: "mem", Scope.READ: "ro", Scope.INFER: "inf", Scope.GATEWAY: "gw", Scope.NODE: "node", Scope.JOIN: "join"}  # fmt: skip
+SECRET_BYTES, CHECKSUM_CHARS = 32, 7
+_KEY = re.compile(r"^hf_(op|adm|mem|ro|inf|gw|node|join)_([0-9a-z]{16})_([0-9a-z]{52})([0-9a-z]{7})$")
+
+
+class KeyText(msgspec.Struct, frozen=True):
+    """A key as its holder sends it, taken apart."""
+
+    kind: str
+    id: KeyId
+    secret: str
+
+
+def read_key(text: str) -> KeyText | None:
+    """The parts of a key, None where that is none."""
+    match = _KEY.fullmatch(text)
+    if match is None or not hmac.compare_digest(_checksum(text[:-CHECKSUM_CHARS]), match[4]):
+        return None
+    return KeyText(match[1], KeyId(match[2]), match[3])
+
+
+def write_key(scope: Scope, key_id: KeyId, secret: bytes) -> tuple[str, str]:
+    """The text of a key and its secret's part of it."""
+    part = base32(secret)
+    body = f"hf_{KINDS[scope]}_{key_id}_{part}"
+    return body + _checksum(body), part
+
+
+def key_mac(pepper: bytes, key_id: str, secret: str) -> str:
+    """What is stored of a key."""
+    return sign(pepper, "key", f"{key_id}.{secret}")
+
+
+def replica_key(pepper: bytes, allocation: str) -> str:
+    """What a gateway shows to a replica: who has the pepper can make it, nobody else can guess it."""
+    return "hfr_" + sign(pepper, "replica", allocation)[:48]
+
+
+def sign(pepper: bytes, purpose: str, text: str) -> str:
+    """HMAC-SHA-256 in hexadecimal; what is signed for one purpose is of no use for another."""
+    return hmac.new(pepper, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()
+
+
+def _checksum(text: str) -> str:
+    return base32(zlib.crc32(text.encode()).to_bytes(4, "big")).rjust(CHECKSUM_CHARS, "0")

@@ -1,0 +1,206 @@
+"""Endpoints and gateways, decided: what is applied, what a gateway may spend, and what it says that it served."""
+
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from headframe.billing.ledger import Memo, charge, hold, void
+from headframe.billing.meter import can_hold
+from headframe.model.command import ApplyEndpoint, StopEndpoint, TakeReport
+from headframe.model.endpoint import Allowance, Endpoint, EndpointState, Gateway, Served, Wish
+from headframe.model.errors import NameTaken, NoCredit
+from headframe.model.event import Draft, Kind
+from headframe.model.ids import GatewayId, ProjectId, WorkloadId, allowance_id
+from headframe.model.money import EntryKind, Quote
+from headframe.model.people import Project
+from headframe.model.units import counted, money
+from headframe.model.work import Spec
+from headframe.model.world import World
+from headframe.server.serving_file import scaled_alike
+
+SEEN_MS = 3_600_000
+"""That a gateway lives is recorded so often; more exactly it is known only while the server runs."""
+SILENT_MS = 24 * 3_600_000
+"""A gateway that was not heard of for so long gives up what it might spend."""
+GRANT_MOST = 1_000_000_000_000
+
+
+def applied(world: World, command: ApplyEndpoint, offered: Quote, now_ms: int) -> Iterator[Draft]:
+    """A new endpoint, or the one of that name as it is to be from now on: with new replicas only where they would differ."""
+    project, spec = world.projects[command.project_id], command.spec
+    known = world.names.get((project.id, spec.name))
+    old = world.endpoints.get(known) if known else None
+    if known and (old is None or old.state is not EndpointState.ACTIVE):
+        raise NameTaken(f"{spec.name!r} is the name of a live workload of this project")
+    if old is None and offered.hold_nano > project.credit_nano:
+        raise NoCredit(f"the first replica needs {money(offered.hold_nano)} held, {money(project.credit_nano)} of credit is left")
+    if old is None:
+        assert spec.serve is not None
+        row = Endpoint(id=command.id, project_id=project.id, key_id=command.key_id, name=spec.name, spec=spec, workdir_digest=command.workdir_digest,
+                       wanted=max(1, spec.serve.replicas_min), created_ms=now_ms)  # fmt: skip
+        text = f"{spec.name}: {counted(row.wanted, 'replica')} to begin with, at {money(offered.rate_max_nano)}/h or less each"
+        yield Draft(kind=Kind.ENDPOINT_CREATED, subject=row.id, project_id=project.id, text=text, rows=(row,))
+        return
+    same = _alike(old, spec) and old.workdir_digest == command.workdir_digest
+    if same and old.spec == spec:
+        return
+    revision = old.revision + (not same)
+    row = msgspec.structs.replace(old, spec=spec, workdir_digest=command.workdir_digest, revision=revision, failures=0, not_before_ms=0, why="")
+    text = f"{spec.name}: changed" + ("" if same else f", revision {revision}: its replicas are replaced one by one")
+    yield Draft(kind=Kind.ENDPOINT_CHANGED, subject=row.id, project_id=project.id, text=text, rows=(row,))
+
+
+def _alike(old: Endpoint, spec: Spec) -> bool:
+    assert spec.serve is not None
+    return scaled_alike(old.serving, spec.serve) and msgspec.structs.replace(old.spec, serve=spec.serve) == spec
+
+
+def served(world: World, command: StopEndpoint | TakeReport, now_ms: int) -> Iterator[Draft]:
+    """Each draft is to be applied before the next is asked for."""
+    match command:
+        case StopEndpoint():
+            yield from _stopped(world, command)
+        case TakeReport():
+            yield from _reported(world, command, now_ms)
+
+
+def _stopped(world: World, command: StopEndpoint) -> Iterator[Draft]:
+    """Its replicas end, and then it does."""
+    old = world.endpoints.get(command.id)
+    if old is not None and old.state is EndpointState.ACTIVE:
+        row = msgspec.structs.replace(old, state=EndpointState.STOPPING)
+        yield Draft(kind=Kind.ENDPOINT_CHANGED, subject=row.id, project_id=row.project_id, text=f"{row.name}: stopping", rows=(row,))
+
+
+def _reported(world: World, command: TakeReport, now_ms: int) -> Iterator[Draft]:
+    """What a gateway served is billed, once, and what it may spend is brought to what it asks for."""
+    report, known = command.report, world.gateways.get(command.report.gateway)
+    gateway = known or Gateway(id=report.gateway, created_ms=now_ms, seen_ms=now_ms)
+    if known is None or now_ms - known.seen_ms > SEEN_MS:
+        gateway = msgspec.structs.replace(gateway, seen_ms=now_ms)
+        yield Draft(kind=Kind.GATEWAY_CHANGED, subject=gateway.id, text=f"gateway {gateway.id} is here", rows=(gateway,))
+    if report.batch is not None and report.batch.number > gateway.batch:
+        yield from _billed(world, gateway, command, now_ms)
+    for wish in report.wishes:
+        if wish.project_id in world.projects:
+            yield from _granted(world, gateway.id, wish, now_ms)
+
+
+def _billed(world: World, gateway: Gateway, command: TakeReport, now_ms: int) -> Iterator[Draft]:
+    """A batch, whole: history, postings, and the number that says that it was taken."""
+    batch = command.report.batch
+    assert batch is not None
+    rows = [row for row in _priced(batch.items, command.earlier) if row.project_id in world.projects]
+    taken = msgspec.structs.replace(gateway, batch=batch.number)
+    amounts: dict[tuple[ProjectId, WorkloadId], list[Served]] = {}
+    for row in rows:
+        amounts.setdefault((row.project_id, row.endpoint_id), []).append(row)
+    text = f"{counted(sum(row.requests for row in rows), 'request')} served"
+    yield Draft(kind=Kind.REQUESTS_BILLED, subject=gateway.id, text=text, rows=(taken, *rows))
+    for (project, endpoint), group in sorted(amounts.items()):
+        if cost := sum(row.amount_nano for row in group):
+            yield _charged(world, taken, project, endpoint, cost, group, now_ms)
+
+
+def _charged(world: World, gateway: Gateway, project_id: ProjectId, endpoint_id: WorkloadId, cost: int, group: list[Served], now_ms: int) -> Draft:
+    project, endpoint = world.projects[project_id], world.endpoints.get(endpoint_id)
+    key = allowance_id(gateway.id, project_id)
+    allowance = world.allowances.get(key) or Allowance(id=key, gateway_id=gateway.id, project_id=project_id, created_ms=now_ms)
+    name = endpoint.name if endpoint else endpoint_id
+    tokens = f"{sum(row.prompt for row in group):,} tokens in, {sum(row.completion for row in group):,} out"
+    memo = Memo(
+        posting=f"served/{gateway.id}/{gateway.batch}/{project_id}/{endpoint_id}",
+        kind=EntryKind.USAGE,
+        at_ms=now_ms,
+        workload_id=endpoint_id,
+        text=f"{name}: {tokens}",
+    )
+    moved = charge(project, cost, max(0, allowance.left_nano), memo)
+    # What exceeded the allowance was paid from credit or written off: both sums rise by it, so that what is left stays what is held.
+    beyond = cost - moved.from_hold_nano
+    after = msgspec.structs.replace(allowance, spent_nano=allowance.spent_nano + cost, granted_nano=allowance.granted_nano + beyond)
+    rows = (*moved.entries, moved.project, after)
+    if endpoint is not None:
+        rows = (*rows, msgspec.structs.replace(endpoint, earned_nano=endpoint.earned_nano + cost))
+    return Draft(kind=Kind.USAGE_METERED, subject=endpoint_id, project_id=project_id, text=f"{name}: {money(cost)} for {tokens}", rows=rows)
+
+
+def _priced(items: tuple[Served, ...], earlier: Mapping[str, Served]) -> Iterator[Served]:
+    """The rows as they are kept. A request that its client named and our side had cut is paid once, whatever it took."""
+    last = dict(earlier)
+    for item in items:
+        if not item.request_id:
+            yield msgspec.structs.replace(item, paid_nano=item.amount_nano)
+            continue
+        before = last.get(request_name(item))
+        n = int(before.id.rpartition("#")[2]) + 1 if before else 1
+        already = before.paid_nano if before and before.cut else 0
+        due = max(0, item.amount_nano - already)
+        row = msgspec.structs.replace(item, id=f"{request_name(item)}#{n}", amount_nano=due, paid_nano=already + due)
+        last[request_name(item)] = row
+        yield row
+
+
+def request_name(item: Served) -> str:
+    """What a client calls a request, within its project."""
+    return f"{item.project_id}/{item.request_id}"
+
+
+def _granted(world: World, gateway: GatewayId, wish: Wish, now_ms: int) -> Iterator[Draft]:
+    """Take back what the gateway no longer counts on, or hold more for it."""
+    project, key = world.projects[wish.project_id], allowance_id(gateway, wish.project_id)
+    row = world.allowances.get(key) or Allowance(id=key, gateway_id=gateway, project_id=project.id, created_ms=now_ms)
+    back = min(row.granted_nano - wish.honoured_nano, row.left_nano)
+    if back > 0:
+        memo = Memo(posting=f"allowance/{key}/{row.moves + 1}", kind=EntryKind.VOID, at_ms=now_ms, text="for requests: not needed now")
+        moved = void(project, back, memo)
+        row, project = msgspec.structs.replace(row, granted_nano=row.granted_nano - back, moves=row.moves + 1), moved.project
+        yield Draft(
+            kind=Kind.GATEWAY_CHANGED,
+            subject=gateway,
+            project_id=project.id,
+            text=f"{money(back)} back from a gateway",
+            rows=(*moved.entries, project, row),
+        )
+    more = min(wish.wanted_nano - row.left_nano, project.credit_nano, GRANT_MOST)
+    while more > 0 and not can_hold(project, more, now_ms):
+        more //= 2
+    if more > 0:
+        memo = Memo(posting=f"allowance/{key}/{row.moves + 1}", kind=EntryKind.HOLD, at_ms=now_ms, text="held for requests")
+        moved = hold(project, more, memo)
+        row = msgspec.structs.replace(row, granted_nano=row.granted_nano + more, moves=row.moves + 1)
+        yield Draft(
+            kind=Kind.GATEWAY_CHANGED,
+            subject=gateway,
+            project_id=project.id,
+            text=f"{money(more)} held for requests",
+            rows=(*moved.entries, moved.project, row),
+        )
+
+
+def short(project: Project, wish: Wish, allowance: Allowance | None) -> str:
+    """Why a gateway has less than it asked for; empty where it has not."""
+    if (allowance.left_nano if allowance else 0) >= wish.wanted_nano:
+        return ""
+    if project.credit_nano <= 0:
+        return "its credit is spent; an operator can add credit"
+    return "its credit or its month's budget leaves no more"
+
+
+def silent(world: World, now_ms: int) -> Iterator[Draft]:
+    """Gateways that are gone: what was held for them goes back."""
+    for key in sorted(world.gateways):
+        gateway = world.gateways[key]
+        if now_ms - gateway.seen_ms < SILENT_MS:
+            continue
+        for each in sorted(name for name, row in world.allowances.items() if row.gateway_id == key):
+            row = world.allowances[each]
+            yield from _granted(world, key, Wish(project_id=row.project_id, honoured_nano=row.spent_nano, wanted_nano=0), now_ms)
+            closed = msgspec.structs.replace(world.allowances[each], closed=True)
+            yield Draft(kind=Kind.GATEWAY_CHANGED, subject=key, project_id=row.project_id, text=f"gateway {key} is gone", rows=(closed,))
+        yield Draft(
+            kind=Kind.GATEWAY_CHANGED,
+            subject=key,
+            text=f"gateway {key} was not heard of for a day",
+            rows=(msgspec.structs.replace(gateway, closed=True),),
+        )
