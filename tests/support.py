@@ -186,6 +186,7 @@ class Server:
     def start(self, *arguments: str, wait: bool = True, **environment: str) -> "Server":
         env = {**os.environ, "HEADFRAME_CONFIG": str(self.root / "config.json"), **environment}
         argv = [sys.executable, "-m", "headframe", "up", "--data", str(self.data), "--port", str(self.port), *arguments]
+        argv += [] if "--gateway-port" in arguments else ["--no-gateway"]
         argv += ["--database", self.database, "--pepper", str(self.root / "pepper")] if self.database else []
         with (self.root / f"server-{self.port}.log").open("ab") as log:
             self.process = subprocess.Popen(argv, env=env, stdout=log, stderr=log)

@@ -411,7 +411,7 @@ class Client:
                 error = failed
                 continue
             if response.status_code not in _AGAIN or attempt == TRIES - 1:
-                return _good(response)
+                return good(response)
         raise Unreachable(f"no Headframe server answers at {self.url}: {error}") from error
 
     def _stream(self, path: str, **params: Any) -> Iterator[tuple[str, str, str]]:
@@ -419,7 +419,7 @@ class Client:
         with self._http.stream("GET", path, params=params, timeout=timeout) as response:
             if response.status_code != 200:
                 response.read()
-                _good(response)
+                good(response)
             event, identity, data = "", "", ""
             for line in response.iter_lines():
                 if not line and event:
@@ -443,7 +443,8 @@ class Client:
         raise Unreachable(f"no Headframe server answers at {self.url}")
 
 
-def _good(response: httpx.Response) -> httpx.Response:
+def good(response: httpx.Response) -> httpx.Response:
+    """The answer, or the ApiError that it is."""
     if response.status_code < 400:
         return response
     try:

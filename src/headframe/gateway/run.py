@@ -199,7 +199,7 @@ class Gateway:
                 task.cancel()
         self.spool.seal()
         with contextlib.suppress(Unreachable, ApiError):
-            await asyncio.to_thread(self._tell, client)
+            self.spool.taken((await client.report(self._report())).batch)
         self.spool.close()
 
     async def _emptied(self) -> None:
@@ -214,7 +214,7 @@ class Gateway:
         """What changed, as it does."""
         while True:
             try:
-                table = await asyncio.to_thread(client.table, self.book.run, self.book.seq)
+                table = await client.table(self.book.run, self.book.seq)
             except (Unreachable, ApiError) as error:
                 _log.warning("the control plane does not answer: %s; what is known goes on being served", error)
                 await asyncio.sleep(AGAIN_S)
@@ -244,7 +244,7 @@ class Gateway:
         report = self._report()
         if any(wish.wanted_nano == 0 for wish in report.wishes):
             await asyncio.to_thread(self.book.keep)  # what is given back must not be counted on after a crash
-        answer = await asyncio.to_thread(client.report, report)
+        answer = await client.report(report)
         self.spool.taken(answer.batch)
         self.spool.skip_to(answer.batch)
         self.book.hear(answer, self.spool.unsent())
@@ -253,11 +253,6 @@ class Gateway:
         if answer.granted:
             await asyncio.to_thread(self.book.keep)
         return self.spool.oldest() is not None
-
-    def _tell(self, client: GatewayClient) -> None:
-        """The last report."""
-        answer = client.report(self._report())
-        self.spool.taken(answer.batch)
 
     def _report(self) -> GatewayReport:
         now_s, wishes = self.now_s(), list[Wish]()
@@ -341,8 +336,11 @@ async def _run(config: Config, opened: Callable[[], None]) -> None:
         ) from None
     book = Book(config.data / "table.json", pepper, asyncio.get_running_loop().time, httptools.parse_url(config.server.encode()).host.decode())
     book.load(spool)
-    with GatewayClient(config.server, config.key, verify=config.ca or True, timeout_s=60) as client:
+    client = GatewayClient(config.server, config.key, verify=config.ca or True)
+    try:
         await Gateway(config, book, spool, key).serve(client, opened)
+    finally:
+        await client.close()
 
 
 def _identity(path: Path) -> GatewayId:
