@@ -46,6 +46,7 @@ def world(shared):
         keys[Scope.JOIN] = operator.invite(AddBody()).token
         keys["other"] = other._http.headers["Authorization"].removeprefix("Bearer ")
         live = mine.submit(TINY).workload
+        served = mine.apply_endpoint("type: endpoint\nname: served\nrun: sleep 60\nresources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}").endpoint
         ids = {
             "workload": live.id,
             "project": project.id,
@@ -57,12 +58,14 @@ def world(shared):
             "digest": "0" * 64,
             "reservation": "none",
             "engine": "slurm",
+            "endpoint": served.id,
             "volume": "data",
             "month": "2026-11",
             "name": "style.css",
         }
     yield shared, keys, ids
     mine.stop(live.id)
+    mine.stop_endpoint(served.id)
 
 
 def call(server, method, path, ids, key=None):
@@ -94,7 +97,8 @@ def test_every_key_without_the_scope_is_refused(world, method, path, scope):
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "scope"), [route for route in ROUTES if "{workload}" in route[1] or "{project}" in route[1] or "{key}" in route[1]]
+    ("method", "path", "scope"),
+    [route for route in ROUTES if "{workload}" in route[1] or "{endpoint}" in route[1] or "{project}" in route[1] or "{key}" in route[1]],
 )
 def test_another_projects_key_finds_nothing(world, method, path, scope):
     server, keys, ids = world

@@ -155,7 +155,7 @@ def test_every_mistake_of_a_file_is_in_one_answer(tenant):
 
 def test_what_is_planned_is_refused_as_not_offered(tenant):
     with pytest.raises(ApiError) as refused:
-        tenant.submit("type: service\nname: s\nrun: vllm serve x\nport: 8000\nmodel: x")
+        tenant.submit("type: workspace\nname: s")
     assert refused.value.problem.code == "not_offered"
     assert "not yet offered here" in refused.value.problem.detail
 

@@ -241,7 +241,7 @@ def seen(operation, result):
 def compare(reset):
     happened = set()
 
-    @settings(max_examples=500)
+    @settings(max_examples=350)
     @given(st.lists(operations, max_size=25))
     def drive(steps):
         oracle, store = MemoryStore(), reset()

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from headframe.model.errors import BadFile, HeadframeError, NotOffered
 from headframe.model.fleet import Grade, Sharing
+from headframe.model.serving import Serving
 from headframe.model.states import Reason
 from headframe.model.units import duration, money, parse_duration_s, parse_mib, parse_usd, usd
 from headframe.model.work import GpuRequest, Mount, Network, Tier
@@ -176,8 +177,52 @@ def test_no_text_makes_the_parser_fail_in_another_way(text):
         assert refused.detail
 
 
-@pytest.mark.parametrize("kind", ["endpoint", "service", "workspace", "dev-environment"])
-def test_endpoints_and_workspaces_are_understood_but_not_offered(kind):
+def test_an_endpoint_says_how_it_is_served():
+    spec = parse("""
+type: service
+name: chat
+model: Qwen/Qwen3-8B
+run: vllm serve Qwen/Qwen3-8B --host $HEADFRAME_HOST --port $HEADFRAME_PORT
+port: 8001
+replicas: 0..4
+scaling: {metric: tokens_per_s, target: 1500}
+probe: /healthz
+idle_timeout: 20m
+start_timeout: 10m
+pricing: {input: 0.20, output: 0.60}
+resources: {gpu: RTX3090:1}
+""").spec
+    assert spec.type == "endpoint"
+    assert spec.tier is Tier.SERVED, "its hours are nobody's bill"
+    assert spec.serve == Serving(port=8001, model="Qwen/Qwen3-8B", replicas_min=0, replicas_max=4, metric="tokens_per_s", target=1500, probe="/healthz", idle_s=1200, start_s=600,
+                                 pricing="per-token", input_nano=200_000_000, output_nano=600_000_000)  # fmt: skip
+    assert parse("type: endpoint\nname: x\nrun: y\nreplicas: 3").spec.serve == Serving(replicas_min=3, replicas_max=3)
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [("replicas: 4..2", "replicas"), ("replicas: 0", "replicas"), ("replicas: many", "replicas"), ("port: 0", "port"), ("port: 70000", "port"), ("model: 'a b;c'", "model"),
+     ("probe: health", "probe"), ("scaling: {metric: load}", "scaling.metric"), ("scaling: {target: 0}", "scaling.target"), ("scaling: {target: nan}", "scaling.target"),
+     ("pricing: per-token", "pricing"), ("pricing: {input: 1}", "pricing.output"), ("pricing: {input: -1, output: 1}", "pricing.input"), ("idle_timeout: soon", "idle_timeout"),
+     ("nodes: 2", "nodes"), ("max_duration: 1h", "max_duration"), ("retry: {attempts: 2}", "retry"), ("checkpoint: /c", "checkpoint")],
+)  # fmt: skip
+def test_what_an_endpoint_can_not_be_is_told_by_its_key(line, key):
+    with pytest.raises(BadFile) as refused:
+        parse(f"type: endpoint\nname: x\nrun: y\n{line}")
+    assert key in {mistake.key for mistake in refused.value.mistakes}
+
+
+def test_an_endpoint_needs_a_name_and_a_command_and_a_job_has_no_replicas():
+    with pytest.raises(BadFile) as refused:
+        parse("type: endpoint")
+    assert {mistake.key for mistake in refused.value.mistakes} == {"run", "name"}
+    with pytest.raises(BadFile) as refused:
+        parse("name: x\nrun: y\nreplicas: 2")
+    assert "type: endpoint" in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["workspace", "dev-environment"])
+def test_workspaces_are_understood_but_not_offered(kind):
     with pytest.raises(NotOffered, match="not yet offered here"):
         parse(f"type: {kind}\nname: x\nrun: y")
 

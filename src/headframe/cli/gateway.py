@@ -11,8 +11,8 @@ from rich.markup import escape
 from headframe.cli.jobs import COLOURS, Json, ProjectOption
 from headframe.cli.session import client, err, fail, login, out, refusals, show, table
 from headframe.client.chat import ChatRefused, Talk
-from headframe.model.api import EndpointList, EndpointView
 from headframe.model.serving import Pricing
+from headframe.model.serving_api import EndpointList, EndpointView
 from headframe.model.states import WORKLOAD_ENDS
 from headframe.model.text import printable
 from headframe.model.units import duration, money

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,8 @@ from rich.markup import escape
 
 from headframe.cli.session import FAILED, INTERRUPTED, client, err, fail, out, show, table
 from headframe.client import Client
-from headframe.model.api import EndpointView, QuoteView, WorkloadView
+from headframe.model.api import QuoteView, WorkloadView
+from headframe.model.serving_api import EndpointView
 from headframe.model.states import WORKLOAD_ENDS
 from headframe.model.text import printable
 from headframe.model.units import duration, money, usd
@@ -113,7 +115,8 @@ def ps(
                 rows.append(item)
             if len(rows) == limit:
                 break
-    show(rows, json, lambda: _show_workloads(rows, all_=all_))
+        served = () if json else cloud.endpoints(project).items
+    show(rows, json, lambda: _show_workloads(rows, all_=all_, served=served))
 
 
 def logs(
@@ -214,8 +217,8 @@ def _show_quote(offered: QuoteView) -> None:
         err.print(f"it would wait: {wait}", style="yellow", markup=False)
 
 
-def _show_workloads(rows: list[WorkloadView], *, all_: bool) -> None:
-    if not rows:
+def _show_workloads(rows: list[WorkloadView], *, all_: bool, served: Sequence[EndpointView]) -> None:
+    if not rows and not served:
         out.print("no workloads" if all_ else "nothing runs or waits; `headframe ps --all` shows what has ended")
         return
     shown = table("name", "state", "resources", "tier", ">per hour", ">cost", "why")
@@ -227,6 +230,11 @@ def _show_workloads(rows: list[WorkloadView], *, all_: bool) -> None:
         shown.add_row(
             row.name, state, f"{row.spec.nodes} × {row.spec.resources.gpu}", row.spec.tier, rate, money(item.accrued_nano), escape(printable(why))
         )
+    for each in served:
+        row = each.endpoint
+        ready = f"{sum(replica.ready for replica in each.replicas)} of {row.wanted} × {row.spec.resources.gpu}"
+        rate = money(each.rate_nano) if each.rate_nano else "–"
+        shown.add_row(row.name, f"[green]{row.state}[/]", ready, row.spec.tier, rate, money(each.cost_nano), escape(printable(row.why)))
     out.print(shown)
 
 

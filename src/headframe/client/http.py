@@ -20,8 +20,6 @@ from headframe.model.api import (
     Defragmentation,
     DefragmentBody,
     EnableBody,
-    EndpointList,
-    EndpointView,
     EngineBody,
     EngineList,
     EngineView,
@@ -34,7 +32,6 @@ from headframe.model.api import (
     KeyList,
     KeyMade,
     KeyView,
-    LimitsBody,
     LogPage,
     NodeBody,
     NodeHours,
@@ -71,6 +68,7 @@ from headframe.model.api import (
 from headframe.model.fleet import Gpu, Reservation, Rig, Site
 from headframe.model.money import GpuPrice, Invoice, PriceList
 from headframe.model.people import Project, Scope
+from headframe.model.serving_api import EndpointList, EndpointView, LimitsBody
 from headframe.model.work import LogLine
 
 T = TypeVar("T")

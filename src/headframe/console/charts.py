@@ -69,6 +69,14 @@ def spark(values: Sequence[float | None], label: str) -> Markup:
     )
 
 
+def _short(value: float) -> str:
+    """A number for a scale: "14.6k" where it is long."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            return f"{value / (1e3 if unit == 'k' else size):.3g}{unit}"
+    return f"{value:.4g}"
+
+
 def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, unit: str, span: float = 0.0, per: str = "h") -> Markup:
     """One line per `(name, points)`, with scales: x in `per` (at least `span`), y from zero in `unit`."""
     width, height, left, foot = 720.0, 220.0, 46.0, 22.0
@@ -78,7 +86,7 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
     for part in range(5):
         y = height - foot - part / 4 * (height - foot - 8)
         pieces.append(f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        pieces.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{top * part / 4:.4g}</text>')
+        pieces.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(top * part / 4)}</text>')
         x, anchor = left + part / 4 * (width - left), "middle" if part < 4 else "end"
         pieces.append(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{right * part / 4:.4g} {escape(per)}</text>')
     for number, (name, points) in enumerate(series):

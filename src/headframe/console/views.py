@@ -17,6 +17,7 @@ from headframe.model.health import CardHour
 from headframe.model.ids import GpuId
 from headframe.model.money import Quote, Usage
 from headframe.model.people import Project
+from headframe.model.serving_api import EndpointView
 from headframe.model.states import AllocationState, GpuState
 from headframe.model.text import printable
 from headframe.model.units import duration, gpus, mib, money, usd
@@ -28,6 +29,7 @@ DAY_MS = 86_400_000
 MARKS = {
     "queued": "wait", "starting": "wait", "granted": "wait", "running": "good", "stopping": "wait", "succeeded": "done", "failed": "bad",
     "cancelled": "off", "ended": "off", "ready": "good", "unknown": "bad", "new": "wait", "qualifying": "wait", "testing": "wait",
+    "active": "good", "stopped": "off",
     "suspect": "bad", "quarantined": "bad", "draining": "wait", "maintenance": "off", "retired": "off", "finished": "done",
 }  # fmt: skip
 
@@ -183,6 +185,36 @@ def _spark(name: str, values: Sequence[float | None]) -> Markup:
     known = [value * scale for value in values if value is not None]
     spread = f"{min(known):.0f} to {max(known):.0f} {unit}" if known else "no reading"
     return spark(values, f"{what} in the last {len(values)} minutes: {spread}")
+
+
+def endpoints(frame: Frame, items: Sequence[EndpointView]) -> str:
+    """What is served."""
+    return _page("endpoints.html", frame, items=items)
+
+
+def endpoint(frame: Frame, item: EndpointView, events: Sequence[EventView]) -> str:
+    """One endpoint: load, replicas, money, how to ask it."""
+    moments = item.moments
+    start_ms = moments[0].at_ms if moments else frame.now_ms
+    charts = [
+        (title, lines([(name, [((m.at_ms - start_ms) / 60_000, float(value)) for m in moments if (value := getattr(m, field)) is not None]) for name, field in drawn],
+                      title, unit, span=1.0, per="min"))
+        for title, unit, drawn in _LOADS if moments
+    ]  # fmt: skip
+    return _page("endpoint.html", frame, item=item, charts=charts, events=events, now=moments[-1] if moments else None)
+
+
+_LOADS = (
+    ("Requests under way and held", "requests", (("under way", "in_flight"), ("held", "held"))),
+    ("Replicas that answer", "replicas", (("ready", "replicas"),)),
+    ("Tokens out", "tokens/s", (("tokens/s", "tokens_s"),)),
+    ("Time to the first byte", "ms", (("first byte", "first_ms"),)),
+)
+
+
+def playground(frame: Frame, items: Sequence[EndpointView], chosen: str) -> str:
+    """A conversation with a served model."""
+    return _page("playground.html", frame, items=items, chosen=chosen)
 
 
 def billing(frame: Frame, bill: Bill | None, projects: Sequence[Project], days: Sequence[tuple[str, int]]) -> str:

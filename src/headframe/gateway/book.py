@@ -15,7 +15,7 @@ from headframe.gateway.spool import Spool
 from headframe.gateway.wire import Headers
 from headframe.model.endpoint import EndpointEntry, GatewayAnswer, KeyEntry, ProjectEntry, Table
 from headframe.model.ids import KeyId, ProjectId, WorkloadId
-from headframe.model.keys import KINDS, key_mac, read_key, replica_key
+from headframe.model.keys import KINDS, key_mac, read_key, read_pass, replica_key
 from headframe.model.people import ALLOWS, Scope
 from headframe.model.serving import Pricing
 from headframe.model.units import money
@@ -140,7 +140,7 @@ class Book:
 
     def caller(self, token: bytes, now_ms: int) -> Caller:
         """Who that key is. Raises Refused."""
-        known = self._callers.get(token)
+        known = self._callers.get(token) or self._passed(token, now_ms)
         if known is None:
             parts = read_key(token.decode("latin-1"))
             entry = self.keys.get(parts.id) if parts else None
@@ -155,6 +155,14 @@ class Book:
         if known.key.expires_ms and known.key.expires_ms <= now_ms:
             raise no_key()
         return known
+
+    def _passed(self, token: bytes, now_ms: int) -> Caller | None:
+        """Who comes from the console, where that is how they come."""
+        key = read_pass(self._pepper, token.decode("latin-1"), now_ms) if token.startswith(b"hfs_") else None
+        entry = self.keys.get(key) if key else None
+        if entry is None or Scope.INFER not in ALLOWS[entry.scope]:
+            return None
+        return self._by_key.setdefault(entry.id, Caller(entry, self._now_s()))
 
     def endpoint(self, caller: Caller, name: str) -> Served:
         """What a key may ask under that name: its project's own first, then what is sold to all. Raises Refused."""

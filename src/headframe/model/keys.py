@@ -50,6 +50,24 @@ def replica_key(pepper: bytes, allocation: str) -> str:
     return "hfr_" + sign(pepper, "replica", allocation)[:48]
 
 
+PASS_MS = 60_000
+_PASS = re.compile(r"^hfs_([0-9a-z]{16})_(\d{13})_([0-9a-f]{64})$", re.ASCII)
+
+
+def write_pass(pepper: bytes, key_id: str, now_ms: int) -> str:
+    """What lets somebody who is signed in to the console ask models for a minute, in the name of the key with which they signed in."""
+    until_ms = now_ms + PASS_MS
+    return f"hfs_{key_id}_{until_ms}_{sign(pepper, 'pass', f'{key_id}.{until_ms}')}"
+
+
+def read_pass(pepper: bytes, text: str, now_ms: int) -> KeyId | None:
+    """Whose pass that is, None where it is none or over."""
+    match = _PASS.fullmatch(text)
+    if match is None or not hmac.compare_digest(sign(pepper, "pass", f"{match[1]}.{match[2]}"), match[3]) or int(match[2]) <= now_ms:
+        return None
+    return KeyId(match[1])
+
+
 def sign(pepper: bytes, purpose: str, text: str) -> str:
     """HMAC-SHA-256 in hexadecimal; what is signed for one purpose is of no use for another."""
     return hmac.new(pepper, f"{purpose}:{text}".encode(), hashlib.sha256).hexdigest()

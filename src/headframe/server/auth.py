@@ -13,7 +13,7 @@ import msgspec
 from headframe.files import write_private
 from headframe.model.errors import Forbidden, NotFound, Unauthenticated
 from headframe.model.ids import AllocationId, KeyId, ProjectId, UserId, base32
-from headframe.model.keys import KINDS, SECRET_BYTES, key_mac, read_key, replica_key, sign, write_key
+from headframe.model.keys import KINDS, SECRET_BYTES, key_mac, read_key, replica_key, sign, write_key, write_pass
 from headframe.model.people import ALLOWS, Key, Project, Scope
 from headframe.model.world import World
 
@@ -49,6 +49,10 @@ class Auth:
             mac=key_mac(self._pepper, key_id, secret), created_ms=now_ms, expires_ms=expires_ms, **bound,
         )  # fmt: skip
         return key, text
+
+    def pass_for(self, key: Key, now_ms: int) -> str:
+        """What the console shows to a gateway for whoever is signed in with that key."""
+        return write_pass(self._pepper, key.id, now_ms)
 
     def for_replica(self, allocation: AllocationId) -> str:
         """What gateways show to a replica, and nobody else has."""

@@ -57,6 +57,7 @@ class Context:
         note: str = "",
         demand: Demand | None = None,
         gateway_url: str = "",
+        gateway_ca: str = "",
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.desk = desk
@@ -72,6 +73,7 @@ class Context:
         self.note = note
         self.demand = demand or Demand()
         self.gateway_url = gateway_url
+        self.gateway_ca = gateway_ca
         self.wake = wake
         self.table = GatewayTable(desk.world)
         desk.listeners.append(self.table.heard)

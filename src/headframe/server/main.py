@@ -159,7 +159,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     beside = _gateway(config) if config.gateway and not stage else None
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       joined=None if stage else joined, pin=_pin(config), demand=demand, wake=wake.set,
-                      gateway_url=config.gateway_url or (beside.url if beside else ""),
+                      gateway_url=config.gateway_url or (beside.url if beside else ""), gateway_ca=beside.ca if beside else "",
                       secure=config.url.startswith("https"), note=stage.note if stage else "")  # fmt: skip
     server = uvicorn.Server(_uvicorn(config, context))
     engine.listen(asyncio.get_running_loop(), wake.set)

@@ -40,7 +40,12 @@ run: |
 resources: {gpu: 0, cpu: 1, memory: 1GB}
 max_duration: 10m
 """
-_STATIC = {"style.css": "text/css; charset=utf-8", "live.js": "text/javascript; charset=utf-8", "icon.svg": "image/svg+xml"}
+_STATIC = {
+    "style.css": "text/css; charset=utf-8",
+    "live.js": "text/javascript; charset=utf-8",
+    "talk.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
 _HTML = MediaType.HTML
 Form = Annotated[dict[str, str], Body(media_type=RequestEncodingType.URL_ENCODED)]
 Req = Request[Principal, Any, Any]
@@ -71,7 +76,7 @@ async def sign_in(context: Context, request: Request[Any, Any, Any], data: Form)
             raise Forbidden("a node's key opens no console")
     except HeadframeError as error:
         return Response(views.sign_in(f"{error.detail}. {error.next_step}.", path), status_code=error.status, media_type=_HTML)
-    answer = _redirect(path)
+    answer = redirect(path)
     answer.set_cookie(
         SESSION_COOKIE, context.auth.sign_in(key, context.clock_ms()), httponly=True, samesite="strict", secure=context.secure,
         max_age=SESSION_MS // 1000, path="/",
@@ -82,8 +87,8 @@ async def sign_in(context: Context, request: Request[Any, Any, Any], data: Form)
 @post("/console/sign-out", opt={"scope": Scope.READ}, include_in_schema=False, status_code=200)
 async def sign_out(context: Context, request: Req, data: Form) -> Response[str]:
     """End this browser's session."""
-    _own_form(context, request, data)
-    answer = _redirect("/sign-in")
+    own_form(context, request, data)
+    answer = redirect("/sign-in")
     answer.delete_cookie(SESSION_COOKIE, path="/")
     return answer
 
@@ -97,7 +102,7 @@ async def overview(context: Context, request: Req) -> str:
     live = sorted((w for w in world.workloads.values() if may_see(request.user, w.project_id) and not w.ended_ms), key=lambda w: -w.submitted_ms)
     recent = await context.read(lambda store: store.events(max(0, store.version() - 10 * RECENT), PAGE_MAX, project or None))
     counts = views.count(world, rate, project)
-    return views.overview(_frame(context, request), counts, [view(context, w) for w in live[:PAGE]],
+    return views.overview(frame_of(context, request), counts, [view(context, w) for w in live[:PAGE]],
                           [event_view(event) for event in reversed(recent[-RECENT:])], projects)  # fmt: skip
 
 
@@ -111,7 +116,7 @@ async def workloads(
     )
     rows = await context.read(lambda store: store.page(Workload, query))
     following = cursor_of(rows[-1].submitted_ms, rows[-1].id) if len(rows) == PAGE else ""
-    return views.workloads(_frame(context, request), [view(context, row) for row in rows], following, in_state or "")
+    return views.workloads(frame_of(context, request), [view(context, row) for row in rows], following, in_state or "")
 
 
 @get("/workloads/{workload:str}", opt={"scope": Scope.READ}, include_in_schema=False, media_type=_HTML)
@@ -123,29 +128,29 @@ async def workload(context: Context, request: Req, workload: str) -> str:
     events = await context.read(lambda store: store.events(0, PAGE_MAX, row.project_id, row.id))
     log = await log_page(context, row, max(1, row.attempt), 0, LOG_LINES)
     item = msgspec.structs.replace(view(context, row), allocations=tuple(attempts))
-    return views.workload(_frame(context, request), item, log, [event_view(event) for event in reversed(events)], usage)
+    return views.workload(frame_of(context, request), item, log, [event_view(event) for event in reversed(events)], usage)
 
 
 @post("/console/workloads/{workload:str}/stop", opt={"scope": Scope.MEMBER}, include_in_schema=False, status_code=200)
 async def stop(context: Context, request: Req, workload: str, data: Form) -> Response[str]:
     """The Stop button."""
-    _own_form(context, request, data)
+    own_form(context, request, data)
     row = await find(context, request.user, workload)
     await context.desk.write(lambda world, now_ms: decide(world, StopWorkload(id=row.id), now_ms))
-    return _redirect(f"/workloads/{row.id}")
+    return redirect(f"/workloads/{row.id}")
 
 
 @get("/new", opt={"scope": Scope.MEMBER}, include_in_schema=False, media_type=_HTML)
 async def new_page(context: Context, request: Req) -> str:
     """An example to change."""
     projects = _projects(context, request.user)
-    return views.new(_frame(context, request), EXAMPLE, None, None, projects, projects[0].id if projects else "", offers(context.world))
+    return views.new(frame_of(context, request), EXAMPLE, None, None, projects, projects[0].id if projects else "", offers(context.world))
 
 
 @post("/new", opt={"scope": Scope.MEMBER}, include_in_schema=False, status_code=200)
 async def new(context: Context, request: Req, data: Form) -> Response[str]:
     """Quote or submit the form; mistakes come back beside what was written."""
-    _own_form(context, request, data)
+    own_form(context, request, data)
     text, wanted = data.get("file", "").replace("\r\n", "\n"), data.get("project", "")
     quote: Quote | None = None
     error: HeadframeError | None = None
@@ -154,10 +159,10 @@ async def new(context: Context, request: Req, data: Form) -> Response[str]:
         parsed = parse(text)
         quote = quote_for(context.world, parsed.spec, project, context.clock_ms())
         if data.get("do") == "submit":
-            return _redirect(f"/workloads/{await _submit(context, request, project, text)}")
+            return redirect(f"/workloads/{await _submit(context, request, project, text)}")
     except HeadframeError as refused:
         error = refused
-    page = views.new(_frame(context, request), text, quote, error, _projects(context, request.user), wanted, offers(context.world))
+    page = views.new(frame_of(context, request), text, quote, error, _projects(context, request.user), wanted, offers(context.world))
     return Response(page, status_code=error.status if error else 200, media_type=_HTML)
 
 
@@ -175,14 +180,14 @@ async def floor_page(context: Context, request: Req, by: str = "state") -> str:
     """Every card as one cell."""
     if by not in COLOURS:
         raise BadRequest(f"the floor is coloured by {', '.join(COLOURS)}")
-    return views.floor(_frame(context, request), floor(context.world, context.watch.latest, by))
+    return views.floor(frame_of(context, request), floor(context.world, context.watch.latest, by))
 
 
 @get("/nodes", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type=_HTML)
 async def nodes(context: Context, request: Req) -> str:
     """All nodes."""
     world = context.world
-    return views.nodes(_frame(context, request), [node_view(world, world.nodes[key]) for key in sorted(world.nodes)])
+    return views.nodes(frame_of(context, request), [node_view(world, world.nodes[key]) for key in sorted(world.nodes)])
 
 
 @get("/nodes/{node:str}", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type=_HTML)
@@ -195,7 +200,7 @@ async def node(context: Context, request: Req, node: str) -> str:
     events = sorted(each, key=lambda event: event.seq)[-PAGE_MAX:]
     names: dict[str, str] = {a.id: world.workloads[a.workload_id].name for a in item.allocations if a.workload_id in world.workloads}
     said = {gpu.id: context.watch.reading(gpu.id) for gpu in item.gpus}
-    return views.node(_frame(context, request), item, said, names, [event_view(event) for event in reversed(events)])
+    return views.node(frame_of(context, request), item, said, names, [event_view(event) for event in reversed(events)])
 
 
 @get("/gpus/{gpu:str}", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type=_HTML)
@@ -208,7 +213,7 @@ async def gpu(context: Context, request: Req, gpu: str) -> str:
     kept = await context.read(lambda store: store.hours(card.node_id, since_ms, PAGE_MAX))
     hours = [(hour.hour_ms, said) for hour in kept for said in hour.cards if said.gpu_id == card.id]
     node, reading, told = world.nodes[card.node_id], context.watch.reading(card.id), [event_view(e) for e in reversed(events)]
-    return views.gpu(_frame(context, request), node, card, reading, hours, told)
+    return views.gpu(frame_of(context, request), node, card, reading, hours, told)
 
 
 @get("/billing", opt={"scope": Scope.READ}, include_in_schema=False, media_type=_HTML)
@@ -223,7 +228,7 @@ async def billing(context: Context, request: Req, project: str | None = None) ->
         days = views.per_day(usage, now_ms)
         made = await month_invoice(context, row.id, days[-1][0][:7])
         bill = Bill(project=row, invoice=made, usage=tuple(usage[:PAGE]), entries=tuple(entries))
-    return views.billing(_frame(context, request), bill, projects, days)
+    return views.billing(frame_of(context, request), bill, projects, days)
 
 
 @get("/events", opt={"scope": Scope.READ}, include_in_schema=False, media_type=_HTML)
@@ -233,21 +238,22 @@ async def events(context: Context, request: Req, before: Annotated[int, Paramete
     start = max(0, top - 2 * PAGE)
     rows = await context.read(lambda store: store.events(start, top - start, request.user.key.project_id or None)) if top > start else []
     rows = [row for row in rows if row.seq <= top]
-    return views.events(_frame(context, request), [event_view(row) for row in reversed(rows)], start + 1)
+    return views.events(frame_of(context, request), [event_view(row) for row in reversed(rows)], start + 1)
 
 
 def on_page_error(context: Context, request: Request[Any, Any, Any], error: HeadframeError) -> Response[str]:
     """A refusal where a person looks: to the door, or a page that says what to do."""
     if isinstance(error, Unauthenticated):
-        return _redirect("/sign-in?path=" + url_quote(_local(request.url.path)))
+        return redirect("/sign-in?path=" + url_quote(_local(request.url.path)))
     user = request.scope.get("user")
-    frame = _frame(context, request) if isinstance(user, Principal) else None
+    frame = frame_of(context, request) if isinstance(user, Principal) else None
     if frame is None:
         return Response(f"{error.detail}\n{error.next_step}\n", status_code=error.status, media_type=MediaType.TEXT)
     return Response(views.failure(frame, error), status_code=error.status, media_type=_HTML)
 
 
-def _frame(context: Context, request: Request[Any, Any, Any]) -> views.Frame:
+def frame_of(context: Context, request: Request[Any, Any, Any]) -> views.Frame:
+    """What every page shows around it."""
     principal: Principal = request.user
     project = context.world.projects.get(principal.key.project_id)
     return views.Frame(
@@ -261,7 +267,7 @@ def _projects(context: Context, principal: Principal) -> list[Project]:
     return sorted((p for p in context.world.projects.values() if may_see(principal, p.id)), key=lambda p: (p.created_ms, p.id))
 
 
-def _own_form(context: Context, request: Req, data: dict[str, str]) -> None:
+def own_form(context: Context, request: Req, data: dict[str, str]) -> None:
     """A form counts only if it was served to this very session."""
     _same_origin(request)
     if not request.user.session or not context.auth.csrf_good(request.user.session, data.get("csrf", "")):
@@ -279,7 +285,8 @@ def _local(path: str) -> str:
     return path if good else "/"
 
 
-def _redirect(path: str) -> Response[str]:
+def redirect(path: str) -> Response[str]:
+    """To another page."""
     return Response("", status_code=303, headers={"Location": path}, media_type=_HTML)
 
 

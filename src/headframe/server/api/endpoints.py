@@ -9,13 +9,14 @@ from litestar.params import Parameter
 
 from headframe.billing.meter import accrued_nano
 from headframe.billing.price import price_at, rate_nano
-from headframe.model.api import EndpointList, EndpointView, ReplicaView, SubmitBody
+from headframe.model.api import SubmitBody
 from headframe.model.command import ApplyEndpoint, StopEndpoint, TakeReport
 from headframe.model.endpoint import Endpoint, EndpointState, GatewayAnswer, GatewayReport, Granted, Served, Table
 from headframe.model.errors import BadRequest, Forbidden, NotFound, Unavailable
 from headframe.model.ids import ENTROPY_BYTES, GatewayId, allocation_id, allowance_id, workload_id
 from headframe.model.people import Scope
 from headframe.model.serving import Pricing
+from headframe.model.serving_api import EndpointList, EndpointView, ReplicaView
 from headframe.model.states import WORKLOAD_ENDS
 from headframe.model.work import ENDPOINT, Workload
 from headframe.model.world import World

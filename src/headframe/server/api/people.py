@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 from litestar import Request, Router, delete, get, post, put
 
-from headframe.model.api import BudgetBody, CreditBody, KeyBody, KeyList, KeyMade, KeyView, LimitsBody, ProjectBody, ProjectList, QuotaBody, Whoami
+from headframe.model.api import BudgetBody, CreditBody, KeyBody, KeyList, KeyMade, KeyView, ProjectBody, ProjectList, QuotaBody, Whoami
 from headframe.model.command import CreateKey, CreateProject, GrantCredit, RevokeKey, SetBudget, SetLimits, SetQuota
 from headframe.model.errors import BadRequest, Forbidden, NotFound
 from headframe.model.ids import ENTROPY_BYTES, KeyId, ProjectId, base32
 from headframe.model.people import ALLOWS, Key, Project, Scope
+from headframe.model.serving_api import LimitsBody
 from headframe.model.units import NANO_PER_USD
 from headframe.model.world import World
 from headframe.server.api.problems import answers
