@@ -38,6 +38,7 @@ class Script:
     def __init__(self, play, ready=True):
         self.play, self.ready = play, ready
         self.seen, self.closed, self.asked = [], [], False
+        self._writers = set()
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -56,6 +57,7 @@ class Script:
         self._loop.run_forever()
 
     async def _client(self, reader, writer):
+        self._writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 request = await self._request(reader)
@@ -101,6 +103,8 @@ class Script:
 
         def end():
             self._server.close()
+            for writer in self._writers:
+                writer.transport.abort()
             for task in asyncio.all_tasks(self._loop):
                 task.cancel()
             self._loop.call_later(0.05, self._loop.stop)

@@ -22,6 +22,7 @@ from headframe.model.units import money
 from headframe.routing.admit import Bucket, Purse, wish
 
 CALLERS_MAX = 50_000
+REQUESTS, TOKENS = b"requests", b"tokens"
 IDLE_S = 600.0
 """What is held for a project goes back when it has asked for nothing for so long."""
 
@@ -29,10 +30,11 @@ IDLE_S = 600.0
 class Caller:
     """Who asks, by their key."""
 
-    __slots__ = ("asked", "key", "tokens")
+    __slots__ = ("asked", "key", "limits", "tokens")
 
     def __init__(self, key: KeyEntry, now_s: float) -> None:
         self.key = key
+        self.limits: list[tuple[Bucket, int, bytes]] | None = None
         self.asked, self.tokens = Bucket(key.rpm, now_s), Bucket(key.tpm, now_s)
 
 
@@ -118,8 +120,10 @@ class Book:
             self.tenants.setdefault(entry.id, Tenant(entry, self._now_s())).entry = entry
         for entry in table.endpoints:
             self._end(entry.id) if entry.gone else self._endpoint(entry)
-        if table.keys or table.full:
+        if table.keys or table.projects or table.full:
             self._callers.clear()
+            for caller in self._by_key.values():
+                caller.limits = None
             self._by_key = {key: caller for key, caller in self._by_key.items() if key in self.keys}
         if table.endpoints or table.full:
             self._index()
@@ -182,34 +186,38 @@ class Book:
         """Whom to bill; an operator's key has no project."""
         return self.tenants.get(project)
 
-    def admit(self, caller: Caller, tenant: Tenant | None, tokens: float) -> tuple[list[tuple[Bucket, float]], Headers]:
-        """Take a request and as many tokens from every limit that holds, or raise Refused with nothing taken. Returns the buckets of tokens with what was taken, and
-        the headers that tell of limits.
-        """
-        now_s = self._now_s()
-        limits = [(caller.asked, caller.key.rpm, 1.0, "requests"), (caller.tokens, caller.key.tpm, tokens, "tokens")]
-        if tenant is not None:
-            limits += [(tenant.asked, tenant.entry.rpm, 1.0, "requests"), (tenant.tokens, tenant.entry.tpm, tokens, "tokens")]
-        limits = [each for each in limits if each[1]]
+    def admit(self, caller: Caller, tenant: Tenant | None, tokens: float) -> tuple[list[Bucket], Headers]:
+        """Take a request and as many tokens from every limit that holds, or raise Refused with nothing taken. Returns the buckets of tokens, and the headers that tell of limits."""
+        limits = self._limits(caller, tenant)
         if not limits:
             return [], []
-        taken: list[tuple[Bucket, float]] = []
-        for bucket, limit, amount, unit in limits:
+        now_s = self._now_s()
+        for n, (bucket, limit, unit) in enumerate(limits):
+            amount = 1.0 if unit is REQUESTS else tokens
             bucket.fill(limit / self.share, now_s)
             if not bucket.take(amount):
-                for other, back in taken:
-                    other.give(back)
-                refused = Refused(
-                    429,
-                    "rate_limit_exceeded",
-                    f"Rate limit reached: {limit} {unit} per minute. Wait, or ask for a higher limit.",
-                    again_s=bucket.wait_s(amount),
-                )
+                for other, _, kind in limits[:n]:
+                    other.give(1.0 if kind is REQUESTS else tokens)
+                message = f"Rate limit reached: {limit} {unit.decode()} per minute. Wait, or ask for a higher limit."
+                refused = Refused(429, "rate_limit_exceeded", message, again_s=bucket.wait_s(amount))
                 refused.headers += _told(bucket, limit, unit)
                 raise refused
-            taken.append((bucket, amount))
-        told = {unit: _told(bucket, limit, unit) for bucket, limit, _, unit in reversed(limits)}  # the key's own before the project's
-        return [(bucket, amount) for bucket, _, amount, unit in limits if unit == "tokens"], [pair for pairs in told.values() for pair in pairs]
+        seen, headers = 0, Headers()
+        for bucket, limit, unit in limits:  # the key's own before the project's
+            kind = 1 if unit is REQUESTS else 2
+            if not seen & kind:
+                seen |= kind
+                headers += _told(bucket, limit, unit)
+        return [bucket for bucket, _, unit in limits if unit is TOKENS], headers
+
+    def _limits(self, caller: Caller, tenant: Tenant | None) -> list[tuple[Bucket, int, bytes]]:
+        """The limits that hold for a key, looked up once until something of it changes."""
+        known = caller.limits
+        if known is None:
+            of_key = [(caller.asked, caller.key.rpm, REQUESTS), (caller.tokens, caller.key.tpm, TOKENS)]
+            of_project = [(tenant.asked, tenant.entry.rpm, REQUESTS), (tenant.tokens, tenant.entry.tpm, TOKENS)] if tenant else []
+            known = caller.limits = [each for each in (*of_key, *of_project) if each[1]]
+        return known
 
     def broke(self, tenant: Tenant) -> Refused:
         """Nothing left to spend, and nothing more was granted."""
@@ -251,12 +259,11 @@ def _age(served: Served) -> tuple[int, str]:
     return served.entry.created_ms, served.entry.id
 
 
-def _told(bucket: Bucket, limit: int, unit: str) -> Headers:
-    reset_s = bucket.wait_s(limit)
-    reset = f"{int(reset_s // 60)}m{reset_s % 60:.0f}s" if reset_s >= 60 else f"{reset_s:.3g}s"
-    name = unit.encode()
-    return [
-        (b"x-ratelimit-limit-" + name, str(limit).encode()),
-        (b"x-ratelimit-remaining-" + name, str(max(0, int(bucket.level))).encode()),
-        (b"x-ratelimit-reset-" + name, reset.encode()),
-    ]
+def _told(bucket: Bucket, limit: int, unit: bytes) -> Headers:
+    reset_s = (bucket.limit - bucket.level) * 60 / bucket.limit
+    reset = b"%dm%ds" % (reset_s // 60, reset_s % 60) if reset_s >= 60 else b"%.2fs" % reset_s
+    names = _NAMES[unit]
+    return [(names[0], b"%d" % limit), (names[1], b"%d" % max(0.0, bucket.level)), (names[2], reset)]
+
+
+_NAMES = {unit: tuple(b"x-ratelimit-" + what + b"-" + unit for what in (b"limit", b"remaining", b"reset")) for unit in (REQUESTS, TOKENS)}

@@ -11,9 +11,10 @@ from typing import Protocol
 
 import msgspec
 
+from headframe.gateway.book import Caller
 from headframe.gateway.counting import counted
 from headframe.gateway.refusals import Refused
-from headframe.gateway.replicas import Replica, Served
+from headframe.gateway.replicas import Replica
 from headframe.gateway.speech import (
     BYTES_PER_TOKEN,
     CHAT,
@@ -99,12 +100,12 @@ class Exchange:
         self._kept_bytes = 0
         self._head_sent = self._first = False
 
-    def begin(self, tab_for: Callable[[Served, tuple[int, int]], Tab], served_for: Callable[[str], Served]) -> None:
+    def begin(self, caller: Caller, named: str) -> None:
         """Admit it, and send it off or hold it. Raises Refused with nothing taken."""
         self._ask = ask = read_ask(self._path, self._request.body)
         assert ask.model is not None
-        self._served = served_for(ask.model)
-        self._tab = tab_for(self._served, most_tokens(ask, self.size))
+        self._served = self._house.book.endpoint(caller, ask.model)
+        self._tab = Tab(self._house, self._served, caller, most_tokens(ask, self.size), named)
         self._prepare()
         if self._tab.admit():
             try:
@@ -308,11 +309,13 @@ class Exchange:
 
     def _pass(self, data: bytes) -> None:
         """A piece of an answer whose length is not known."""
+        sent = chunk(data) if self._request.chunks and data else data
         if not self._head_sent:
-            self._send_head(None)
-        self._client.write(chunk(data) if self._request.chunks else data)
+            self._send_head(None, sent)
+        else:
+            self._client.write(sent)
 
-    def _send_head(self, length: int | None) -> None:
+    def _send_head(self, length: int | None, body: bytes = b"") -> None:
         self._head_sent = True
         headers = [pair for pair in self._headers if pair[0] not in _NOT_THEIRS]
         headers += (
@@ -330,7 +333,7 @@ class Exchange:
         self._open = self._request.keep and (length is not None or self._request.chunks)
         if not self._open:
             headers.append((b"connection", b"close"))
-        self._client.write(head(self._status, headers))
+        self._client.write(head(self._status, headers) + body)
 
     def _finish_stream(self, stream: Stream) -> None:
         last = stream.rest()
@@ -353,8 +356,7 @@ class Exchange:
             body = Refused(self._status, "upstream_error", f"The model's server answered {self._status}.").body()
             self._headers = [(b"content-type", b"application/json")]
         self._settle(failed=not good)
-        self._send_head(len(body))
-        self._client.write(body)
+        self._send_head(len(body), body)
         self._finish(failed=not good)
 
     def _finish(self, *, failed: bool) -> None:
@@ -427,7 +429,10 @@ class Exchange:
         self._settle(failed=failed, cut=cut)
 
     def _settle(self, *, failed: bool, cut: bool = False) -> None:
-        """What the server said that it used; else what it said is counted; else it is estimated."""
+        """What the server said that it used; else what it said is counted; else it is estimated. Once."""
+        if self._settled:
+            return
+        self._settled = True
         stream, said = self._stream, self._said
         if stream is not None and stream.used:
             self._tab.settle(stream.prompt, stream.completion, stream.cached, failed=failed, cut=cut)
@@ -446,4 +451,4 @@ class Exchange:
             self._tab.settle(*guess, 0, estimated=True, failed=failed, cut=cut, count=count)
 
     _said: Usage | None = None
-    _open = _chunked = False
+    _open = _chunked = _settled = False

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import secrets
@@ -118,7 +119,7 @@ class Gateway:
         if path == b"/health":
             return self._say(client, request, request_id, {"status": "ok", "endpoints": len(self.book.endpoints)})
         caller = self._caller(request)
-        passed = passage(request.target)
+        passed = passage(request.target) if path.startswith(b"/endpoints/") else None
         if passed is not None:
             served = self.book.endpoint(caller, passed[0])
             if served.entry.serving.pricing is Pricing.PER_TOKEN and caller.key.project_id not in {"", served.entry.project_id}:
@@ -137,7 +138,7 @@ class Gateway:
         if request.method != b"POST":
             raise Refused(405, "method_not_allowed", "Models are asked with POST.")
         exchange = Exchange(self, client, request, path, request_id)
-        exchange.begin(lambda served, most: Tab(self, served, caller, most, named), partial(self.book.endpoint, caller))
+        exchange.begin(caller, named)
         return exchange
 
     def _caller(self, request: Request) -> Caller:
@@ -191,6 +192,7 @@ class Gateway:
             self._group = group
             beside = [self._hearing(client), self._telling(client), self._probing_all(), self._looking(), self._keeping()]
             tasks = [group.create_task(_forever(each)) for each in beside]
+            _spare_collections()
             opened()
             await leave.wait()
             door.close()
@@ -341,6 +343,13 @@ async def _run(config: Config, opened: Callable[[], None]) -> None:
         await Gateway(config, book, spool, key).serve(client, opened)
     finally:
         await client.close()
+
+
+def _spare_collections() -> None:
+    """What was loaded lives as long as the process, and a request leaves no cycles: the collector looks seldom, and passes over the rest."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def _identity(path: Path) -> GatewayId:

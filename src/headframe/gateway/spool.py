@@ -52,6 +52,7 @@ class Spool:
         self._sums: dict[int, dict[ProjectId, int]] = {}
         self._dirty = False
         self._sizes = {int(path.stem): path.stat().st_size for path in root.glob("*.log")}
+        self._total = sum(self._sizes.values())
         counter = root / "next"
         self.number = max([int(counter.read_text()) if counter.exists() else 1, *(n + 1 for n in self._sizes)])
         last: dict[int, Line] = {}
@@ -69,7 +70,7 @@ class Spool:
     @property
     def full(self) -> bool:
         """Whether nothing more may be served for now."""
-        return sum(self._sizes.values()) >= BYTES_MAX
+        return self._total >= BYTES_MAX
 
     def next_serial(self) -> int:
         """A number for a new request, never given before by this gateway while it may matter."""
@@ -88,6 +89,7 @@ class Spool:
             self._lines.clear()
             os.write(self._file, data)
             self._sizes[self.number] += len(data)
+            self._total += len(data)
             self._dirty = True
         return self._dirty
 
@@ -115,7 +117,7 @@ class Spool:
         """The control plane has everything up to that batch."""
         for n in [n for n in self._sizes if n <= number and n < self.number]:
             self._path(n).unlink(missing_ok=True)
-            del self._sizes[n]
+            self._total -= self._sizes.pop(n)
             self._sums.pop(n, None)
 
     def skip_to(self, taken: int) -> None:

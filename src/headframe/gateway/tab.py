@@ -48,7 +48,7 @@ class Tab:
         self.tenant: Tenant | None = desk.book.tenant(caller.key.project_id)
         self.at_ms = desk.now_ms()
         self.limits: Headers = []
-        self._buckets: list[tuple[Bucket, float]] = []
+        self._buckets: list[Bucket] = []
         self._held = self._serial = 0
         self._settled = False
 
@@ -147,6 +147,5 @@ class Tab:
         if self.tenant is not None:
             self.tenant.paid(self._held, cost, self._desk.now_s())
         self._held = 0
-        for bucket, reserved in self._buckets:
-            bucket.give(reserved - tokens)
-        self._buckets = []
+        for bucket in self._buckets:
+            bucket.give(sum(self._most) - tokens)

@@ -5,6 +5,7 @@ answers it at once, also while nothing has been sent.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ REASONS = {200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content", 40
            405: b"Method Not Allowed", 408: b"Request Timeout", 413: b"Content Too Large", 417: b"Expectation Failed", 422: b"Unprocessable Content", 429: b"Too Many Requests",
            431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout"}  # fmt: skip
 Headers = list[tuple[bytes, bytes]]
+_log = logging.getLogger("headframe.gateway")
 
 
 class Request:
@@ -35,7 +37,10 @@ class Request:
 
     def header(self, name: bytes) -> bytes:
         """The first header of that (lower-case) name, or nothing."""
-        return next((value for key, value in self.headers if key == name), b"")
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return b""
 
 
 class Answering(Protocol):
@@ -124,7 +129,9 @@ class ClientConnection(asyncio.Protocol):
             self._upgraded(data[upgrade.args[0] :])
             return
         except httptools.HttpParserCallbackError:
-            pass  # what was wrong is in `_refused`
+            if self._refused is None:
+                _log.exception("a request broke the gateway; this is a bug in Headframe, it goes on")
+                self._refuse(500, "the gateway failed")
         except httptools.HttpParserError:
             self._refuse(400, "this is no HTTP/1.1 request")
         if self._request is None and self._head_bytes > HEAD_BYTES_MAX:
@@ -151,14 +158,18 @@ class ClientConnection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         parser = self._parser
-        self._request = request = Request(parser.get_method(), self._target, self._headers, keep=parser.should_keep_alive(),
+        self._request = Request(parser.get_method(), self._target, self._headers, keep=parser.should_keep_alive(),
                                           chunks=parser.get_http_version() != "1.0", upgrade=parser.should_upgrade())  # fmt: skip
         self._deadline_s = self._now_s() + BODY_S
-        length = request.header(b"content-length")
-        if length.isdigit() and int(length) > BODY_BYTES_MAX:
+        length = expected = b""
+        for name, value in self._headers:
+            if name == b"content-length":
+                length = value
+            elif name == b"expect":
+                expected = value
+        if len(length) > 7 and length.isdigit() and int(length) > BODY_BYTES_MAX:
             self._refuse(413, f"a body has at most {BODY_BYTES_MAX // 1024 // 1024} MiB")
             raise ValueError
-        expected = request.header(b"expect")
         if expected:
             if expected.lower() != b"100-continue":
                 self._refuse(417, "nothing but 100-continue can be expected")
@@ -332,7 +343,21 @@ class Asking(Protocol):
 class ReplicaConnection(asyncio.Protocol):
     """One connection to a replica; at most one request at a time is on it."""
 
-    __slots__ = ("_asking", "_began", "_ended", "_headers", "_informed", "_parser", "_release", "_whole", "fresh", "idle_s", "transport", "tunnelled")
+    __slots__ = (
+        "_asking",
+        "_began",
+        "_ended",
+        "_headers",
+        "_informed",
+        "_keep",
+        "_parser",
+        "_release",
+        "_whole",
+        "fresh",
+        "idle_s",
+        "transport",
+        "tunnelled",
+    )
 
     def __init__(self, release: Callable[["ReplicaConnection", bool], None]) -> None:
         self._release = release
@@ -343,7 +368,7 @@ class ReplicaConnection(asyncio.Protocol):
         self.fresh = True
         self.idle_s = 0.0
         self._headers: Headers = []
-        self._began = self._informed = self._ended = False
+        self._began = self._informed = self._ended = self._keep = False
         self._whole = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -377,7 +402,12 @@ class ReplicaConnection(asyncio.Protocol):
             if rest and self.tunnelled is not None:
                 self.tunnelled(rest)
             return
-        except (httptools.HttpParserError, ValueError):
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, ValueError):
+                _log.exception("what a replica answered broke the gateway; this is a bug in Headframe, it goes on")
+            self._broken()
+            return
+        except httptools.HttpParserError:
             self._broken()
             return
         if self._ended:
@@ -408,7 +438,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._informed = 100 <= status < 200 and status != 101
         if self._informed or self._asking is None:
             return
-        self._began = True
+        self._began, self._keep = True, self._parser.should_keep_alive()
         names = {name for name, _ in self._headers}
         self._whole = status in {101, 204, 304} or not names.isdisjoint({b"content-length", b"transfer-encoding"})
         self._asking.answered(status, self._headers, whole=self._whole)
@@ -423,7 +453,7 @@ class ReplicaConnection(asyncio.Protocol):
     def _finish(self) -> None:
         """Give the connection back first: whoever is told may ask again on it."""
         asking, self._asking = self._asking, None
-        keep = bool(self._parser.should_keep_alive()) and self.transport is not None and asking is not None
+        keep = self._keep and self.transport is not None and asking is not None
         self.fresh = self._ended = False
         if not keep and self.transport is not None:
             self.transport.close()

@@ -69,15 +69,24 @@ def choose(replicas: Sequence[Replica], beliefs: Beliefs, prompt: Sequence[bytes
     """The replica for a request, None where there is none. Among equals it is each one's `turn`."""
     if len(replicas) < 2:
         return replicas[0] if replicas else None
-    total = sum(replica.in_flight for replica in replicas)
-    bound = OVER_MEAN * (total + 1) / len(replicas) + OVER
-    able = [replica for replica in replicas if replica.in_flight <= bound] or list(replicas)
+    loads = [replica.in_flight for replica in replicas]
+    bound = OVER_MEAN * (sum(loads) + 1) / len(replicas) + OVER
+    able = replicas if max(loads) <= bound else [replica for replica in replicas if replica.in_flight <= bound] or replicas
     if prompt:
         mask = 0
         for replica in able:
             mask |= replica.bit
         _, best = beliefs.matched(prompt, mask)
         able = [replica for replica in able if replica.bit & best]
-    least = min(replica.in_flight for replica in able)
-    equal = [replica for replica in able if replica.in_flight == least]
-    return equal[turn % len(equal)]
+    least, count = able[0].in_flight, 0
+    for replica in able:
+        if replica.in_flight < least:
+            least, count = replica.in_flight, 0
+        count += replica.in_flight == least
+    turn %= count
+    for replica in able:
+        if replica.in_flight == least:
+            if not turn:
+                return replica
+            turn -= 1
+    raise AssertionError(able)
