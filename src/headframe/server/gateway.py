@@ -20,7 +20,7 @@ from headframe.server.auth import Auth
 from headframe.server.decide import decide
 from headframe.server.desk import Desk
 
-LOOK_S, AGAIN_S, LEAVE_S = 1.0, 2.0, 35.0
+LOOK_S, AGAIN_S, AGAIN_MAX_S, LEAVE_S = 0.5, 0.25, 10.0, 35.0
 _log = logging.getLogger("headframe")
 
 
@@ -46,16 +46,20 @@ class GatewaySetup(msgspec.Struct, frozen=True, kw_only=True):
 async def keep_gateway(setup: GatewaySetup, desk: Desk, auth: Auth) -> None:
     """Have it run, for as long as this task does."""
     setup.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    pause_s = AGAIN_S
     try:
         while True:
             if _alive(setup.data):
                 await asyncio.sleep(LOOK_S)
                 continue
             await _key(setup.data / "key", await asyncio.to_thread(_known, setup.data / "key"), desk, auth)
+            began = asyncio.get_running_loop().time()
             process = await asyncio.create_subprocess_exec(*_command(setup), stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
             code = await process.wait()
-            _log.warning("the gateway ended with %s; it is started again", code)
-            await asyncio.sleep(AGAIN_S)
+            lasted_s = asyncio.get_running_loop().time() - began
+            pause_s = AGAIN_S if lasted_s > AGAIN_MAX_S else min(AGAIN_MAX_S, 2 * pause_s)
+            _log.warning("the gateway ended with %s; it is started again in %.1f s", code, pause_s)
+            await asyncio.sleep(pause_s)
     finally:
         await asyncio.shield(_leave(setup.data))
 
