@@ -147,7 +147,7 @@ def workload_file() -> str:
     out += [f"- `{old}` is read as `{new}`" for old, new in {**module.SYNONYMS, **module.RESOURCE_SYNONYMS}.items()]
     out += [f"- `type: {old}` is read as `type: {new}`" for old, new in module.TYPES.items() if old != new]
     out.append(
-        "\nAn endpoint's keys are told in [Serve a model](../howto/serve.md). Workspaces are parsed and refused as not yet offered here.\n\n"
+        "\nAn endpoint's keys are told in [Serve a model](../howto/serve.md). A workspace has `idle_timeout` besides: see [Work on a machine](../howto/workspaces.md).\n\n"
         "## GPUs, machines and volumes\n\n```yaml\nresources:\n"
         "  gpu: {model: A100, count: 2, memory: 40GB.., compute_capability: '8.0', grade: train, sharing: mps, mig: 1g.10gb}   # all but one may be left out\n"
         "  exclusive: node           # the whole machine; it has just the cards asked for\n"

@@ -153,13 +153,6 @@ def test_every_mistake_of_a_file_is_in_one_answer(tenant):
     assert mistakes[4, "tier"].nearest == "spot"
 
 
-def test_what_is_planned_is_refused_as_not_offered(tenant):
-    with pytest.raises(ApiError) as refused:
-        tenant.submit("type: workspace\nname: s")
-    assert refused.value.problem.code == "not_offered"
-    assert "not yet offered here" in refused.value.problem.detail
-
-
 @pytest.mark.parametrize(
     ("body", "status"),
     [

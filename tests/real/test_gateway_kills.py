@@ -50,7 +50,13 @@ class Asker(threading.Thread):
 
     def ask(self, name):
         streamed, count = self.rng.random() < 0.6, self.rng.randint(5, 300)
-        body = {"model": "tiny", "messages": [{"role": "user", "content": "tell me"}], "max_tokens": count, "stream": streamed, **({"stream_options": {"include_usage": True}} if streamed else {})}
+        body = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "tell me"}],
+            "max_tokens": count,
+            "stream": streamed,
+            **({"stream_options": {"include_usage": True}} if streamed else {}),
+        }
         headers = {"authorization": f"Bearer {self.key}", "x-request-id": name}
         with httpx.Client(timeout=20) as client:
             if not streamed:

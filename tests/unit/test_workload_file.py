@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headframe.model.errors import BadFile, HeadframeError, NotOffered
+from headframe.model.errors import BadFile, HeadframeError
 from headframe.model.fleet import Grade, Sharing
 from headframe.model.serving import Serving
 from headframe.model.states import Reason
@@ -221,10 +221,13 @@ def test_an_endpoint_needs_a_name_and_a_command_and_a_job_has_no_replicas():
     assert "type: endpoint" in str(refused.value)
 
 
-@pytest.mark.parametrize("kind", ["workspace", "dev-environment"])
-def test_workspaces_are_understood_but_not_offered(kind):
-    with pytest.raises(NotOffered, match="not yet offered here"):
-        parse(f"type: {kind}\nname: x\nrun: y")
+def test_a_workspace_waits_for_its_user_and_is_given_up_when_nobody_uses_it():
+    spec = parse("type: dev-environment\nname: lab\nresources: {gpu: 1}\nvolumes: [home:/home]").spec
+    assert (spec.type, spec.run, spec.idle_s) == ("workspace", "exec sleep infinity", 3600)
+    assert parse("type: workspace\nname: lab\nrun: jupyter lab\nidle_timeout: 30m").spec.idle_s == 1800
+    with pytest.raises(BadFile) as refused:
+        parse("type: workspace\nnodes: 2\nreplicas: 3")
+    assert {mistake.key for mistake in refused.value.mistakes} == {"name", "nodes", "replicas"}
 
 
 @pytest.mark.parametrize(("text", "mib"), [("32GB", 32768), ("512MB", 512), ("1TiB", 1048576), ("1.5G", 1536), ("4", 4096), ("1KB", 1)])

@@ -2,13 +2,14 @@
 
 import typer
 
-from headframe.cli import agent, check, engines, fleet, gateway, jobs, machines, money, operate, server, simulate
+from headframe.cli import agent, check, engines, fleet, gateway, jobs, machines, money, operate, server, shells, simulate
 
 app = typer.Typer(
     name="headframe", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="Turn the GPUs you own into an AI cloud.", context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 jobs.add(app)
+shells.add(app)
 fleet.add(app)
 money.add(app)
 machines.add(app)

@@ -50,7 +50,7 @@ def up(
     from headframe.server.main import Config, Hooks, Started, run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    for noisy in ("alembic", "httpx", "uvicorn.access"):
+    for noisy in ("alembic", "httpx", "uvicorn.access", "uvicorn.error"):  # the last would log what is asked of shells
         logging.getLogger(noisy).setLevel(logging.WARNING)
     config = Config(data=(data or default_data()).resolve(), host=host, port=port, database=database, tls_cert=tls_cert, tls_key=tls_key,
                     tls_self_signed=tls_self_signed, pepper=pepper, check_new=check_new, limits=limits, gateway=gateway, gateway_port=gateway_port, gateway_url=gateway_url.rstrip("/"))  # fmt: skip

@@ -1,10 +1,13 @@
 """The seam between deciding and running. Everything an engine is asked is idempotent by the allocation's id."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
+from headframe.engines.shell import Shell, ShellAsk
+from headframe.model.errors import Conflicting
 from headframe.model.fleet import Down, Machine, Volume
 from headframe.model.ids import AllocationId, NodeId
 from headframe.model.states import Reason
@@ -24,6 +27,18 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = True
     machines: tuple[Machine, ...] = ()
     down: dict[NodeId, Down] = {}
+
+
+class NoShells:
+    """For engines that can't yet start a command beside running work."""
+
+    async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
+        del allocation, workload, ask
+        raise Conflicting("the engine that runs this can't open shells yet", "run it on the server's own machine, or look at its log")
+
+    async def reach(self, allocation: Allocation, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        del allocation, port
+        raise Conflicting("the engine that runs this can't forward ports yet", "run it on the server's own machine")
 
 
 class Engine(Protocol):
@@ -51,6 +66,14 @@ class Engine(Protocol):
 
     async def erase(self, volume: Volume) -> None:
         """Delete a volume that nothing mounts any more."""
+        ...
+
+    async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
+        """A command beside running work. Raises Conflicting where there can be none, with the reason."""
+        ...
+
+    async def reach(self, allocation: Allocation, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to a port at which running work listens. Raises Conflicting where there can be none."""
         ...
 
     async def discard(self, allocation: Allocation) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from headframe.engines.base import Sight
+from headframe.engines.base import NoShells, Sight
 from headframe.model.agent import ORDERS_MAX, VOUCH_MS, Account, Discard, Erase, Forget, Lines, Order, Read, Start, Stop
 from headframe.model.errors import Unavailable
 from headframe.model.fleet import Volume
@@ -50,7 +50,7 @@ class Link:
         self.wake.set()
 
 
-class JoinedEngine:
+class JoinedEngine(NoShells):
     """See `Engine`. `held` names what a machine was granted and holds, `granted` is an allocation that is known to the server."""
 
     def __init__(

@@ -26,8 +26,10 @@ import msgspec
 from headframe.engines import supervisor
 from headframe.engines.base import GRACE_S, Sight
 from headframe.engines.cgroup import make_cgroups, remove_cgroups
-from headframe.engines.runtime import SETUP_EXIT, Launch, here, launch_for
+from headframe.engines.runtime import SETUP_EXIT, Launch, here, launch_for, podman_path
+from headframe.engines.shell import Shell, ShellAsk, listens, open_shell
 from headframe.files import write_private
+from headframe.model.errors import Conflicting
 from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, GpuId, NodeId, is_allocation_id, volume_id
 from headframe.model.states import AllocationState, Reason
@@ -35,6 +37,7 @@ from headframe.model.units import MILLI
 from headframe.model.work import CHECK, Allocation, LogLine, Observation, Workload
 
 LOG_LINES_MAX = 2000
+LOGIN = "if [ -x /bin/bash ]; then exec /bin/bash -i; else exec /bin/sh -i; fi"
 KEEPER_AGAIN_MS, KEEPER_LIMIT_MS = 2_000, 20_000
 """A keeper that has not shown itself gets a second one after the first time, and is given up on after the second."""
 
@@ -88,6 +91,7 @@ class LocalEngine:
         self._spawned: list[subprocess.Popen[bytes]] = []
         self._spare: subprocess.Popen[bytes] | None = None
         self._handed_ms: dict[str, int] = {}
+        self._shells: dict[str, list[Shell]] = {}
         for path in (self._active, self._ended, self._checkpoints, self._volumes):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -170,6 +174,46 @@ class LocalEngine:
         for files in (self._ended / allocation.id / "log", self._checkpoints / allocation.workload_id):
             await asyncio.to_thread(shutil.rmtree, files, ignore_errors=True)
 
+    async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
+        spec, _ = await asyncio.to_thread(self._running, allocation)
+        if workload.spec.image:
+            flags = ["--interactive", *(["--tty"] if ask.rows else [])]
+            argv = [
+                podman_path() or "podman",
+                "exec",
+                *flags,
+                f"--env=TERM={ask.term}",
+                f"headframe-{allocation.id}",
+                *(ask.argv or ("/bin/sh", "-c", LOGIN)),
+            ]
+        else:
+            argv = list(ask.argv or ("/bin/sh", "-c", LOGIN))
+        opened = open_shell(ask, argv, spec["env"], spec["cwd"], spec["cgroups"])
+        self._shells[allocation.id] = [*(each for each in self._shells.get(allocation.id, ()) if not each.over), opened]
+        return opened
+
+    async def reach(self, allocation: Allocation, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        _, pid = await asyncio.to_thread(self._running, allocation)
+        roots = [pid, *(shell.pid for shell in self._shells.get(allocation.id, ()))]
+        if not await asyncio.to_thread(listens, roots, port):
+            raise Conflicting(f"nothing of this work listens at port {port}", "start its server first, or name another port")
+        try:
+            return await asyncio.open_connection("127.0.0.1", port)
+        except OSError as error:
+            raise Conflicting(f"port {port} does not answer: {error.strerror}", "does its server listen at 127.0.0.1?") from None
+
+    def _running(self, allocation: Allocation) -> tuple[dict[str, Any], int]:
+        """What its keeper was told, and the work's process; Conflicting where it does not run."""
+        directory = self._active / allocation.id
+        pid = next((line.pid for line in reversed(read_journal(directory)) if line.event == "running"), 0)
+        if not pid or not _locked(directory) or any(line.event == "ended" for line in read_journal(directory)):
+            raise Conflicting("it does not run now", "`headframe ps` says what it does")
+        return json.loads((directory / "spec.json").read_bytes()), pid
+
+    def _close_shells(self, allocation: str) -> None:
+        for shell in self._shells.pop(allocation, ()):
+            shell.close()
+
     def told(self, allocation: AllocationId) -> tuple[str, ...]:
         """What a check wrote: what it found. Of other work, nothing."""
         directory = self._active / allocation
@@ -193,6 +237,7 @@ class LocalEngine:
         started_ms = next((line.at_ms for line in lines if line.event in {"setup", "running"}), 0)
         ended = next((line for line in lines if line.event == "ended"), None)
         if ended is not None:
+            self._close_shells(key)
             self._over[key] = Observation(
                 allocation_id=key, state=AllocationState.ENDED, started_ms=started_ms, ended_ms=ended.at_ms,
                 reason=Reason(ended.reason), exit_code=ended.exit_code, detail=ended.detail, unclean=ended.unclean, seen_ms=ended.at_ms,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from headframe.engines.base import Engine, Sight
+from headframe.engines.shell import Shell, ShellAsk
 from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, NodeId
 from headframe.model.states import Reason
@@ -60,6 +61,12 @@ class Several:
 
     async def erase(self, volume: Volume) -> None:
         await self._at(volume.node_id).erase(volume)
+
+    async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
+        return await self._at(allocation.parts[0].node_id).shell(allocation, workload, ask)
+
+    async def reach(self, allocation: Allocation, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await self._at(allocation.parts[0].node_id).reach(allocation, port)
 
     async def discard(self, allocation: Allocation) -> None:
         await self._at(allocation.parts[0].node_id).discard(allocation)

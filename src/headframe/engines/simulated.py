@@ -6,7 +6,7 @@ machine that has lost its link kills its own work after `FENCE_MS`; the engine v
 
 from collections.abc import Callable, Sequence
 
-from headframe.engines.base import Sight
+from headframe.engines.base import NoShells, Sight
 from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, NodeId
 from headframe.model.states import AllocationState, Reason
@@ -143,7 +143,7 @@ class Machines:
         return min(ends) if ends else None
 
 
-class SimulatedEngine:
+class SimulatedEngine(NoShells):
     """See `Engine`. `distort` may lose, repeat, delay or reorder what is seen."""
 
     def __init__(self, machines: Machines, distort: Callable[[list[Observation]], list[Observation]] = lambda seen: seen) -> None:

@@ -53,13 +53,6 @@ class BadFile(HeadframeError):
         self.mistakes = tuple(mistakes)
 
 
-class NotOffered(HeadframeError):
-    """Understood, but not built yet."""
-
-    code, status = "not_offered", 422
-    next_step = "use `type: job` for now; the changelog says when this arrives"
-
-
 class Infeasible(HeadframeError):
     """No part of the fleet, even idle, could run this."""
 

@@ -68,6 +68,7 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
     PREEMPTED = "preempted"
     MAX_DURATION = "max-duration"
+    IDLE = "idle"
     CREDIT_EXHAUSTED = "credit-exhausted"
     NODE_LOST = "node-lost"
     NODE_FAULT = "node-fault"

@@ -29,7 +29,7 @@ UNTIMED = frozenset({Tier.SERVED, Tier.HOUSE})
 """Those whose time costs nothing."""
 CHECK = "check"
 """The type of a workload that checks cards. No file can ask for it."""
-JOB, ENDPOINT, REPLICA = "job", "endpoint", "replica"
+JOB, ENDPOINT, REPLICA, WORKSPACE = "job", "endpoint", "replica", "workspace"
 
 
 class Network(StrEnum):
@@ -92,7 +92,9 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """A parsed workload file. Sizes are per node, `max_price_nano` is US$ per hour for the whole workload."""
+    """A parsed workload file. Sizes are per node, `max_price_nano` is US$ per hour for the whole workload; what nobody has used for
+    `idle_s` is stopped (0: never).
+    """
 
     type: str = "job"
     name: str = ""
@@ -112,6 +114,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     network: Network = Network.PREFERRED
     volumes: tuple[Mount, ...] = ()
     serve: Serving | None = None
+    idle_s: int = 0
 
     @property
     def gpu_milli(self) -> int:
@@ -244,7 +247,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engines saw in one look: when each node was last heard of, the allocations seen, and since when expected
     ones have not been, and what is wrong with cards, worst first (a card without an entry was not heard of); what checks that ended told; machines that
-    engines bring, and those that are to get nothing new; what gateways say of endpoints; and whether what looks at everything is due.
+    engines bring, and those that are to get nothing new; what gateways say of endpoints; since when workspaces have not been used; and whether what looks at everything is due.
     """
 
     nodes: dict[NodeId, int] = {}
@@ -255,6 +258,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     machines: tuple[Machine, ...] = ()
     down: dict[NodeId, Down] = {}
     loads: dict[WorkloadId, Load] = {}
+    idle: dict[AllocationId, int] = {}
     checked: dict[AllocationId, tuple[CardFacts | HostFacts, ...]] = {}
 
 

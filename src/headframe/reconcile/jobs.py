@@ -39,6 +39,14 @@ def jobs(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
             yield from _missing(world, allocation, facts.missing_since_ms[key], now_ms)
     for allocation in world.overdue(now_ms):
         yield stop(world, allocation, Reason.MAX_DURATION, now_ms)
+    for key in sorted(facts.idle):
+        held = world.held.get(key)
+        if (
+            held is not None
+            and held.state is AllocationState.RUNNING
+            and now_ms - facts.idle[key] >= world.workloads[held.workload_id].spec.idle_s * 1000
+        ):
+            yield stop(world, held, Reason.IDLE, now_ms)
 
 
 def end(world: World, allocation: Allocation, seen: Observation, now_ms: int) -> Draft:
@@ -135,7 +143,7 @@ def _after(workload: Workload, ended: Allocation, now_ms: int) -> Workload:
     state = WorkloadState.FAILED
     if reason is Reason.FINISHED:
         state = WorkloadState.SUCCEEDED
-    elif reason is Reason.CANCELLED or ended.stop_because is Reason.CANCELLED:
+    elif reason in {Reason.CANCELLED, Reason.IDLE} or ended.stop_because is Reason.CANCELLED:
         state = WorkloadState.CANCELLED
     return msgspec.structs.replace(
         workload, state=state, reason=reason, exit_code=ended.exit_code, detail=ended.detail, ended_ms=max(now_ms, ended.ended_ms)

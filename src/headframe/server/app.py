@@ -12,7 +12,22 @@ from litestar.types import Scope as AsgiScope
 
 from headframe.model.errors import HeadframeError
 from headframe.server import pages, serving_pages
-from headframe.server.api import agent, endpoints, engines, events, fleet, metrics, money, operate, people, problems, rigs, workdirs, workloads
+from headframe.server.api import (
+    agent,
+    endpoints,
+    engines,
+    events,
+    fleet,
+    metrics,
+    money,
+    operate,
+    people,
+    problems,
+    rigs,
+    shells,
+    workdirs,
+    workloads,
+)
 from headframe.server.context import PUBLIC, Context, authorise
 from headframe.version import VERSION
 
@@ -41,7 +56,7 @@ def app(context: Context) -> Litestar:
     )  # fmt: skip
     made = Litestar(
         route_handlers=[
-            workloads.ROUTER, endpoints.ROUTER, fleet.ROUTER, agent.ROUTER, engines.ROUTER, rigs.ROUTER, operate.ROUTER, people.ROUTER, money.ROUTER, events.ROUTER, metrics.ROUTER, workdirs.ROUTER, pages.ROUTER, serving_pages.ROUTER,
+            workloads.ROUTER, shells.ROUTER, endpoints.ROUTER, fleet.ROUTER, agent.ROUTER, engines.ROUTER, rigs.ROUTER, operate.ROUTER, people.ROUTER, money.ROUTER, events.ROUTER, metrics.ROUTER, workdirs.ROUTER, pages.ROUTER, serving_pages.ROUTER,
         ],
         guards=[authorise], exception_handlers={**problems.HANDLERS, HeadframeError: _on_refusal}, openapi_config=openapi,
         dependencies={"context": Provide(lambda: context, sync_to_thread=False)},

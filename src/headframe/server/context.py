@@ -26,6 +26,7 @@ from headframe.server.decide import decide
 from headframe.server.demand import Demand
 from headframe.server.desk import Desk
 from headframe.server.lead import Leadership
+from headframe.server.sessions import Sessions
 from headframe.server.table import GatewayTable
 from headframe.server.watch import Watch
 from headframe.store.base import Reply, Store
@@ -56,6 +57,7 @@ class Context:
         pin: str = "",
         note: str = "",
         demand: Demand | None = None,
+        sessions: Sessions | None = None,
         gateway_url: str = "",
         gateway_ca: str = "",
         wake: Callable[[], None] = lambda: None,
@@ -72,6 +74,7 @@ class Context:
         self.pin = pin
         self.note = note
         self.demand = demand or Demand()
+        self.sessions = sessions or Sessions(clock_ms)
         self.gateway_url = gateway_url
         self.gateway_ca = gateway_ca
         self.wake = wake

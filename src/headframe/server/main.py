@@ -41,6 +41,7 @@ from headframe.server.desk import Desk
 from headframe.server.gateway import GatewaySetup, keep_gateway
 from headframe.server.history import keep_hours
 from headframe.server.lead import RENEW_MS, Leadership
+from headframe.server.sessions import Sessions
 from headframe.server.tick import Tick
 from headframe.server.tls import pinned, self_signed
 from headframe.server.watch import Watch
@@ -156,9 +157,10 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     )
     engine: Running = stage.engine if stage else _engines(config, desk, node, joined, slurm, hooks.clean)
     watch, demand, wake = Watch(rules.watch), Demand(), asyncio.Event()
+    sessions = Sessions(clock_ms, lambda card: sample.use if (sample := watch.latest(card)) else None)
     beside = _gateway(config) if config.gateway and not stage else None
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
-                      joined=None if stage else joined, pin=_pin(config), demand=demand, wake=wake.set,
+                      joined=None if stage else joined, pin=_pin(config), demand=demand, sessions=sessions, wake=wake.set,
                       gateway_url=config.gateway_url or (beside.url if beside else ""), gateway_ca=beside.ca if beside else "",
                       secure=config.url.startswith("https"), note=stage.note if stage else "")  # fmt: skip
     server = uvicorn.Server(_uvicorn(config, context))
@@ -171,7 +173,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         warm,
         asyncio.create_task(_lead(leadership, wake), name="lead"),
         asyncio.create_task(
-            _tick(Tick(desk, engine, clock_ms, watch, rules, demand, auth.for_replica), leadership, wake, desk, machine), name="tick"
+            _tick(Tick(desk, engine, clock_ms, watch, rules, demand, sessions, auth.for_replica), leadership, wake, desk, machine), name="tick"
         ),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
         *([] if stage else [asyncio.create_task(slurm.run(), name="slurm")]),

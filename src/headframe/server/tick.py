@@ -37,6 +37,7 @@ from headframe.server.machines import machines
 from headframe.server.operate import moves
 from headframe.server.qualify import expired, graded, is_check, said
 from headframe.server.serving import silent
+from headframe.server.sessions import Sessions
 from headframe.server.watch import Watch
 
 SWEEP_MS = 3_600_000
@@ -55,6 +56,7 @@ class Tick:
         watch: Watch | None = None,
         rules: Rules = OURS,
         demand: Demand | None = None,
+        sessions: Sessions | None = None,
         secret_for: Callable[[AllocationId], str] = lambda _: "",
     ) -> None:
         self._desk = desk
@@ -63,6 +65,7 @@ class Tick:
         self._watch = watch or Watch()
         self._rules = rules
         self._demand = demand or Demand()
+        self._sessions = sessions or Sessions(clock_ms)
         self._secret_for = secret_for
         self._heard_ms: dict[NodeId, int] = {}
         self._missing_since_ms: dict[AllocationId, int] = {}
@@ -87,7 +90,7 @@ class Tick:
             absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
         return Facts(machines=sight.machines, down=sight.down, nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
-                     loads=self._demand.loads(world, now_ms),
+                     loads=self._demand.loads(world, now_ms), idle=self._sessions.idle(world, now_ms),
                      sweep=self._sweep(now_ms), findings={**self._watch.findings(world, now_ms), **unclean(world, sight.observations)})  # fmt: skip
 
     def _sweep(self, now_ms: int) -> bool:

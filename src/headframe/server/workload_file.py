@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import yaml
 
-from headframe.model.errors import BadFile, Mistake, NotOffered
+from headframe.model.errors import BadFile, Mistake
 from headframe.model.fleet import Grade, Sharing
 from headframe.model.serving import Pricing
 from headframe.model.states import Reason
 from headframe.model.units import MILLI, parse_duration_s, parse_mib, parse_usd
-from headframe.model.work import ENDPOINT, SOLD, GpuRequest, Mount, Network, Resources, Retry, Spec, Tier
+from headframe.model.work import ENDPOINT, SOLD, WORKSPACE, GpuRequest, Mount, Network, Resources, Retry, Spec, Tier
 from headframe.server.serving_file import KEYS as SERVED_KEYS
 from headframe.server.serving_file import serving
 
@@ -35,6 +35,8 @@ RETRY_ON = {"preempted": Reason.PREEMPTED, "node-lost": Reason.NODE_LOST, "node-
             "no-capacity": Reason.NODE_LOST}  # fmt: skip
 ARCHES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 VOLUMES_MAX = 16
+IDLE_S = 3600
+"""A workspace that nobody has used for so long is stopped, unless its file says otherwise."""
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 _ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
 _MEMORY_RANGE = re.compile(r"^(\d+(?:\.\d+)?[KMGT]i?B?)?\.\.(\d+(?:\.\d+)?[KMGT]i?B?)?$|^(\d+(?:\.\d+)?[KMGT]i?B?)$", re.IGNORECASE)
@@ -48,7 +50,7 @@ class Parsed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(text: str) -> Parsed:
-    """The specification that `text` is; BadFile with every mistake, or NotOffered for what is not built yet."""
+    """The specification that `text` is; BadFile with every mistake."""
     if len(text.encode("utf-8", "surrogatepass")) > FILE_BYTES_MAX:
         raise BadFile([Mistake(line=1, key="file", expected=f"at most {FILE_BYTES_MAX // 1024} KiB")])
     reader = _Reader()
@@ -59,8 +61,6 @@ def parse(text: str) -> Parsed:
     spec = _spec(root, reader, kind)
     if reader.mistakes or spec is None:
         raise BadFile(sorted(reader.mistakes, key=lambda mistake: mistake.line))
-    if kind not in {"job", ENDPOINT}:
-        raise NotOffered(f"`type: {kind}` is understood, but not yet offered here")
     return Parsed(spec=spec, warnings=tuple(reader.warnings))
 
 
@@ -177,10 +177,27 @@ def _spec(root: yaml.MappingNode, reader: _Reader, kind: str) -> Spec | None:
         values["resources"] = msgspec.structs.replace(values.get("resources", Resources()), gang=True)
     if kind == ENDPOINT:
         _endpoint(values, found, root, reader)
-    elif kind == "job":
-        for key in (key for key in SERVED_KEYS if key in found):
+    elif kind == WORKSPACE:
+        _workspace(values, found, root, reader)
+    if kind != ENDPOINT:
+        for key in (key for key in SERVED_KEYS if key in found and not (kind == WORKSPACE and key == "idle_timeout")):
             reader.wrong(found[key], key, "a key of endpoints: `type: endpoint`")
     return None if reader.mistakes else Spec(**values)
+
+
+def _workspace(values: dict[str, Any], found: dict[str, yaml.Node], root: yaml.Node, reader: _Reader) -> None:
+    """A machine to work on: it waits for its user, and is given up when nobody uses it."""
+    if "name" not in found:
+        reader.wrong(root, "name", "a name: `headframe ssh NAME`")
+    if values.get("nodes", 1) != 1:
+        reader.wrong(found["nodes"], "nodes", "1: a workspace is on one machine")
+    idle_s = reader.read(found["idle_timeout"], "idle_timeout", "a duration such as 30m", parse_duration_s, 0) if "idle_timeout" in found else IDLE_S
+    values |= {
+        "type": WORKSPACE,
+        "run": values["run"].strip() or "exec sleep infinity",
+        "idle_s": idle_s,
+        "retry": values.get("retry", Retry(on=(Reason.NODE_LOST, Reason.NODE_FAULT))),
+    }
 
 
 def _endpoint(values: dict[str, Any], found: dict[str, yaml.Node], root: yaml.Node, reader: _Reader) -> None:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
-from headframe.engines.base import Engine, Sight
+from headframe.engines.base import Engine, NoShells, Sight
 from headframe.model.errors import DiskFull, Unavailable
 from headframe.model.event import Event
 from headframe.model.fleet import Volume
@@ -123,7 +123,7 @@ class FaultyStore(MemoryStore):
         return super().lead(holder, seen)
 
 
-class FaultyEngine:
+class FaultyEngine(NoShells):
     """An engine whose every call may crash the server before or after, or fail after having succeeded."""
 
     def __init__(self, engine: Engine, weather: Weather) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from headframe.engines.base import Sight
+from headframe.engines.base import NoShells, Sight
 from headframe.model.command import CreateProject, Enrol, Found, GrantCredit, Submit
 from headframe.model.errors import HeadframeError
 from headframe.model.event import Draft, Event
@@ -108,7 +108,7 @@ class Forgetful:
         """Nothing is open."""
 
 
-class Fast:
+class Fast(NoShells):
     """An engine that says only what is new, and everything once an hour. See `Engine`."""
 
     def __init__(self, nodes: tuple[NodeId, ...], now: Callable[[], int], run_ms: Callable[[WorkloadId], int]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from headframe.data import text
-from headframe.engines.base import Sight
+from headframe.engines.base import NoShells, Sight
 from headframe.engines.slurm.directory import BEAT_S, Shared, script
 from headframe.engines.slurm.machines import kind_of, machine, node_id
 from headframe.engines.slurm.rest import SlurmRest
@@ -47,7 +47,7 @@ EXTRA_MIN = 5
 _log = logging.getLogger("headframe")
 
 
-class SlurmEngine:
+class SlurmEngine(NoShells):
     """See `Engine`. `setup` is the cluster in use, None where there is none; `workdirs` is where uploaded workdirs lie. Of several servers only the one
     that is `leading` looks and acts.
     """

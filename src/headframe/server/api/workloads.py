@@ -18,7 +18,7 @@ from headframe.model.errors import BadRequest, Conflicting, NotFound
 from headframe.model.ids import ENTROPY_BYTES, AllocationId, WorkloadId, allocation_id, workload_id
 from headframe.model.people import Scope
 from headframe.model.states import WORKLOAD_ENDS, WorkloadState
-from headframe.model.work import JOB, Allocation, Workload
+from headframe.model.work import JOB, WORKSPACE, Allocation, Workload
 from headframe.model.world import World
 from headframe.placement import explain
 from headframe.server.api.problems import answers
@@ -48,7 +48,7 @@ async def quote(context: Context, request: Request[Principal, Any, Any], data: S
 async def submit(context: Context, request: Request[Principal, Any, Any], data: SubmitBody) -> WorkloadView:
     """Submit a workload: quoted, its first hour held, and queued, in one commit."""
     parsed = _parsed(data)
-    if parsed.spec.type != JOB:
+    if parsed.spec.type not in {JOB, WORKSPACE}:
         raise BadRequest(f"this file is of type {parsed.spec.type}", "apply it: `headframe apply -f`, POST /v1/endpoints")
     workdir_known(context, data.workdir)
     project = project_for(context.world, request.user, data.project)
