@@ -75,6 +75,9 @@ def routes():
         secure=False,
     )
     for route in app(context).routes:
+        if hasattr(route, "route_handler"):
+            yield "WS", str(route.path), route.route_handler
+            continue
         for handler in route.route_handlers:
             for method in sorted(handler.http_methods - {"OPTIONS", "HEAD"}):
                 yield method, str(route.path), handler
