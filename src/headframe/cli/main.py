@@ -2,7 +2,7 @@
 
 import typer
 
-from headframe.cli import agent, check, engines, fleet, gateway, jobs, machines, money, operate, server, shells, simulate
+from headframe.cli import agent, check, engines, fleet, gateway, jobs, machines, money, operate, plan, server, shells, simulate
 
 app = typer.Typer(
     name="headframe", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -20,6 +20,7 @@ server.add(app)
 check.add(app)
 agent.add(app)
 simulate.add(app)
+plan.add(app)
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""The page of a replay: figures of several policies beside one another, and their course. One file that needs nothing else."""
+"""Pages that are one file and need nothing else: of a replay (figures of several policies beside one another, and their course), and of a fleet's plan."""
 
 from collections.abc import Callable, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from headframe.console.charts import lines
+from headframe.console.charts import columns, lines
+from headframe.model.pivot import FleetPlan
 from headframe.model.report import Report, Sample
 from headframe.model.units import duration
 
@@ -24,6 +25,17 @@ def page(reports: Sequence[Report], style: str) -> str:
     ]
     groups = [group.name for group in reports[0].groups]
     return environment.get_template("report.html").render(reports=reports, charts=drawn, groups=groups, style=style)
+
+
+def plan_page(plan: FleetPlan, style: str) -> str:
+    """A fleet's plan as HTML; `style` as above."""
+    environment = Environment(loader=PackageLoader("headframe.console"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    drawn = [case for case in plan.sensitivity if "thirty" not in case.what]  # beside it nothing else would be seen
+    top = max((abs(amount) for case in drawn for amount in (case.keep_usd, case.plan_usd)), default=1.0) or 1.0
+    pairs = [(f"{case.what}: {name} {amount:,.0f} US$", max(0, round(1000 * amount / top))) for case in drawn
+             for name, amount in (("kept on", case.keep_usd), ("by the plan", case.plan_usd))]  # fmt: skip
+    chart = columns(pairs, "US$ a month for each case: kept on, then by the plan")
+    return environment.get_template("plan.html").render(plan=plan, chart=chart, style=style)
 
 
 def _span(seconds: float) -> str:

@@ -1,0 +1,253 @@
+"""What an owner of mining rigs would earn by keeping on, by selling GPU-hours, by mending the hosts first, or by selling the hardware: from an inventory alone.
+
+Everything is US$ of a month of 730 hours. Mining: hashrate × coin × (1 - fees) - power; renting: price × share of hours sold - power, and what mining brings in the hours between.
+Watts at the wall are the cards' and the host's over the supplies' efficiency, times the site's PUE. What is assumed is a field of `Assumptions`, shown with every plan; what is not
+known is said. Formulas and typical figures: https://en.bitcoin.it/wiki/Mining for revenue by hashrate; the rest is arithmetic.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from headframe.model.fleet import Rig
+from headframe.model.pivot import ALGORITHMS, Assumptions, Band, FleetPlan, Option, RigPlan, Sensitivity
+from headframe.model.units import counted
+
+HOURS, DAYS = 730.0, 365 / 12
+DRAWS = 4000
+AI_POWER, IDLE_W = 0.8, 18.0
+"""A rented card draws this much of its limit on average; a card that waits draws some watts."""
+SELLABLE_MIB = 6 * 1024
+"""Below this nobody rents a card for AI: the smallest useful models no longer fit."""
+COIN_SPREAD, RENT_SPREAD, SOLD_SPREAD, POWER_SPREAD = 1.03, 0.25, 0.35, 0.15
+"""Standard deviations of logarithms. The coin's makes nine in ten draws span a factor of 30, as the gross revenue of ETC per hash did from 2017 to 2020."""
+
+
+class CardFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a model: what it rents for (None: no source), what it may draw, and what it mines (rate and watts, by algorithm)."""
+
+    name: str
+    rent_usd_h: float | None
+    limit_w: float
+    memory_mib: int
+    mines: dict[str, tuple[float, float]] = {}
+
+
+class Draw(msgspec.Struct, frozen=True, kw_only=True):
+    """Factors on coin, rent, share sold and power: numbers, or arrays of draws."""
+
+    coin: Any = 1.0
+    rent: Any = 1.0
+    sold: Any = 1.0
+    power: Any = 1.0
+
+
+KEEP, SELL, HOST, SLOTS, RESALE = "keep mining", "sell hours", "memory and disk, then sell", "real slots, then sell", "sell the hardware"
+
+
+def facts(gpus: str, rents: str) -> dict[str, CardFacts]:
+    """The models of `gpus.csv` with what `gpu_rents.csv` lists, by name."""
+    listed = {_plain(row["accelerator"]): float(row["median_usd_h"]) for row in csv.DictReader(rents.splitlines())}
+    sized = {(_plain(row["accelerator"]), row["vram_gib"]): float(row["median_usd_h"]) for row in csv.DictReader(rents.splitlines())}
+    found: dict[str, CardFacts] = {}
+    for row in csv.DictReader(gpus.splitlines()):
+        name, plain = row["model"], _plain(row["model"])
+        short = plain.removesuffix(row["vram_gib"] + "gb")
+        rent = sized.get((short, row["vram_gib"])) or listed.get(plain) or listed.get(short)
+        watts = float(row["mining_power_w"] or 0)
+        mines = {
+            algorithm: (float(row[column]), watts or 0.75 * float(row["tdp_w"] or 200)) for algorithm, column in ALGORITHMS.items() if row[column]
+        }
+        found[name] = CardFacts(
+            name=name, rent_usd_h=rent, limit_w=float(row["tdp_w"] or 200), memory_mib=int(float(row["vram_gib"]) * 1024), mines=mines
+        )
+    return found
+
+
+def plan(
+    rigs: Sequence[Rig], named: Callable[[str, int], str | None], known: Mapping[str, CardFacts], assumed: Assumptions, rng: np.random.Generator
+) -> FleetPlan:
+    """The plan of a fleet; `named` is a model's name in the catalogue, from what an inventory calls it and its memory (MiB)."""
+    draw = draws(rng)
+    rows = [
+        _rig(rig, [_facts(known, named(card.model, card.memory_mib), card.model, card.memory_mib) for card in rig.cards], assumed, draw)
+        for rig in rigs
+        if rig.cards
+    ]
+    plans, totals = [row for row, _ in rows], [total for _, total in rows]
+    keep, best = sum(_of(row, KEEP).month_usd for row in plans), sum(row.options[0].month_usd for row in plans)
+    capex = sum(row.options[0].capex_usd for row in plans)
+    zero = np.zeros(DRAWS)
+    return FleetPlan(
+        rigs=tuple(plans), cards=sum(len(rig.cards) for rig in rigs), keep_usd=keep, plan_usd=best, capex_usd=capex,
+        payback_months=capex / (best - keep) if capex > 0 and best > keep else None,
+        keep_band=_band(sum((keeps for keeps, _ in totals), zero)), plan_band=_band(sum((bests for _, bests in totals), zero)),
+        sensitivity=tuple(_sensitivity(rigs, named, known, assumed, plans)), assumptions=assumed,
+        unknown=tuple(dict.fromkeys(each for row in plans for each in row.unknown)),
+    )  # fmt: skip
+
+
+def draws(rng: np.random.Generator) -> Draw:
+    """Factors whose middle is one."""
+
+    def factor(spread: float) -> Any:
+        return np.exp(rng.standard_normal(DRAWS) * spread)
+
+    return Draw(coin=factor(COIN_SPREAD), rent=factor(RENT_SPREAD), sold=factor(SOLD_SPREAD), power=factor(POWER_SPREAD))
+
+
+def month(kind: str, cards: Sequence[CardFacts], assumed: Assumptions, draw: Draw, *, risers: bool) -> Any:
+    """US$ a month of a rig in one of the ways."""
+    if kind == RESALE:
+        return 0.0 * draw.coin
+    if kind == KEEP:
+        mined = sum((np.maximum(0.0, _mined(card, assumed, draw)) for card in cards), 0.0 * draw.coin)
+        return np.maximum(0.0, mined - _power(assumed.host_w, assumed, draw))
+    sold = np.minimum(0.95, {SELL: assumed.sold_bare, HOST: assumed.sold_host, SLOTS: assumed.sold_slots}[kind] * draw.sold)
+    hosts = -(-len(cards) // assumed.slots_cards) if kind == SLOTS and risers else 1
+    total = -_power(assumed.host_w * hosts, assumed, draw) + 0.0 * draw.coin
+    for card in cards:
+        idle = np.maximum(_mined(card, assumed, draw), -_power(IDLE_W, assumed, draw))
+        rent = rented(card, assumed)
+        if rent is None:
+            total = total + idle
+            continue
+        price = rent * (assumed.riser_price if risers and kind != SLOTS else 1.0) * (1 - assumed.market_fee) * draw.rent
+        total = total + sold * (price * HOURS - _power(AI_POWER * card.limit_w, assumed, draw)) + (1 - sold) * idle
+    return total
+
+
+def rented(card: CardFacts, assumed: Assumptions) -> float | None:
+    """US$ per hour that a card is taken to be rented for; None where nobody would, or no price is known."""
+    own = assumed.rents.get(card.name)
+    return own if own is not None else card.rent_usd_h if card.memory_mib >= SELLABLE_MIB else None
+
+
+def _mined(card: CardFacts, assumed: Assumptions, draw: Draw) -> Any:
+    """US$ a month of a card that mines what pays best; where nothing is known, as one that waits."""
+    best: Any = None
+    for algorithm, (rate, watts) in card.mines.items():
+        coin = assumed.coins.get(algorithm)
+        if coin is not None:
+            net = rate * coin * (1 - assumed.pool_fee) * DAYS * draw.coin - _power(watts, assumed, draw)
+            best = net if best is None else np.maximum(best, net)
+    return -_power(IDLE_W, assumed, draw) if best is None else best
+
+
+def _power(watts: float, assumed: Assumptions, draw: Draw) -> Any:
+    return watts / assumed.supply_efficiency * assumed.pue / 1000 * HOURS * assumed.power_usd_kwh * draw.power
+
+
+def _rig(rig: Rig, cards: Sequence[CardFacts], assumed: Assumptions, draw: Draw) -> tuple[RigPlan, tuple[Any, Any]]:
+    risers = len(cards) >= assumed.risers_from
+    capex = {
+        KEEP: 0.0,
+        SELL: 0.0,
+        HOST: assumed.host_usd,
+        SLOTS: assumed.host_usd + assumed.slots_usd * (-(-len(cards) // assumed.slots_cards)),
+        RESALE: 0.0,
+    }
+    kinds = [KEEP, SELL, HOST, *([SLOTS] if risers else [])]
+    resale = [assumed.resale[card.name] for card in cards if card.name in assumed.resale]
+    if resale:
+        kinds.append(RESALE)
+        capex[RESALE] = -sum(resale)
+    drawn = {kind: month(kind, cards, assumed, draw, risers=risers) for kind in kinds}
+    keep = float(month(KEEP, cards, assumed, Draw(), risers=risers))
+    options = [_option(kind, cards, assumed, capex[kind], drawn, keep, risers=risers) for kind in kinds]
+    options.sort(key=lambda option: -_worth(option))
+    said = Counter(card.name for card in cards)
+    shown = ", ".join(f"{count} × {name}" for name, count in sorted(said.items()))
+    return RigPlan(
+        name=rig.name,
+        cards=shown,
+        options=tuple(options),
+        why=_why(options, keep, cards, assumed),
+        unknown=tuple(_unknown(rig, cards, assumed, risers=risers)),
+    ), (drawn[KEEP], drawn[options[0].kind])
+
+
+def _option(
+    kind: str, cards: Sequence[CardFacts], assumed: Assumptions, capex: float, drawn: Mapping[str, Any], keep: float, *, risers: bool
+) -> Option:
+    sure = float(month(kind, cards, assumed, Draw(), risers=risers))
+    gain = sure - keep
+    hosts = -(-len(cards) // assumed.slots_cards) if kind == SLOTS else 1
+    mining = sum(max((watts for _, watts in card.mines.values()), default=0.0) for card in cards)
+    watts = 0.0 if kind == RESALE else assumed.host_w * hosts + (mining if kind == KEEP else sum(AI_POWER * card.limit_w for card in cards))
+    what = {KEEP: "as it is", SELL: "as it is; mines between", HOST: f"16 to 32 GB of memory and an SSD: {capex:,.0f} US$", RESALE: f"{-capex:,.0f} US$ once",
+            SLOTS: f"{counted(hosts, 'host')} with {assumed.slots_cards} real slots, memory, SSD: {capex:,.0f} US$"}[kind]  # fmt: skip
+    return Option(kind=kind, what=what, capex_usd=capex, month_usd=sure, watts=watts, payback_months=capex / gain if capex > 0 and gain > 0 else None, band=_band(drawn[kind]),
+                  better=float(np.mean(drawn[kind] > drawn[KEEP])))  # fmt: skip
+
+
+def _worth(option: Option) -> float:
+    """What orders options: a month's income less a twenty-fourth of what it costs at first (two years are what a card of this age is given)."""
+    return option.month_usd - option.capex_usd / 24
+
+
+def _why(options: Sequence[Option], keep: float, cards: Sequence[CardFacts], assumed: Assumptions) -> str:
+    best = options[0]
+    if not any(rented(card, assumed) is not None or assumed.coins.keys() & card.mines.keys() for card in cards):
+        return "nothing is known that it could earn: measure it (`headframe check`), or give prices"
+    if best.kind == KEEP:
+        return "nothing else would bring more" if keep > 0 else "neither mining nor renting covers its power: switch it off"
+    paid = f", paid for after {best.payback_months:.1f} months" if best.payback_months else ""
+    return f"{best.month_usd - keep:+,.0f} US$ a month against keeping on{paid}; better in {best.better:.0%} of the draws"
+
+
+def _unknown(rig: Rig, cards: Sequence[CardFacts], assumed: Assumptions, *, risers: bool) -> list[str]:
+    found = [
+        f"what a {card.name} rents for: no listed price (--rent '{card.name}=0.10')"
+        for card in cards
+        if rented(card, assumed) is None and card.memory_mib >= SELLABLE_MIB
+    ]
+    if not assumed.coins:
+        found.append("what coins pay: give --coin etchash=0.02 (US$ a day for 10^6 hashes/s), else mining counts as nothing")
+    if risers:
+        found.append(f"links: a rig of {len(cards)} cards is taken to have risers (from {assumed.risers_from} on)")
+    if not rig.memory_mib:
+        found.append("memory of hosts: taken to be too little until upgraded")
+    return list(dict.fromkeys(found))
+
+
+def _sensitivity(
+    rigs: Sequence[Rig], named: Callable[[str, int], str | None], known: Mapping[str, CardFacts], assumed: Assumptions, plans: Sequence[RigPlan]
+) -> list[Sensitivity]:
+    chosen = {row.name: row.options[0].kind for row in plans}
+    cards = {
+        rig.name: [_facts(known, named(card.model, card.memory_mib), card.model, card.memory_mib) for card in rig.cards] for rig in rigs if rig.cards
+    }
+
+    def total(draw: Draw, kinds: Mapping[str, str]) -> float:
+        return sum(float(month(kinds[name], row, assumed, draw, risers=len(row) >= assumed.risers_from)) for name, row in cards.items())
+
+    cases = [("as assumed", Draw()), ("half as many hours sold", Draw(sold=0.5)), ("half again as many hours sold", Draw(sold=1.5)), ("rents a third lower", Draw(rent=2 / 3)),
+             ("coin a fifth", Draw(coin=0.2)), ("coin five times", Draw(coin=5.0)), ("coin thirty times", Draw(coin=30.0)), ("power half", Draw(power=0.5)), ("power twice", Draw(power=2.0))]  # fmt: skip
+    keep = dict.fromkeys(cards, KEEP)
+    return [Sensitivity(what=what, keep_usd=total(draw, keep), plan_usd=total(draw, chosen)) for what, draw in cases]
+
+
+def _facts(known: Mapping[str, CardFacts], name: str | None, said: str, memory_mib: int) -> CardFacts:
+    """Of a model that is not in the catalogue nothing is known but what the owner says."""
+    return known[name] if name is not None and name in known else CardFacts(name=said, rent_usd_h=None, limit_w=200.0, memory_mib=memory_mib)
+
+
+def _of(row: RigPlan, kind: str) -> Option:
+    return next(option for option in row.options if option.kind == kind)
+
+
+def _band(values: Any) -> Band:
+    p10, p50, p90 = (float(each) for each in np.percentile(values, [10, 50, 90]))
+    return Band(p10=p10, p50=p50, p90=p90)
+
+
+def _plain(name: str) -> str:
+    plain = "".join(filter(str.isalnum, name.lower()))
+    for noise in ("geforce", "radeon", "nvidia", "amd", "quadro", "tesla", "instinct"):
+        plain = plain.replace(noise, "")
+    return plain
