@@ -18,9 +18,10 @@ import pytest
 import tiny_model
 from gateways import free_port
 from headframe.client import ApiError, Client
+from headframe.model.api import NodeBody, ServiceBody
 from headframe.model.people import Scope
 from headframe.model.units import NANO_PER_USD
-from support import Server, wait_for
+from support import Rig, Server, wait_for
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent.parent
@@ -275,6 +276,27 @@ def _says(client):
         return say(client).usage
     except openai.APIError:
         return None
+
+
+def test_a_machine_that_joined_serves_once_its_address_is_known(cloud, model, tmp_path):
+    rig = Rig(tmp_path / "rig", cloud.server).join()
+    try:
+        wait_for(lambda: any(view.node.name == "rig-1" and view.node.state == "ready" for view in cloud.operator.nodes()))
+        own = next(view.node for view in cloud.operator.nodes() if view.node.name != "rig-1")
+        cloud.operator.move_node(own.id, ServiceBody(to="drain"))
+        cloud.apply(model, wait=False)
+        waits = wait_for(lambda: [each for replica in cloud.show().replicas for each in replica.waits], 20)
+        assert any(each.rule == "address" and "node set" in each.change for each in waits), waits
+        with pytest.raises(ApiError):
+            cloud.operator.set_node("rig-1", NodeBody(address="http://10.0.0.7:80"))
+        cloud.operator.set_node("rig-1", NodeBody(address="127.0.0.1"))
+        wait_for(lambda: cloud.ready() == 1, 40)
+        assert cloud.show().replicas[-1].node == "rig-1"
+        assert say(cloud.client()).usage
+    finally:
+        cloud.operator.stop_endpoint("tiny")
+        wait_for(lambda: not cloud.operator.endpoints().items, 20)
+        rig.kill()
 
 
 def test_who_may_see_and_change_an_endpoint(cloud, model):

@@ -91,12 +91,13 @@ def node_set(
     name: str, *, rack: Annotated[str, typer.Option(help="The rack it is in.")] = "",
     taint: Annotated[list[str] | None, typer.Option(help="Keeps away work that does not tolerate it; give it again for more.")] = None,
     no_taints: Annotated[bool, typer.Option("--no-taints", help="Take all taints away.")] = False,
-    idle: Annotated[str, typer.Option(help="Watts that it draws when idle.")] = "", json: Json = False,
+    idle: Annotated[str, typer.Option(help="Watts that it draws when idle.")] = "",
+    address: Annotated[str | None, typer.Option(help="Where gateways reach what it serves, such as 10.0.0.7; '' for nowhere.")] = None, json: Json = False,
 ) -> None:  # fmt: skip
-    """Say where a machine is and what keeps work away from it."""
+    """Say where a machine is, how it is reached, and what keeps work away from it."""
     taints = () if no_taints else tuple(taint) if taint else None
     with client() as cloud:
-        made = cloud.set_node(name, NodeBody(rack=rack, taints=taints, idle_w=watts(idle)))
+        made = cloud.set_node(name, NodeBody(rack=rack, taints=taints, idle_w=watts(idle), address=address))
     taints_now = f", taints {', '.join(made.node.taints)}" if made.node.taints else ""
     show(made, json, lambda: out.print(f"{made.node.name}: in {made.node.rack_id}{taints_now}"))
 

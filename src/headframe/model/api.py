@@ -251,6 +251,7 @@ class NodeBody(msgspec.Struct, frozen=True, kw_only=True):
     rack: str = ""
     taints: tuple[str, ...] | None = None
     idle_w: int | None = None
+    address: str | None = None
 
 
 class ServiceBody(msgspec.Struct, frozen=True, kw_only=True):

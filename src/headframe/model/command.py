@@ -160,6 +160,7 @@ class SetNode(msgspec.Struct, frozen=True, kw_only=True):
     rack: str = ""
     taints: tuple[str, ...] | None = None
     idle_w: int | None = None
+    address: str | None = None
 
 
 class SetRack(msgspec.Struct, frozen=True, kw_only=True):

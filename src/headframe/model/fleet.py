@@ -74,6 +74,8 @@ LOCAL, JOINED, SLURM, SIMULATED = "local", "joined", "slurm", "simulated"
 """What runs work on a machine: the server's own process keepers, those of the machine's agent, Slurm, or nothing real."""
 TOGETHER = frozenset({SLURM, SIMULATED})
 """Those that start several machines as one."""
+DIALS_OUT = frozenset({JOINED})
+"""Those whose machines nobody reaches unless they have an address."""
 
 
 class NodeGraded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

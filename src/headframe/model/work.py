@@ -64,7 +64,8 @@ class GpuRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """What each node of the workload needs. `exclusive` asks for the whole machine, which then has just the cards asked for;
-    `arch` is the processor's (x86_64, aarch64); `tolerations` are taints that it does not mind; a `gang` is several machines that are started as one.
+    `arch` is the processor's (x86_64, aarch64); `tolerations` are taints that it does not mind; a `gang` is several machines that are started as one; what is
+    `reached` serves others.
     """
 
     gpu: GpuRequest = GpuRequest()
@@ -75,6 +76,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     arch: str = ""
     tolerations: tuple[str, ...] = ()
     gang: bool = False
+    reached: bool = False
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):

@@ -349,7 +349,7 @@ def _size(node: Node | None) -> tuple[int, int, int]:
 
 def _placed(node: Node) -> tuple[object, ...]:
     """What placement looks at."""
-    return (node.state, _size(node), node.rack_id, node.arch, node.taints, node.idle_w, node.faults)
+    return (node.state, _size(node), node.rack_id, node.arch, node.taints, node.idle_w, node.faults, node.address)
 
 
 def over(row: Row) -> bool:

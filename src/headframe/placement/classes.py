@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from headframe.model.fleet import SLURM, TOGETHER, Gpu, Node
+from headframe.model.fleet import DIALS_OUT, SLURM, TOGETHER, Gpu, Node
 from headframe.model.ids import GpuId, NodeId
 from headframe.model.units import MILLI
 from headframe.model.work import GpuRequest, Resources
@@ -63,6 +63,7 @@ class Classes:
             node.disk_mib,
             node.arch,
             node.engine,
+            bool(node.address),
             node.taints,
             rack.limit_w if rack else 0,
             *map(like, cards),
@@ -100,6 +101,8 @@ def _will_do(need: Resources, kind: Class) -> bool:
     if (need.arch and need.arch != kind.node.arch) or not set(kind.node.taints) <= set(need.tolerations):
         return False
     if need.gang and kind.node.engine not in TOGETHER:
+        return False
+    if need.reached and kind.node.engine in DIALS_OUT and not kind.node.address:
         return False
     if kind.node.engine == SLURM and need.cpu_milli % MILLI:
         return False

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import msgspec
 
-from headframe.model.fleet import SLURM, TOGETHER, Gpu, Grade, Node, Sharing
+from headframe.model.fleet import DIALS_OUT, SLURM, TOGETHER, Gpu, Grade, Node, Sharing
 from headframe.model.ids import GpuId
 from headframe.model.states import GpuState, NodeState
 from headframe.model.units import MILLI, gpus, mib
@@ -119,6 +119,18 @@ def _together(need: Resources, room: Room) -> No | None:
     return No("gang", "machines that are started as one", "machines that each run their own work", 0, "ask for `nodes: 1` with more GPUs")
 
 
+def _reached(need: Resources, room: Room) -> No | None:
+    if not need.reached or room.node.engine not in DIALS_OUT or room.node.address:
+        return None
+    return No(
+        "address",
+        "a machine that gateways reach",
+        "one that only dials out",
+        0,
+        "an operator can say where it is reached: `headframe node set NAME --address`",
+    )
+
+
 def _amounts(need: Resources, room: Room) -> No | None:
     if need.cpu_milli > room.cpu_milli:
         have = f"{room.cpu_milli / MILLI:g}"
@@ -159,7 +171,7 @@ def _power(need: Resources, room: Room) -> No | None:
     return No("power", f"{watts} W", f"{room.power_w} W left in the rack", room.power_w, change)
 
 
-NODE_RULES = (_ready, _tolerated, _processor, _together, _whole_cores, _amounts, _alone, _cards, _power)
+NODE_RULES = (_ready, _tolerated, _processor, _together, _reached, _whole_cores, _amounts, _alone, _cards, _power)
 
 
 def take(spec: Spec, room: Room, rank: int) -> Part:

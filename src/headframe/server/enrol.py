@@ -124,7 +124,7 @@ def _enrolled(world: World, node: Node, gpus: Sequence[Gpu], now_ms: int) -> Ite
 
 def _changed(world: World, known: Node, node: Node, gpus: Sequence[Gpu], fresh: GpuState) -> Iterator[Draft]:
     same = msgspec.structs.replace(
-        node, name=known.name, state=known.state, joined_ms=known.joined_ms, seen_ms=known.seen_ms, rack_id=known.rack_id, taints=known.taints,
+        node, name=known.name, state=known.state, joined_ms=known.joined_ms, seen_ms=known.seen_ms, rack_id=known.rack_id, taints=known.taints, address=node.address or known.address,
         idle_w=known.idle_w, faults=known.faults, faults_ms=known.faults_ms, why=known.why, drain_ms=known.drain_ms, graded=known.graded,
     )  # fmt: skip
     cards = [after for gpu in gpus if (after := _merged(world.gpus.get(gpu.id), gpu, fresh)) != world.gpus.get(gpu.id)]

@@ -81,7 +81,7 @@ def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
     rack = _rack(world, command.rack, command.rack_id, now_ms) if command.rack else world.racks[node.rack_id]
     after = msgspec.structs.replace(
         node, rack_id=rack.id, taints=node.taints if command.taints is None else tuple(sorted(set(command.taints))),
-        idle_w=node.idle_w if command.idle_w is None else command.idle_w,
+        idle_w=node.idle_w if command.idle_w is None else command.idle_w, address=node.address if command.address is None else command.address,
     )  # fmt: skip
     if after != node:
         taints = f", taints {', '.join(after.taints)}" if after.taints else ""

@@ -207,6 +207,7 @@ def _endpoint(values: dict[str, Any], found: dict[str, yaml.Node], root: yaml.No
     for key in (key for key in ("retry", "max_duration", "checkpoint", "nodes") if key in found and values.get(key) != 1):
         reader.wrong(found[key], key, "not for endpoints: a replica that ends is replaced by another, on one node")
     serve = serving(found, reader)
+    values["resources"] = msgspec.structs.replace(values.get("resources", Resources()), reached=True)
     values |= {"type": ENDPOINT, "serve": serve, **({"tier": Tier.SERVED} if serve.pricing is Pricing.PER_TOKEN else {})}
 
 

@@ -32,6 +32,8 @@ TAINTS_MAX = 20
 _TAINT = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
 PRICE_MAX_NANO = 10_000 * NANO_PER_USD
 
+_ADDRESS = re.compile(r"[A-Za-z0-9._:-]{0,253}")
+
 
 @get("/v1/nodes", opt={"scope": Scope.OPERATOR}, responses=answers())
 async def list_nodes(
@@ -63,7 +65,9 @@ async def set_node(context: Context, request: Request[Principal, Any, Any], node
     def answer(world: World) -> NodeView:
         return node_view(world, world.nodes[row.id])
 
-    command = SetNode(node_id=row.id, rack_id=RackId(drawn("rack")), rack=data.rack, taints=data.taints, idle_w=data.idle_w)
+    if data.address is not None and not _ADDRESS.fullmatch(data.address):
+        raise BadRequest("an address is a name or a number of a machine, such as 10.0.0.7 or gpu-7.example", "leave out the port and the protocol")
+    command = SetNode(node_id=row.id, rack_id=RackId(drawn("rack")), rack=data.rack, taints=data.taints, idle_w=data.idle_w, address=data.address)
     return await context.write(request, command, answer)
 
 
