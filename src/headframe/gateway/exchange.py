@@ -15,6 +15,7 @@ from headframe.gateway.book import Caller
 from headframe.gateway.counting import counted
 from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Replica
+from headframe.gateway.sending import NOT_PASSED, Sending
 from headframe.gateway.speech import (
     BYTES_PER_TOKEN,
     CHAT,
@@ -45,7 +46,7 @@ WHOLE_BYTES_MAX = 8 * 1024 * 1024
 KEPT_BYTES_MAX = 4 * 1024 * 1024
 """So much of a stream is kept, to count its tokens if nobody says them."""
 AT_ONCE_BYTES = 64 * 1024
-_NOT_OURS = HOP_BY_HOP | {b"host", b"content-length", b"authorization", b"x-api-key", b"accept-encoding", b"expect", b"x-request-id", b"cookie"}
+_NOT_OURS = NOT_PASSED | {b"accept-encoding"}
 _NOT_THEIRS = HOP_BY_HOP | {b"server", b"content-length", b"x-request-id", b"set-cookie", b"cache-control", b"x-accel-buffering"}
 
 
@@ -82,7 +83,7 @@ class At(Enum):
     OVER = auto()
 
 
-class Exchange:
+class Exchange(Sending):
     """See above. `due_s` is when patience ends; it is looked at once a second."""
 
     def __init__(self, house: House, client: ClientConnection, request: Request, path: bytes, request_id: bytes) -> None:
@@ -90,9 +91,6 @@ class Exchange:
         self.size, self._started_s, self.due_s = len(request.body), house.now_s(), 0.0
         self._at = At.NEW
         self._tries = 0
-        self._replica: Replica | None = None
-        self._before: Replica | None = None
-        self._connection: ReplicaConnection | None = None
         self._prompt: list[bytes] = []
         self._status, self._headers, self._whole = 0, Headers(), True
         self._stream: Stream | None = None
@@ -104,7 +102,7 @@ class Exchange:
         """Admit it, and send it off or hold it. Raises Refused with nothing taken."""
         self._ask = ask = read_ask(self._path, self._request.body)
         assert ask.model is not None
-        self._served = self._house.book.endpoint(caller, ask.model)
+        super().__init__(self._house, self._house.book.endpoint(caller, ask.model))
         self._tab = Tab(self._house, self._served, caller, most_tokens(ask, self.size), named)
         self._prepare()
         if self._tab.admit():
@@ -137,11 +135,6 @@ class Exchange:
         """The client went away: the replica is told at once."""
         self._drop()
         self._over(failed=not self._head_sent)
-
-    def stall(self, stalled: bool) -> None:  # noqa: FBT001
-        """The client is slower than the replica."""
-        if self._connection is not None:
-            self._connection.hold(stalled)
 
     def looked_at(self, now_s: float) -> None:
         """Once a second: nobody waits for ever, and what lasts is written down."""
@@ -247,34 +240,15 @@ class Exchange:
         if replica is None:
             self._hold()
             return
-        now_s = self._house.now_s()
-        self._replica, self._at, self.due_s = replica, At.SENT, now_s + FIRST_S
+        self._at, self.due_s = At.SENT, self._house.now_s() + FIRST_S
         self._tries += 1
-        replica.in_flight += 1
-        self._served.in_flight += 1
-        connection = replica.pooled(now_s)
-        if connection is not None:
-            self._ask_on(connection, replica)
-        else:
-            self._house.spawn(partial(self._connect, replica))
+        self._give(replica)
 
-    async def _connect(self, replica: Replica) -> None:
-        try:
-            connection = await replica.connect(self._house.now_s)
-        except (OSError, TimeoutError) as error:
-            replica.failed(f"no connection: {error or 'it takes too long'}")
-            if self._replica is replica:
-                self._detach()
-                if not self._again():
-                    self._break(Refused(502, "bad_upstream", "The model's server can't be reached."))
-            return
-        if self._replica is replica and self._connection is None:
-            self._ask_on(connection, replica)
-        elif connection.transport is not None:  # the client left meanwhile
-            connection.transport.close()
+    def _unreached(self, refused: Refused) -> None:
+        if not self._again():
+            self._break(refused)
 
     def _ask_on(self, connection: ReplicaConnection, replica: Replica) -> None:
-        self._connection = connection
         request, body = self._request, self._body
         lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (request.method, request.target, replica.host)]
         lines += [b"%s: %s\r\n" % pair for pair in request.headers if pair[0] not in _NOT_OURS]
@@ -398,21 +372,6 @@ class Exchange:
         self._over(failed=True)
         self._client.write(refused.answer(self._id, self._tab.limits, keep=self._request.keep))
         self._client.finished(keep=self._request.keep)
-
-    def _detach(self) -> None:
-        """No longer on its replica."""
-        replica, self._replica, self._connection = self._replica, None, None
-        if replica is not None:
-            self._before = replica
-            replica.in_flight -= 1
-            self._served.in_flight -= 1
-
-    def _drop(self) -> None:
-        """Break the connection to the replica: it sees at once that nobody waits."""
-        connection = self._connection
-        self._detach()
-        if connection is not None:
-            connection.drop()
 
     def _over(self, *, failed: bool, cut: bool = False) -> None:
         """The end, however it came."""

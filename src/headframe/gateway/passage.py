@@ -1,36 +1,26 @@
 """Any other path of a served endpoint, as plain HTTP or WebSocket: `/endpoints/NAME/…` is passed to a replica's `/…`, with nothing understood of it."""
 
 import re
-from functools import partial
 
 from headframe.gateway.exchange import BETWEEN_S, FIRST_S, House
 from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Replica, Served
+from headframe.gateway.sending import NOT_PASSED, Sending
 from headframe.gateway.tab import Tab
 from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Headers, ReplicaConnection, Request, chunk, head
 from headframe.model.ids import ProjectId
 
 PATH = re.compile(rb"/endpoints/([a-z0-9][a-z0-9.-]{0,62})(/[^ ]*)?", re.ASCII)
 SAFE = frozenset({b"GET", b"HEAD", b"OPTIONS"})
-_NOT_OURS = HOP_BY_HOP | {b"host", b"content-length", b"authorization", b"x-api-key", b"expect", b"x-request-id", b"cookie"}
 
 
-class Passage:
+class Passage(Sending):
     """One request that is passed through. It is held while no replica is ready, and counted, but what it used is not known: it is not sold by the token."""
 
     def __init__(self, house: House, client: ClientConnection, request: Request, target: bytes, request_id: bytes, served: Served, tab: Tab) -> None:
-        self._house, self._client, self._request, self._target, self._id, self._served, self._tab = (
-            house,
-            client,
-            request,
-            target,
-            request_id,
-            served,
-            tab,
-        )
+        super().__init__(house, served)
+        self._house, self._client, self._request, self._target, self._id, self._tab = house, client, request, target, request_id, tab
         self.size, self.due_s, self._started_s = len(request.body), 0.0, house.now_s()
-        self._replica: Replica | None = None
-        self._connection: ReplicaConnection | None = None
         self._held = self._head_sent = self._over = self._chunked = self._tunnelled = self._open = False
         self._tries = 0
 
@@ -65,11 +55,6 @@ class Passage:
             self._served.held.leave(self)
         self._drop()
         self._end(failed=not self._head_sent)
-
-    def stall(self, stalled: bool) -> None:  # noqa: FBT001
-        """The client is slower than the replica."""
-        if self._connection is not None:
-            self._connection.hold(stalled)
 
     def looked_at(self, now_s: float) -> None:
         """Nobody waits for ever; a WebSocket may be silent for as long as it likes."""
@@ -129,34 +114,17 @@ class Passage:
     def _send(self) -> None:
         replica = self._served.choose([])
         assert replica is not None
-        self._replica, self.due_s = replica, self._house.now_s() + FIRST_S
+        self.due_s = self._house.now_s() + FIRST_S
         self._tries += 1
-        replica.in_flight += 1
-        self._served.in_flight += 1
-        connection = None if self._request.upgrade else replica.pooled(self._house.now_s())
-        if connection is not None:
-            self._ask_on(connection, replica)
-        else:
-            self._house.spawn(partial(self._connect, replica))
+        self._give(replica, pooled=not self._request.upgrade)
 
-    async def _connect(self, replica: Replica) -> None:
-        try:
-            connection = await replica.connect(self._house.now_s)
-        except (OSError, TimeoutError) as error:
-            replica.failed(f"no connection: {error or 'it takes too long'}")
-            if self._replica is replica:
-                self._detach()
-                self._break(Refused(502, "bad_upstream", "The endpoint's server can't be reached."))
-            return
-        if self._replica is replica:
-            self._ask_on(connection, replica)
-        elif connection.transport is not None:
-            connection.transport.close()
+    def _unreached(self, refused: Refused) -> None:
+        self._break(refused)
 
     def _ask_on(self, connection: ReplicaConnection, replica: Replica) -> None:
-        self._connection, request = connection, self._request
+        request = self._request
         lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (request.method, self._target, replica.host)]
-        lines += [b"%s: %s\r\n" % pair for pair in request.headers if pair[0] not in _NOT_OURS]
+        lines += [b"%s: %s\r\n" % pair for pair in request.headers if pair[0] not in NOT_PASSED]
         if request.upgrade:
             lines.append(b"connection: upgrade\r\nupgrade: %s\r\n" % request.header(b"upgrade"))
         lines.append(b"authorization: Bearer %s\r\nx-request-id: %s\r\n" % (replica.key, self._id))
@@ -184,18 +152,6 @@ class Passage:
         else:
             self._client.write(refused.answer(self._id, [], keep=self._request.keep))
             self._client.finished(keep=self._request.keep)
-
-    def _detach(self) -> None:
-        replica, self._replica, self._connection = self._replica, None, None
-        if replica is not None:
-            replica.in_flight -= 1
-            self._served.in_flight -= 1
-
-    def _drop(self) -> None:
-        connection = self._connection
-        self._detach()
-        if connection is not None:
-            connection.drop()
 
     def _end(self, *, failed: bool) -> None:
         if not self._over:
