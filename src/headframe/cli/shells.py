@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -125,12 +124,12 @@ def _attached(name: str, command: list[str]) -> int:
     """With this terminal: raw, so that every key goes there, and set back whatever happens."""
     if not sys.stdin.isatty():
         return _piped(name, command)
-    size = shutil.get_terminal_size()
+    size = os.get_terminal_size(0)
     kept = termios.tcgetattr(0)
     with _line(name, command, size.lines, size.columns) as line:
 
         def resized(*_: object) -> None:
-            now = shutil.get_terminal_size()
+            now = os.get_terminal_size(0)
             line.send(msgspec.json.encode({"resize": [now.lines, now.columns]}).decode())
 
         def typed() -> None:
