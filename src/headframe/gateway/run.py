@@ -37,6 +37,8 @@ from headframe.model.serving import Pricing
 
 TELL_S, PROBE_S, LOOK_S, SYNC_S, SEAL_S = 1.0, 0.25, 1.0, 0.05, 5.0
 """How often it tells, tries a replica that is not ready, looks at what waits, has what was served on disk, and begins a new batch of it."""
+SEAL_LINES = 10_000
+"""A batch has no more requests than about so many."""
 AGAIN_S = 2.0
 LEAVE_S = 30.0
 """A gateway that is told to end gives what is under way so long."""
@@ -74,6 +76,7 @@ class Gateway:
         self._due = False
         self._dirty = False
         self._heard = False
+        self._refusal = ""
         self._probing: set[Replica] = set()
         self._loop = asyncio.get_running_loop()
         self.now_s = self._loop.time
@@ -233,7 +236,10 @@ class Gateway:
             self._told.clear()
             try:
                 more = await self._tell_now(client)
-            except (Unreachable, ApiError):
+            except (Unreachable, ApiError) as error:
+                if isinstance(error, ApiError) and str(error) != self._refusal:
+                    _log.warning("the control plane does not take what was served: %s; it is kept and told again", error)
+                self._refusal = str(error)
                 self._heard = False
                 await asyncio.sleep(AGAIN_S / 2)
                 continue
@@ -304,7 +310,7 @@ class Gateway:
             if self._dirty:
                 self._dirty = False
                 await asyncio.to_thread(self.spool.sync)
-            if self.now_s() - sealed_s >= SEAL_S:
+            if self.now_s() - sealed_s >= SEAL_S or self.spool.lines >= SEAL_LINES:
                 sealed_s = self.now_s()
                 self.spool.seal()
 

@@ -51,6 +51,7 @@ class Spool:
         self._lines: list[Line] = []
         self._sums: dict[int, dict[ProjectId, int]] = {}
         self._dirty = False
+        self.lines = 0
         self._sizes = {int(path.stem): path.stat().st_size for path in root.glob("*.log")}
         self._total = sum(self._sizes.values())
         counter = root / "next"
@@ -79,6 +80,7 @@ class Spool:
 
     def put(self, line: Line) -> None:
         """Take it in; `flush` writes it."""
+        self.lines += 1
         self._lines.append(line)
         self._count(self.number, line)
 
@@ -106,6 +108,7 @@ class Spool:
         os.fsync(self._file)
         os.close(self._file)
         self.number += 1
+        self.lines = 0
         self._file = self._open()
 
     def oldest(self) -> ServedBatch | None:

@@ -78,7 +78,7 @@ class Allowance(msgspec.Struct, frozen=True, kw_only=True, tag="allowance"):
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True, tag="served"):
-    """What was served: the sum of many requests of one key, or one request that its client named. `paid_nano` is what was charged for it, with all earlier tries of that
+    """What was served: the sum of many requests of one key, or one request that its client named: then `name` is the project's and the client's name for it. `paid_nano` is what was charged for it, with all earlier tries of that
     name that our side had `cut`. `estimated` counts requests whose tokens were guessed, since their server did not say.
     """
 
@@ -95,6 +95,7 @@ class Served(msgspec.Struct, frozen=True, kw_only=True, tag="served"):
     failed: int = 0
     estimated: int = 0
     request_id: str = ""
+    name: str = ""
     cut: bool = False
     amount_nano: int = 0
     paid_nano: int = 0

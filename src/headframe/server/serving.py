@@ -132,12 +132,14 @@ def _priced(items: tuple[Served, ...], earlier: Mapping[str, Served]) -> Iterato
         if not item.request_id:
             yield msgspec.structs.replace(item, paid_nano=item.amount_nano)
             continue
-        before = last.get(request_name(item))
-        n = int(before.id.rpartition("#")[2]) + 1 if before else 1
-        already = before.paid_nano if before and before.cut else 0
+        name = request_name(item)
+        before = last.get(name)
+        # The try that was cut may be heard of after the one that was whole: it is still the same request.
+        same = before is not None and (before.cut or (item.cut and before.at_ms >= item.at_ms))
+        already = before.paid_nano if before and same else 0
         due = max(0, item.amount_nano - already)
-        row = msgspec.structs.replace(item, id=f"{request_name(item)}#{n}", amount_nano=due, paid_nano=already + due)
-        last[request_name(item)] = row
+        row = msgspec.structs.replace(item, name=name, amount_nano=due, paid_nano=already + due)
+        last[name] = row if before is None or item.at_ms >= before.at_ms else msgspec.structs.replace(before, paid_nano=already + due)
         yield row
 
 

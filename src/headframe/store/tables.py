@@ -27,6 +27,8 @@ def _noun(name: str, *extra: sa.schema.SchemaItem) -> sa.Table:
 
 
 def _extra(name: str) -> tuple[sa.schema.SchemaItem, ...]:
+    if name == "served":
+        return (sa.Index("served_by_name", "name", "at_ms", "id"),)
     if name != "project":
         return ()
     return (

@@ -29,7 +29,7 @@ from headframe.server.decide import decide
 from headframe.server.serving import request_name, short
 from headframe.server.tick import admitter
 from headframe.server.workload_file import parse
-from headframe.store.base import Query
+from headframe.store.base import Query, Store
 
 HOLD_S = 20.0
 REPORT_BYTES_MAX = 32 * 1024 * 1024
@@ -107,12 +107,12 @@ async def report(context: Context, data: GatewayReport) -> GatewayAnswer:
 async def _earlier(context: Context, data: GatewayReport) -> dict[str, Served]:
     """The last try of each request that the batch names."""
     names = dict.fromkeys(request_name(item) for item in data.batch.items if item.request_id) if data.batch else {}
-    found: dict[str, Served] = {}
-    for name in names:
-        n = 1
-        while (row := await context.read(lambda store, name=name, n=n: store.get(Served, f"{name}#{n}"))) is not None:
-            found[name], n = row, n + 1
-    return found
+
+    def last(store: Store) -> dict[str, Served]:
+        rows = ((name, store.page(Served, Query(name=name, limit=1))) for name in names)
+        return {name: row[0] for name, row in rows if row}
+
+    return await context.read(last) if names else {}
 
 
 def _sane(data: GatewayReport) -> None:
