@@ -17,6 +17,7 @@ from headframe.routing.scale import STABLE_MS, Memory, Sample, scale
 
 HEARD_MS = 5_000
 """A gateway that was not heard of for so long has no say."""
+FORGOTTEN_MS = 60_000
 SAMPLE_MS = 900
 KEPT_MS = 600_000
 
@@ -41,6 +42,8 @@ class Demand:
     def hear(self, report: GatewayReport, now_ms: int) -> bool:
         """Take it in; whether a decision may follow at once: somebody is held, or a replica answers for the first time."""
         before = self._said.get(report.gateway)
+        for gone in [key for key, said in self._said.items() if now_ms - said.at_ms > FORGOTTEN_MS]:
+            del self._said[gone]
         self._said[report.gateway] = _Said(now_ms, {each.id: each for each in report.endpoints})
         was = {replica.id for each in before.report.values() for replica in each.replicas if replica.ready} if before else set()
         now = {replica.id for each in report.endpoints for replica in each.replicas if replica.ready}
