@@ -251,6 +251,8 @@ def test_requests_go_on_while_the_control_plane_is_away_and_also_after_the_gatew
         "--data",
         data,
         "--server",
+        "http://127.0.0.1:9",
+        "--server",
         cloud.server.url,
         "--pepper",
         cloud.server.data / "pepper",

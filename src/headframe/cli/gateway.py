@@ -40,7 +40,7 @@ Name = Annotated[str, typer.Argument(help="An endpoint, by name or id.", autocom
 
 
 def gateway(
-    *, server: Annotated[str, typer.Option(help="The control plane.")], data: Annotated[Path, typer.Option(help="Where it keeps what it knows and what was served.")],
+    *, server: Annotated[list[str], typer.Option(help="The control plane; again for each where there are several.")], data: Annotated[Path, typer.Option(help="Where it keeps what it knows and what was served.")],
     pepper: Annotated[Path, typer.Option(help="The control plane's file with the secret that keys are hashed under.")],
     key_file: Annotated[Path | None, typer.Option(help="A file with a key of scope gateway: `headframe key create edge --scope gateway`.")] = None,
     host: Annotated[str, typer.Option(help="Address to bind; other than loopback needs TLS.")] = "127.0.0.1",
@@ -59,7 +59,7 @@ def gateway(
         fail(f"{key_file} can't be read: {error.strerror}", "`headframe key create edge --scope gateway` makes a key", 2)
     config = Config(
         data=data.resolve(),
-        server=server,
+        servers=tuple(each.rstrip("/") for each in server),
         key=key,
         pepper=pepper,
         host=host,

@@ -1,5 +1,6 @@
 """What a gateway says to its control plane, and hears; without a thread that waits, so that a gateway ends when it is told to."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import httpx
@@ -12,17 +13,14 @@ T = TypeVar("T")
 
 
 class GatewayClient:
-    """One gateway's end of the line. Everything raises Unreachable or ApiError."""
+    """One gateway's end of the line. Of several control planes it speaks to the one that leads: where another says so, or none answers, the next is asked. Everything raises
+    Unreachable or ApiError.
+    """
 
-    def __init__(self, url: str, key: str, *, verify: bool | str = True) -> None:
-        self.url = url
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-            timeout=2 * TIMEOUT_S,
-            verify=verify,
-            trust_env=False,
-        )
+    def __init__(self, urls: Sequence[str], key: str, *, verify: bool | str = True) -> None:
+        self._urls, self._at = tuple(urls), 0
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+        self._http = httpx.AsyncClient(headers=headers, timeout=2 * TIMEOUT_S, verify=verify, trust_env=False)
 
     async def report(self, report: GatewayReport) -> GatewayAnswer:
         """Say what was served and how loaded replicas are; repeating it changes nothing."""
@@ -37,8 +35,18 @@ class GatewayClient:
         await self._http.aclose()
 
     async def _call(self, method: str, path: str, kind: type[T], content: bytes | None = None) -> T:
+        asked = self._at
+        url = self._urls[asked % len(self._urls)]
         try:
-            answer = await self._http.request(method, path, content=content)
+            answer = await self._http.request(method, url + path, content=content)
         except httpx.TransportError as error:
-            raise Unreachable(f"no Headframe server answers at {self.url}: {error}") from error
+            self._next(asked)
+            raise Unreachable(f"no Headframe server answers at {url}: {error}") from error
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            self._next(asked)
         return msgspec.json.decode(good(answer).content, type=kind)
+
+    def _next(self, asked: int) -> None:
+        """The next one; once, where two calls found the same one wanting."""
+        if self._at == asked:
+            self._at += 1

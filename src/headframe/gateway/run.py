@@ -48,10 +48,10 @@ _log = logging.getLogger("headframe.gateway")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator chooses. `server` is the control plane; `pepper` the file with its secret."""
+    """What an operator chooses. `servers` are the control planes; `pepper` the file with their secret."""
 
     data: Path
-    server: str
+    servers: tuple[str, ...]
     key: str
     pepper: Path
     host: str = "127.0.0.1"
@@ -342,9 +342,9 @@ async def _run(config: Config, opened: Callable[[], None]) -> None:
         raise Conflicting(
             f"{config.pepper} can't be read: {error.strerror}", "give --pepper the control plane's secret: keys are checked with it"
         ) from None
-    book = Book(config.data / "table.json", pepper, asyncio.get_running_loop().time, httptools.parse_url(config.server.encode()).host.decode())
+    book = Book(config.data / "table.json", pepper, asyncio.get_running_loop().time, httptools.parse_url(config.servers[0].encode()).host.decode())
     book.load(spool)
-    client = GatewayClient(config.server, config.key, verify=config.ca or True)
+    client = GatewayClient(config.servers, config.key, verify=config.ca or True)
     try:
         await Gateway(config, book, spool, key).serve(client, opened)
     finally:

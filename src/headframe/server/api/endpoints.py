@@ -85,6 +85,8 @@ async def stop(context: Context, request: Request[Principal, Any, Any], endpoint
 @get("/v1/gateway/table", opt={"scope": Scope.GATEWAY}, responses=answers())
 async def table(context: Context, run: Annotated[str, Parameter(max_length=64)] = "", after: Annotated[int, Parameter(ge=0)] = 0) -> Table:
     """What changed since then: answered when something did, or after some seconds."""
+    if context.leadership.epoch is None:
+        raise Unavailable("another server leads now", "ask that one")
     return await context.table.after(run, after, HOLD_S)
 
 
