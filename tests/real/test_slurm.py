@@ -4,11 +4,13 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import pexpect
 import pytest
 import yaml
 
@@ -52,7 +54,7 @@ class Cloud:
     def __enter__(self):
         self.slurm.__enter__()
         try:
-            self.server = Server(self.root).start("--no-check-new")
+            self.server = Server(self.root).start("--no-check-new", SLURM_CONF=str(self.slurm.root / "slurm.conf"))
             self.operator = self.server.operator()
             self.operator.add_engine(self.engine())
             wait_for(lambda: self.ready() == set(self.slurm.names))
@@ -182,6 +184,39 @@ def test_log_lines_of_all_ranks_are_there_while_it_runs_each_once_and_in_time(cl
     assert sorted(line.text for line in seen) == sorted(f"line {i} of {rank}" for i in range(1, 9) for rank in (0, 1))
     for rank in (0, 1):
         assert [line.text for line in seen if line.rank == rank] == [f"line {i} of {rank}" for i in range(1, 9)]
+
+
+def test_a_shell_beside_work_is_a_step_of_its_job_and_ends_with_its_client_and_with_the_job(cloud):
+    cloud.run("look", "echo up; sleep 300", nodes=2, gpu=1, env={"HELLO": "there"})
+    cloud.says("look", "up")
+    wait_for(lambda: cloud.state("look") == "running")
+    key = cloud.tenant._http.headers["Authorization"].removeprefix("Bearer ")
+    env = {**os.environ, "HEADFRAME_URL": cloud.server.url, "HEADFRAME_KEY": key, "TERM": "xterm"}
+
+    def headframe(*words):
+        return subprocess.run([sys.executable, "-m", "headframe", *words], env=env, capture_output=True, text=True, timeout=60)
+
+    script = 'echo $HELLO $HEADFRAME_NODE_RANK $CUDA_VISIBLE_DEVICES; pwd; env | grep -c "^HEADFRAME_DATABASE"; exit 7'
+    done = headframe("exec", "look", "--", "sh", "-c", script)
+    assert done.returncode == 7, done
+    assert done.stdout.splitlines()[0].split()[:2] == ["there", "0"]
+    assert str(cloud.shared) in done.stdout.splitlines()[1]
+    assert headframe("exec", "look", "--", "printf", "%s|", "two  words", "$HOME", "'").stdout == "two  words|$HOME|'|"
+    assert headframe("exec", "look", "no-such-program").returncode == 127
+    shell = pexpect.spawn(sys.executable, ["-m", "headframe", "ssh", "look"], env=env, dimensions=(33, 101), timeout=30, encoding="utf-8")
+    shell.sendline("stty size; echo pid=$$")
+    shell.expect("33 101")
+    shell.expect(r"pid=(\d+)")
+    pid = int(shell.match[1])
+    shell.kill(signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), 30)
+    assert cloud.state("look") == "running"
+    shell = pexpect.spawn(sys.executable, ["-m", "headframe", "ssh", "look"], env=env, timeout=60, encoding="utf-8")
+    shell.sendline("echo re''ady")
+    shell.expect("ready")
+    cloud.tenant.stop("look")
+    shell.expect(pexpect.EOF)
+    assert cloud.ended("look", 40).reason == "cancelled"
 
 
 def test_work_is_stopped_with_grace_and_nothing_of_it_is_left(cloud):

@@ -26,7 +26,7 @@ import msgspec
 from headframe.engines import supervisor
 from headframe.engines.base import GRACE_S, Sight
 from headframe.engines.cgroup import make_cgroups, remove_cgroups
-from headframe.engines.runtime import SETUP_EXIT, Launch, here, launch_for, podman_path
+from headframe.engines.runtime import LOGIN, SETUP_EXIT, Launch, here, launch_for, podman_path
 from headframe.engines.shell import Shell, ShellAsk, listens, open_shell
 from headframe.files import write_private
 from headframe.model.errors import Conflicting
@@ -37,7 +37,6 @@ from headframe.model.units import MILLI
 from headframe.model.work import CHECK, Allocation, LogLine, Observation, Workload
 
 LOG_LINES_MAX = 2000
-LOGIN = "if [ -x /bin/bash ]; then exec /bin/bash -i; else exec /bin/sh -i; fi"
 KEEPER_AGAIN_MS, KEEPER_LIMIT_MS = 2_000, 20_000
 """A keeper that has not shown itself gets a second one after the first time, and is given up on after the second."""
 

@@ -19,6 +19,8 @@ SETUP_EXIT = 113
 WORK_IN_CONTAINER = "/work"
 PLAIN_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LOOPBACK = "127.0.0.1"
+LOGIN = "if [ -x /bin/bash ]; then exec /bin/bash -i; else exec /bin/sh -i; fi"
+"""What a person gets who asks for a shell."""
 NOFILE_MAX, NPROC_MAX = 65_536, 32_768
 
 

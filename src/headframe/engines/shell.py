@@ -22,6 +22,7 @@ CHUNK = 64 * 1024
 TERMINAL = str(Path(__file__).with_name("terminal.py"))
 """A program of its own: to import it is to run it."""
 OUT, ERR = 1, 2
+GENTLY_S = 3.0
 
 
 class ShellAsk(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,8 +37,8 @@ class ShellAsk(msgspec.Struct, frozen=True, kw_only=True):
 class Shell:
     """One that runs. `output` gives (1 or 2, bytes) until it has ended; then `code` is known, 128 and more for a signal."""
 
-    def __init__(self, process: subprocess.Popen[bytes], outputs: dict[int, int], into: int, *, terminal: bool) -> None:
-        self._process, self._outputs, self._into, self._terminal = process, outputs, into, terminal
+    def __init__(self, process: subprocess.Popen[bytes], outputs: dict[int, int], into: int, *, terminal: bool, gently: bool) -> None:
+        self._process, self._outputs, self._into, self._terminal, self._gently = process, outputs, into, terminal, gently
         self._queue: asyncio.Queue[tuple[int, bytes] | None] = asyncio.Queue(64)
         self._open = set(outputs)
         self._loop = asyncio.get_running_loop()
@@ -96,12 +97,21 @@ class Shell:
             self._into = -1
 
     def close(self) -> None:
-        """End it and everything that it started."""
+        """End it and everything that it started; what has to tell others is given a moment to."""
+        if self._gently and not self.over:
+            self.signal(signal.SIGTERM)
+            self._loop.call_later(GENTLY_S, self._kill)
+        else:
+            self._kill()
+        for handle in list(self._open):
+            self._ended(handle)
+
+    def _kill(self) -> None:
+        if self.over:
+            return
         for pid in [*supervisor.descendants(self._process.pid), self._process.pid]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        for handle in list(self._open):
-            self._ended(handle)
 
     def _readable(self, handle: int) -> None:
         try:
@@ -131,7 +141,7 @@ class Shell:
                 self._queue.put_nowait(None)
 
 
-def open_shell(ask: ShellAsk, argv: Sequence[str], env: dict[str, str], cwd: str, cgroups: Sequence[str]) -> Shell:
+def open_shell(ask: ShellAsk, argv: Sequence[str], env: dict[str, str], cwd: str, cgroups: Sequence[str], *, gently: bool = False) -> Shell:
     """Start it. Raises OSError."""
     told, telling = os.pipe()
     os.write(telling, json.dumps({"argv": list(argv), "env": {**env, "TERM": ask.term}, "cwd": cwd, "cgroups": list(cgroups)}).encode())
@@ -139,22 +149,22 @@ def open_shell(ask: ShellAsk, argv: Sequence[str], env: dict[str, str], cwd: str
     kind = "terminal" if ask.rows else "plain"
     command = [sys.executable, "-I", "-S", TERMINAL, kind]
     try:
-        return _with_terminal(ask, command, told) if ask.rows else _plain(command, told)
+        return _with_terminal(ask, command, told, gently=gently) if ask.rows else _plain(command, told, gently=gently)
     finally:
         os.close(told)
 
 
-def _with_terminal(ask: ShellAsk, command: Sequence[str], told: int) -> Shell:
+def _with_terminal(ask: ShellAsk, command: Sequence[str], told: int, *, gently: bool) -> Shell:
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", ask.rows, ask.columns, 0, 0))
     try:
         process = _started(command, told, stdin=theirs, stdout=theirs, stderr=theirs)
     finally:
         os.close(theirs)
-    return Shell(process, {ours: OUT}, ours, terminal=True)
+    return Shell(process, {ours: OUT}, ours, terminal=True, gently=gently)
 
 
-def _plain(command: Sequence[str], told: int) -> Shell:
+def _plain(command: Sequence[str], told: int, *, gently: bool) -> Shell:
     process = _started(command, told, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -162,7 +172,7 @@ def _plain(command: Sequence[str], told: int) -> Shell:
     handles = [os.dup(each.fileno()) for each in (process.stdin, process.stdout, process.stderr)]
     for each in (process.stdin, process.stdout, process.stderr):
         each.close()
-    return Shell(process, {handles[1]: OUT, handles[2]: ERR}, handles[0], terminal=False)
+    return Shell(process, {handles[1]: OUT, handles[2]: ERR}, handles[0], terminal=False, gently=gently)
 
 
 def _started(command: Sequence[str], told: int, *, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:

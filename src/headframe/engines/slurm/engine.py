@@ -16,14 +16,16 @@ import msgspec
 
 from headframe.data import text
 from headframe.engines.base import NoShells, Sight
+from headframe.engines.shell import Shell, ShellAsk
 from headframe.engines.slurm.directory import BEAT_S, Shared, script
 from headframe.engines.slurm.machines import kind_of, machine, node_id
 from headframe.engines.slurm.rest import SlurmRest
 from headframe.engines.slurm.seen import Seen, observed
+from headframe.engines.slurm.shells import open_step
 from headframe.engines.slurm.words import NAMED, JobRequest, SlurmJob, SlurmNode, SlurmRefused
 from headframe.health.catalogue import catalogue
 from headframe.model.engine import EngineSetup
-from headframe.model.errors import HeadframeError, Unavailable
+from headframe.model.errors import Conflicting, HeadframeError, Unavailable
 from headframe.model.fleet import Down, Machine, Volume
 from headframe.model.ids import AllocationId, NodeId, is_allocation_id
 from headframe.model.states import Reason
@@ -107,6 +109,11 @@ class SlurmEngine(NoShells):
             raise Unavailable("the Slurm cluster that keeps these lines is not set up any more")
         return await asyncio.to_thread(self._line.shared.logs, allocation, after, min(limit, 2000))
 
+    async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
+        if self._line is None:
+            raise Unavailable("the Slurm cluster that runs this is not set up any more")
+        return self._line.shell(allocation, workload, ask)
+
     async def erase(self, volume: Volume) -> None:
         if self._line is not None:
             await asyncio.to_thread(self._line.shared.erase, volume.id)
@@ -187,6 +194,15 @@ class Line:
         if seen.job is None and not seen.began and self._looked_ms > max(seen.stop_ms, self._unsure_ms.get(allocation, 0)):
             await asyncio.to_thread(seen.held.conclude, now_ms, because, "stopped before it started")
             await self._read(allocation)
+
+    def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
+        """A step of its job, on the machine of its first rank."""
+        seen = self._seen.get(allocation.id)
+        if seen is None or seen.over or not seen.claimed or not seen.names or (seen.job is not None and seen.job.over):
+            raise Conflicting("Slurm does not run it now", "`headframe ps` says what it does")
+        part = allocation.parts[0]
+        container = f"headframe-{allocation.id}" + (f"-{part.rank}" if len(allocation.parts) > 1 else "")
+        return open_step(self.setup, seen.claimed, seen.names[0], seen.held.rank(0), ask, container if workload.spec.image else "")
 
     async def forget(self, allocation: AllocationId) -> None:
         """Its end is recorded."""
