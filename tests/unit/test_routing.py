@@ -1,6 +1,7 @@
 """The gateway's choices: which replica, how many, for whom and for how much."""
 
 import random
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -8,10 +9,12 @@ from hypothesis import strategies as st
 
 from headframe.gateway.spool import Line, Spool, batch
 from headframe.gateway.stream import Stream
+from headframe.model.errors import BadFile
 from headframe.model.serving import Metric, Pricing, Serving, tokens_nano
 from headframe.routing.admit import Bucket, Purse
 from headframe.routing.choose import BLOCK_BYTES, Beliefs, blocks, choose
 from headframe.routing.scale import DOWN_AFTER_MS, Memory, Sample, scale
+from headframe.server.workload_file import parse
 
 MINUTE = 60_000
 
@@ -47,6 +50,31 @@ def test_nobody_goes_while_load_is_only_pausing_and_everybody_when_nobody_asks_a
     assert steps(serving, [35] * 120 + [0] * 850)[-1] == 1, "the last one stays until the idle time is over"
     assert steps(serving, [35] * 120 + [0] * 1000)[-1] == 0
     assert steps(Serving(replicas_min=2, replicas_max=4), [0] * 2000)[-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("window", "inside", "outside"),
+    [
+        ("mon-fri 08:00-18:00 = 2", ["2026-11-25T08:00", "2026-11-27T17:59"], ["2026-11-25T07:59", "2026-11-25T18:00", "2026-11-28T12:00"]),
+        ("sat 22:00-2:30 = 3", ["2026-11-28T22:00", "2026-11-29T02:29"], ["2026-11-28T02:00", "2026-11-29T02:30", "2026-11-29T22:00"]),
+        ("daily 0:00-24:00 = 1", ["2026-11-25T00:00", "2026-11-29T23:59"], []),
+        ("fri-mon 09:00-10:00 = 2", ["2026-11-27T09:00", "2026-11-30T09:59"], ["2026-11-24T09:00"]),
+    ],
+)
+def test_replicas_are_ready_at_the_hours_that_were_named(window, inside, outside):
+    serving = parse(f"type: endpoint\nname: x\nrun: y\nreplicas: 0..4\nprewarm: ['{window}']").spec.serve
+    for said, wanted in [*((each, serving.prewarm[0].replicas) for each in inside), *((each, 0) for each in outside)]:
+        now_ms = int(datetime.fromisoformat(said + ":00+00:00").timestamp() * 1000)
+        assert scale(serving, [], 0, 0, Memory(busy_ms=1), now_ms).wanted == wanted, said
+
+
+@pytest.mark.parametrize(
+    "window",
+    ["mon 8-18 = 2", "mon-fri 08:00-18:00 = 0", "xyz 08:00-18:00 = 2", "mon 08:61-18:00 = 2", "mon 08:00-08:00 = 2", "mon 25:00-26:00 = 1", ""],
+)
+def test_hours_that_are_none_are_told(window):
+    with pytest.raises(BadFile, match="prewarm"):
+        parse(f"type: endpoint\nname: x\nrun: y\nprewarm: ['{window}']")
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=60), st.integers(0, 5), st.integers(0, 20), st.sampled_from(Metric), st.floats(0.1, 1000))

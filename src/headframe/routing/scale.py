@@ -9,7 +9,7 @@ from math import ceil
 
 import msgspec
 
-from headframe.model.serving import Serving
+from headframe.model.serving import Serving, least
 from headframe.model.units import duration
 
 STABLE_MS, PANIC_MS = 60_000, 6_000
@@ -61,7 +61,10 @@ def scale(serving: Serving, samples: Sequence[Sample], ready: int, have: int, me
     if want == 0 or quiet_ms >= serving.idle_s * 1000:
         idle = quiet_ms >= serving.idle_s * 1000
         want, why = (0, f"nobody asked for {duration(quiet_ms)}") if idle else (min(have, 1), why)
-    want = min(max(want, serving.replicas_min), serving.replicas_max)
+    fewest = least(serving, now_ms)
+    if want < fewest and fewest > serving.replicas_min:
+        why = f"{fewest} are to be ready at this hour"
+    want = min(max(want, fewest), serving.replicas_max)
     return Scaled(wanted=want, why=why, memory=Memory(panic_until_ms=until_ms, wanted=_thinned(lately), busy_ms=busy_ms))
 
 

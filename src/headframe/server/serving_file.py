@@ -7,11 +7,14 @@ from typing import Any, Protocol
 import msgspec
 import yaml
 
-from headframe.model.serving import Metric, Pricing, Serving
+from headframe.model.serving import Metric, Prewarm, Pricing, Serving
 from headframe.model.units import parse_duration_s, parse_usd
 
-KEYS = ("port", "model", "replicas", "scaling", "probe", "idle_timeout", "start_timeout", "pricing")
+KEYS = ("port", "model", "replicas", "scaling", "probe", "prewarm", "idle_timeout", "start_timeout", "pricing")
 REPLICAS_MAX = 1000
+PREWARM_MAX = 50
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_WINDOW = re.compile(rf"(daily|{'|'.join(_DAYS)})(?:-({'|'.join(_DAYS)}))?\s+(\d\d?):(\d\d)\s*-\s*(\d\d?):(\d\d)\s*[=:]\s*(\d{{1,4}})")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/@-]{0,199}")
 _PATH = re.compile(r"/[A-Za-z0-9._~/?=&%-]{0,199}")
 
@@ -41,11 +44,42 @@ def serving(found: dict[str, yaml.Node], reader: Reader) -> Serving:
     for key, field in (("idle_timeout", "idle_s"), ("start_timeout", "start_s")):
         if key in found:
             said[field] = reader.read(found[key], key, "a duration such as 15m", parse_duration_s, 900)
+    if "prewarm" in found:
+        said["prewarm"] = _prewarm(found["prewarm"], reader)
     if "scaling" in found:
         said |= _scaling(found["scaling"], reader)
     if "pricing" in found:
         said |= _pricing(found["pricing"], reader)
     return Serving(**said)
+
+
+def _prewarm(node: yaml.Node, reader: Reader) -> tuple[Prewarm, ...]:
+    """``mon-fri 08:00-18:00: 2`` each, in UTC."""
+    expected = "`DAYS HH:MM-HH:MM = REPLICAS` in UTC, such as mon-fri 08:00-18:00 = 2"
+    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    found: list[Prewarm] = []
+    for item in items:
+        made = _window(str(item.value)) if isinstance(item, yaml.ScalarNode) else None
+        if made is None or len(items) > PREWARM_MAX:
+            reader.wrong(item, "prewarm", expected)
+        else:
+            found.append(made)
+    return tuple(found)
+
+
+def _window(text: str) -> Prewarm | None:
+    match = _WINDOW.fullmatch(text.strip().lower())
+    if match is None:
+        return None
+    first, last, *clock, replicas = match.groups()
+    start, end = (int(hour) * 60 + int(minute) for hour, minute in (clock[:2], clock[2:]))
+    days = range(7) if first == "daily" else _days(_DAYS.index(first), _DAYS.index(last or first))
+    good = start < 1440 and end <= 1440 and start != end and int(clock[1]) < 60 and int(clock[3]) < 60 and 1 <= int(replicas) <= REPLICAS_MAX
+    return Prewarm(days=tuple(days), start_min=start, end_min=end, replicas=int(replicas)) if good else None
+
+
+def _days(first: int, last: int) -> list[int]:
+    return [(first + n) % 7 for n in range((last - first) % 7 + 1)]
 
 
 def _scaling(node: yaml.Node, reader: Reader) -> dict[str, Any]:
@@ -116,5 +150,5 @@ def _matching(pattern: re.Pattern[str]) -> Any:
 
 def scaled_alike(a: Serving, b: Serving) -> bool:
     """Whether the replicas of one serve as the other's: only how many there are, and what is asked for them, differs."""
-    names = ("replicas_min", "replicas_max", "metric", "target", "idle_s", "start_s", "input_nano", "output_nano")
+    names = ("replicas_min", "replicas_max", "metric", "target", "idle_s", "start_s", "prewarm", "input_nano", "output_nano")
     return msgspec.structs.replace(a, **{name: getattr(b, name) for name in names}) == b
