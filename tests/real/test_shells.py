@@ -94,6 +94,15 @@ def test_a_shell_that_is_left_ends_with_all_it_started(lab):
     wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 10)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_that_a_shell_started_outlives_it(lab, terminal):
+    words = ["exec", *(["--tty"] if terminal else []), "lab", "--", "sh", "-c", "(setsid sleep 12347 >/dev/null 2>&1 </dev/null & echo $!); exit 3"]
+    done = lab.run(*words)
+    assert done.returncode == 3
+    pid = int(done.stdout.split()[0])
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 10)
+
+
 def test_ports_at_which_the_work_listens_are_reached_and_no_others(lab):
     port, mine, elses = free_port(), free_port(), socket.create_server(("127.0.0.1", 0))
     server = subprocess.Popen([sys.executable, "-m", "headframe", "exec", "lab", "--", sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"], env=lab.env,

@@ -84,8 +84,11 @@ class Shell:
 
     def signal(self, number: int) -> None:
         """To what it runs."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, number)
+        if number == signal.SIGKILL:  # can't be passed on
+            self._kill()
+        else:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(self._process.pid, number)
 
     def shut(self) -> None:
         """Nothing more comes to its standard input."""
