@@ -162,6 +162,27 @@ def test_what_does_not_run_has_no_shell_and_says_why(lab):
     assert lab.run("forward", "lab", "nonsense").returncode == 2
 
 
+def test_a_server_that_dies_under_a_shell_is_told_in_a_sentence(tmp_path):
+    lab = Lab(tmp_path)
+    there = subprocess.Popen(
+        [sys.executable, "-m", "headframe", "exec", "lab", "--", "sh", "-c", "echo up; sleep 60"],
+        env=lab.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert there.stdout.readline() == "up\n"
+    lab.server.kill()
+    said = there.communicate(timeout=30)[1]
+    assert there.returncode == 3
+    assert "the server ended the connection" in said
+    assert "Traceback" not in said
+    lab.server.start()
+    lab.tenant.stop("lab")
+    wait_for(lambda: lab.state("lab") == "cancelled")
+    lab.server.kill(signal.SIGTERM)
+
+
 def test_files_stay_on_a_volume_and_the_workspace_goes_when_nobody_uses_it(lab):
     lab.start("idle", "idle_timeout: 3s")
     assert lab.run("exec", "idle", "--", "sh", "-c", 'echo kept > "$HEADFRAME_VOLUME_HOME/note"').returncode == 0

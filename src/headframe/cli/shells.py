@@ -15,7 +15,7 @@ import typer
 
 from headframe.cli.jobs import Name
 from headframe.cli.session import REFUSED, err, fail, login
-from headframe.client.shells import Refused, open_exec, open_forward
+from headframe.client.shells import ConnectionClosed, Refused, open_exec, open_forward
 
 CHUNK = 64 * 1024
 
@@ -98,8 +98,8 @@ def _bridged(client: socket.socket, name: str, port: int) -> None:
                 line.send(data)
     except Refused as error:
         err.print(f"{name} port {port}: {error}", style="yellow", markup=False)
-    except OSError:
-        pass
+    except (OSError, ConnectionClosed):
+        pass  # one side left: so does the other
 
 
 def _piped(name: str, command: list[str]) -> int:
@@ -116,7 +116,8 @@ def _piped(name: str, command: list[str]) -> int:
         try:
             return _said(line)
         except KeyboardInterrupt:
-            line.send('{"signal":2}')
+            with contextlib.suppress(ConnectionClosed):
+                line.send('{"signal":2}')
             return _said(line)
 
 
@@ -130,7 +131,8 @@ def _attached(name: str, command: list[str]) -> int:
 
         def resized(*_: object) -> None:
             now = os.get_terminal_size(0)
-            line.send(msgspec.json.encode({"resize": [now.lines, now.columns]}).decode())
+            with contextlib.suppress(ConnectionClosed):
+                line.send(msgspec.json.encode({"resize": [now.lines, now.columns]}).decode())
 
         def typed() -> None:
             with contextlib.suppress(Exception):
@@ -157,12 +159,13 @@ def _line(name: str, command: list[str], rows: int, columns: int) -> Any:
 
 def _said(line: Any) -> int:
     """What it says, to where it belongs; its exit code."""
-    for data in line:
-        if isinstance(data, bytes):
-            os.write(data[0], data[1:])
-            continue
-        told = msgspec.json.decode(data, type=dict[str, Any])
-        if "code" in told:
-            return int(told["code"])
-        raise Refused(str(told.get("error", "refused")), str(told.get("next", "")))
+    with contextlib.suppress(ConnectionClosed):
+        for data in line:
+            if isinstance(data, bytes):
+                os.write(data[0], data[1:])
+                continue
+            told = msgspec.json.decode(data, type=dict[str, Any])
+            if "code" in told:
+                return int(told["code"])
+            raise Refused(str(told.get("error", "refused")), str(told.get("next", "")))
     raise Refused("the server ended the connection", "is the work still running? `headframe ps`")

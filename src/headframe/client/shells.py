@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import quote, urlencode
 
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
+__all__ = ["ConnectionClosed", "Refused", "open_exec", "open_forward"]
 OPEN_S = 15.0
 MESSAGE_MAX = 1024 * 1024
 
