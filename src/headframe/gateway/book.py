@@ -2,6 +2,7 @@
 begins while the control plane is away serves; nothing here asks anybody.
 """
 
+import asyncio
 import hmac
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,7 @@ class Book:
         self._by_key: dict[KeyId, Caller] = {}
         self._named: dict[tuple[ProjectId, str], Served] = {}
         self._taken: dict[ProjectId, int] = {}
+        self._keeping = asyncio.Lock()
 
     def load(self, spool: Spool) -> None:
         """What was known before; with what the spool still holds, what is left to spend."""
@@ -100,12 +102,14 @@ class Book:
             tenant.purse.granted = kept.granted.get(project, 0)
             tenant.purse.spent = kept.spent.get(project, 0) + unsent.get(project, 0)
 
-    def keep(self) -> None:
-        """On disk; blocks."""
-        table = Table(run="", seq=0, full=True, keys=tuple(self.keys.values()), projects=tuple(tenant.entry for tenant in self.tenants.values()),
-                      endpoints=tuple(served.entry for served in self.endpoints.values()))  # fmt: skip
-        granted = {project: tenant.purse.granted for project, tenant in self.tenants.items() if tenant.purse.granted}
-        write_private(self._path, msgspec.json.encode(Kept(table=table, granted=granted, spent=self._taken)))
+    async def keep(self) -> None:
+        """On disk, with all that was so when this was called. One at a time: they write the same file."""
+        async with self._keeping:
+            table = Table(run="", seq=0, full=True, keys=tuple(self.keys.values()), projects=tuple(tenant.entry for tenant in self.tenants.values()),
+                          endpoints=tuple(served.entry for served in self.endpoints.values()))  # fmt: skip
+            granted = {project: tenant.purse.granted for project, tenant in self.tenants.items() if tenant.purse.granted}
+            kept = Kept(table=table, granted=granted, spent=dict(self._taken))
+            await asyncio.to_thread(lambda: write_private(self._path, msgspec.json.encode(kept)))
 
     def take(self, table: Table) -> None:
         """What changed, or everything."""

@@ -225,7 +225,7 @@ class Gateway:
                 await asyncio.sleep(AGAIN_S)
                 continue
             self.book.take(table)
-            await asyncio.to_thread(self.book.keep)
+            await self.book.keep()
             self.nudge()
 
     async def _telling(self, client: GatewayClient) -> None:
@@ -251,7 +251,7 @@ class Gateway:
         """One report; whether there is another batch to tell at once."""
         report = self._report()
         if any(wish.wanted_nano == 0 for wish in report.wishes):
-            await asyncio.to_thread(self.book.keep)  # what is given back must not be counted on after a crash
+            await self.book.keep()  # what is given back must not be counted on after a crash
         answer = await client.report(report)
         self.spool.taken(answer.batch)
         self.spool.skip_to(answer.batch)
@@ -259,7 +259,7 @@ class Gateway:
         for exchange in list(self.poor):
             exchange.paid()
         if answer.granted:
-            await asyncio.to_thread(self.book.keep)
+            await self.book.keep()
         return self.spool.oldest() is not None
 
     def _report(self) -> GatewayReport:
