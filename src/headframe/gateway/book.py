@@ -19,7 +19,6 @@ from headframe.model.ids import KeyId, ProjectId, WorkloadId
 from headframe.model.keys import KINDS, key_mac, read_key, read_pass, replica_key
 from headframe.model.people import ALLOWS, Scope
 from headframe.model.serving import Pricing
-from headframe.model.units import money
 from headframe.routing.admit import Bucket, Purse, wish
 
 CALLERS_MAX = 50_000
@@ -75,7 +74,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Book:
-    """One gateway's. `secret` is the pepper that keys are hashed under."""
+    """One gateway's. `pepper` is the secret that keys are hashed under."""
 
     def __init__(self, path: Path, pepper: bytes, now_s: Callable[[], float], host: str) -> None:
         self._path, self._pepper, self._now_s, self._host = path, pepper, now_s, host
@@ -186,10 +185,6 @@ class Book:
         own = caller.key.project_id
         return [served for served in sorted(self.endpoints.values(), key=_age) if not own or served.entry.project_id == own or _sold(served)]
 
-    def tenant(self, project: ProjectId) -> Tenant | None:
-        """Whom to bill; an operator's key has no project."""
-        return self.tenants.get(project)
-
     def admit(self, caller: Caller, tenant: Tenant | None, tokens: float) -> tuple[list[Bucket], Headers]:
         """Take a request and as many tokens from every limit that holds, or raise Refused with nothing taken. Returns the buckets of tokens, and the headers that tell of limits."""
         limits = self._limits(caller, tenant)
@@ -222,11 +217,6 @@ class Book:
             of_project = [(tenant.asked, tenant.entry.rpm, REQUESTS), (tenant.tokens, tenant.entry.tpm, TOKENS)] if tenant else []
             known = caller.limits = [each for each in (*of_key, *of_project) if each[1]]
         return known
-
-    def broke(self, tenant: Tenant) -> Refused:
-        """Nothing left to spend, and nothing more was granted."""
-        why = tenant.why or f"{money(tenant.purse.left)} is left here"
-        return Refused(429, "insufficient_quota", f"This project can't pay for the request: {why}.", kind="insufficient_quota", never_again=True)
 
     def _endpoint(self, entry: EndpointEntry) -> None:
         served = self.endpoints.get(entry.id)

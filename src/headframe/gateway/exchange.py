@@ -96,7 +96,8 @@ class Exchange(Sending):
         self._stream: Stream | None = None
         self._kept: list[bytes] = []
         self._kept_bytes = 0
-        self._head_sent = self._first = False
+        self._said: Usage | None = None
+        self._head_sent = self._first = self._open = self._chunked = self._settled = False
 
     def begin(self, caller: Caller, named: str) -> None:
         """Admit it, and send it off or hold it. Raises Refused with nothing taken."""
@@ -408,6 +409,3 @@ class Exchange(Sending):
             sold = stream is not None and self._served.entry.serving.pricing is Pricing.PER_TOKEN
             count = partial(counted, self._served, self._path, self._request.body, text) if sold else None
             self._tab.settle(*guess, 0, estimated=True, failed=failed, cut=cut, count=count)
-
-    _said: Usage | None = None
-    _open = _chunked = _settled = False

@@ -7,7 +7,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -30,6 +29,7 @@ from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.spool import Spool
 from headframe.gateway.tab import Tab
 from headframe.gateway.wire import ClientConnection, Request, head
+from headframe.listening import bound, check_exposure
 from headframe.model.endpoint import GatewayReport, Wish
 from headframe.model.errors import Conflicting
 from headframe.model.ids import ENTROPY_BYTES, GatewayId, base32
@@ -43,7 +43,6 @@ AGAIN_S = 2.0
 LEAVE_S = 30.0
 """A gateway that is told to end gives what is under way so long."""
 BACKLOG = 4096
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _log = logging.getLogger("headframe.gateway")
 
 
@@ -74,7 +73,6 @@ class Gateway:
         self._group: asyncio.TaskGroup | None = None
         self._told = asyncio.Event()
         self._due = False
-        self._dirty = False
         self._heard = False
         self._refusal = ""
         self._probing: set[Replica] = set()
@@ -181,7 +179,7 @@ class Gateway:
 
     def _flush(self) -> None:
         self._due = False
-        self._dirty = self.spool.flush() or self._dirty
+        self.spool.flush()
 
     async def serve(self, client: GatewayClient, opened: Callable[[], None]) -> None:
         """Until a signal."""
@@ -189,7 +187,10 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, leave.set)
         door = await self._loop.create_server(
-            lambda: ClientConnection(self.answer, self.now_s, self._clients), sock=_bound(self._config), ssl=_tls(self._config), backlog=BACKLOG
+            lambda: ClientConnection(self.answer, self.now_s, self._clients),
+            sock=bound(self._config.host, self._config.port, shared=self._config.shared_port),
+            ssl=_tls(self._config),
+            backlog=BACKLOG,
         )
         async with asyncio.TaskGroup() as group:
             self._group = group
@@ -260,7 +261,7 @@ class Gateway:
             exchange.paid()
         if answer.granted:
             await self.book.keep()
-        return self.spool.oldest() is not None
+        return bool(self.spool.sealed)
 
     def _report(self) -> GatewayReport:
         now_s, wishes = self.now_s(), list[Wish]()
@@ -307,8 +308,7 @@ class Gateway:
         sealed_s = self.now_s()
         while True:
             await asyncio.sleep(SYNC_S)
-            if self._dirty:
-                self._dirty = False
+            if self.spool.dirty:
                 await asyncio.to_thread(self.spool.sync)
             if self.now_s() - sealed_s >= SEAL_S or self.spool.lines >= SEAL_LINES:
                 sealed_s = self.now_s()
@@ -317,11 +317,7 @@ class Gateway:
 
 def run(config: Config, opened: Callable[[], None]) -> None:
     """Carry requests until a signal; raises HeadframeError for what an operator can mend."""
-    if config.host not in LOOPBACK and config.tls_cert is None:
-        raise Conflicting(
-            f"{config.host} is reachable from other machines, and keys would travel unencrypted",
-            "give --tls-cert and --tls-key, or bind to 127.0.0.1",
-        )
+    check_exposure(config.host, secure=config.tls_cert is not None, otherwise="give --tls-cert and --tls-key, or bind to 127.0.0.1")
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with alone(config.data / "gateway.lock", f"another gateway works in {config.data}", "stop it, or give this one its own --data"):
         try:
@@ -379,20 +375,6 @@ async def _forever(task: Coroutine[Any, Any, None]) -> None:
     except Exception:
         _log.exception("the gateway can't go on; this is a bug in Headframe")
         raise
-
-
-def _bound(config: Config) -> socket.socket:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if config.shared_port:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        listening.bind((config.host, config.port))
-    except OSError as error:
-        listening.close()
-        raise Conflicting(f"{config.host}:{config.port} can't be bound: {error.strerror}", "choose another --host or --port") from None
-    return listening
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

@@ -12,13 +12,10 @@ from headframe.gateway.refusals import Refused
 MAX_TOKENS = 4096
 """What a request without a limit is taken to ask for at most, until it shows that it wants more."""
 BYTES_PER_TOKEN = 4
-EVENT_BYTES_MAX = 4 * 1024 * 1024
 CHAT, TEXT, EMBEDDINGS = b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"
 _NEEDS = {CHAT: "messages", TEXT: "prompt", EMBEDDINGS: "input"}
 _EMPTY = frozenset({b"", b"null", b'""', b"[]"})
 _END = re.compile(rb"\r?\n\r?\n")
-
-
 NOTHING = msgspec.Raw()
 
 

@@ -50,7 +50,7 @@ class Spool:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lines: list[Line] = []
         self._sums: dict[int, dict[ProjectId, int]] = {}
-        self._dirty = False
+        self.dirty = False
         self.lines = 0
         self._sizes = {int(path.stem): path.stat().st_size for path in root.glob("*.log")}
         self._total = sum(self._sizes.values())
@@ -84,20 +84,19 @@ class Spool:
         self._lines.append(line)
         self._count(self.number, line)
 
-    def flush(self) -> bool:
-        """Write what was put; whether there is something to sync."""
+    def flush(self) -> None:
+        """Write what was put; `dirty` until it is synced."""
         if self._lines:
             data = b"".join(_encode(line) + b"\n" for line in self._lines)
             self._lines.clear()
             os.write(self._file, data)
             self._sizes[self.number] += len(data)
             self._total += len(data)
-            self._dirty = True
-        return self._dirty
+            self.dirty = True
 
     def sync(self) -> None:
         """Have what was written on disk; blocks."""
-        self._dirty = False
+        self.dirty = False
         os.fsync(self._file)
 
     def seal(self) -> None:
@@ -111,10 +110,14 @@ class Spool:
         self.lines = 0
         self._file = self._open()
 
+    @property
+    def sealed(self) -> list[int]:
+        """The files that are to be sent."""
+        return sorted(n for n in self._sizes if n < self.number)
+
     def oldest(self) -> ServedBatch | None:
-        """What is to be sent next; None where nothing is sealed."""
-        sealed = [n for n in self._sizes if n < self.number]
-        return batch(min(sealed), self._gateway, self.read(min(sealed))) if sealed else None
+        """What is to be sent next; None where nothing is sealed. Reads its file."""
+        return batch(self.sealed[0], self._gateway, self.read(self.sealed[0])) if self.sealed else None
 
     def taken(self, number: int) -> None:
         """The control plane has everything up to that batch."""

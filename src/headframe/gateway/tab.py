@@ -10,6 +10,7 @@ from headframe.gateway.spool import Line, Spool
 from headframe.gateway.wire import Headers
 from headframe.model.ids import ProjectId
 from headframe.model.serving import Pricing, tokens_nano
+from headframe.model.units import money
 from headframe.routing.admit import Bucket
 
 Count = Callable[[], Awaitable[tuple[int, int] | None]]
@@ -45,7 +46,7 @@ class Tab:
 
     def __init__(self, desk: Desk, served: Served, caller: Caller, most: tuple[int, int], named: str) -> None:
         self._desk, self._served, self._caller, self._most, self.named = desk, served, caller, most, named
-        self.tenant: Tenant | None = desk.book.tenant(caller.key.project_id)
+        self.tenant: Tenant | None = desk.book.tenants.get(caller.key.project_id)  # an operator's key has no project
         self.at_ms = desk.now_ms()
         self.limits: Headers = []
         self._buckets: list[Bucket] = []
@@ -80,9 +81,10 @@ class Tab:
         return self._caller.key.project_id or self._served.entry.project_id
 
     def broke(self) -> Refused:
-        """Why it can't be paid."""
+        """Nothing is left to spend, and nothing more was granted."""
         assert self.tenant is not None
-        return self._desk.book.broke(self.tenant)
+        why = self.tenant.why or f"{money(self.tenant.purse.left)} is left here"
+        return Refused(429, "insufficient_quota", f"This project can't pay for the request: {why}.", kind="insufficient_quota", never_again=True)
 
     def open(self) -> None:
         """It begins: from now on it is written down."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from headframe.files import write_private
+from headframe.listening import url_at
 from headframe.model.command import CreateKey
 from headframe.model.errors import HeadframeError
 from headframe.model.ids import ProjectId
@@ -39,8 +40,7 @@ class GatewaySetup(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """Where clients reach it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls_cert else 'http'}://{host}:{self.port}"
+        return url_at(self.host, self.port, secure=self.tls_cert is not None)
 
 
 async def keep_gateway(setup: GatewaySetup, desk: Desk, auth: Auth) -> None:

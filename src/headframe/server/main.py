@@ -24,6 +24,7 @@ from headframe.engines.several import Several
 from headframe.engines.slurm.engine import SlurmEngine
 from headframe.files import alone
 from headframe.health.rules import Rules, limited
+from headframe.listening import bound, check_exposure, url_at
 from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
 from headframe.model.fleet import JOINED, LOCAL, SLURM, Node
@@ -56,7 +57,6 @@ SHUTDOWN_S = 3
 CONNECTIONS_MAX = 20_000
 """Each machine that joined holds one or two."""
 WARM_WAIT_S, WARM_LOOK_S = 1.5, 5.0
-LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _log = logging.getLogger("headframe")
 
 
@@ -80,9 +80,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def url(self) -> str:
         """Where people reach it."""
-        scheme = "https" if self.tls_cert or self.tls_self_signed else "http"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{scheme}://{host}:{self.port}"
+        return url_at(self.host, self.port, secure=self.secure)
+
+    @property
+    def secure(self) -> bool:
+        """Whether it speaks TLS."""
+        return bool(self.tls_cert or self.tls_self_signed)
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,9 +134,9 @@ class Hooks(msgspec.Struct, frozen=True, kw_only=True):
 def run(config: Config, hooks: Hooks) -> None:
     """Serve until a signal; raises HeadframeError for what an operator can mend."""
     assert sys.flags.optimize == 0, "Headframe's invariants are assertions: do not run it with -O"
-    _check_exposure(config)
+    check_exposure(config.host, secure=config.secure, otherwise="give --tls-cert and --tls-key, or --tls-self-signed, or bind to 127.0.0.1")
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _alone(config), _bound(config) as listening:
+    with _alone(config), bound(config.host, config.port) as listening:
         asyncio.run(_serve(config, hooks, listening))
 
 
@@ -162,7 +165,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       joined=None if stage else joined, pin=_pin(config), demand=demand, sessions=sessions, wake=wake.set,
                       gateway_url=config.gateway_url or (beside.url if beside else ""), gateway_ca=beside.ca if beside else "",
-                      secure=config.url.startswith("https"), note=stage.note if stage else "")  # fmt: skip
+                      secure=config.secure, note=stage.note if stage else "")  # fmt: skip
     server = uvicorn.Server(_uvicorn(config, context))
     engine.listen(asyncio.get_running_loop(), wake.set)
     desk.listeners.append(lambda _events: wake.set())
@@ -333,30 +336,6 @@ async def _beside(server: uvicorn.Server, setup: GatewaySetup, desk: Desk, auth:
 
 def _pin(config: Config) -> str:
     return pinned(self_signed(config.data, config.host)[0]) if config.tls_self_signed else ""
-
-
-def _bound(config: Config) -> socket.socket:
-    """The address, taken before anything else is touched."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # With the protocol named, asyncio turns Nagle's algorithm off; without, each answer waits 40 ms for an acknowledgement.
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((config.host, config.port))
-    except OSError as error:
-        listening.close()
-        raise Conflicting(f"{config.host}:{config.port} can't be bound: {error.strerror}", "choose another --host or --port") from None
-    return listening
-
-
-def _check_exposure(config: Config) -> None:
-    """Nothing leaves this machine in the clear."""
-    if config.host in LOOPBACK or config.url.startswith("https"):
-        return
-    raise Conflicting(
-        f"{config.host} is reachable from other machines, and keys would travel unencrypted",
-        "give --tls-cert and --tls-key, or --tls-self-signed, or bind to 127.0.0.1",
-    )
 
 
 @contextlib.contextmanager
