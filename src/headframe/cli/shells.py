@@ -48,6 +48,7 @@ def forward(
     """Reach ports at which running work listens, such as Jupyter's, until Ctrl-C."""
     pairs = [_pair(each) for each in ports]
     doors: list[socket.socket] = []
+    here = 0
     try:
         for here, there in pairs:
             door = socket.create_server((host, here))
@@ -56,7 +57,7 @@ def forward(
             threading.Thread(target=_accepting, args=(door, name, there), daemon=True).start()
         signal.pause()
     except OSError as error:
-        fail(f"{host}:{error.filename or pairs[0][0]} can't be listened at: {error.strerror}", "name another port: 9000:8888", 2)
+        fail(f"{host}:{here} can't be listened at: {error.strerror}", "name another port: 9000:8888", 2)
     except KeyboardInterrupt:
         err.print()
     finally:

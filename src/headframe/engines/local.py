@@ -175,18 +175,10 @@ class LocalEngine:
 
     async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
         spec, _ = await asyncio.to_thread(self._running, allocation)
+        argv = list(ask.argv or ("/bin/sh", "-c", LOGIN))
         if workload.spec.image:
-            flags = ["--interactive", *(["--tty"] if ask.rows else [])]
-            argv = [
-                podman_path() or "podman",
-                "exec",
-                *flags,
-                f"--env=TERM={ask.term}",
-                f"headframe-{allocation.id}",
-                *(ask.argv or ("/bin/sh", "-c", LOGIN)),
-            ]
-        else:
-            argv = list(ask.argv or ("/bin/sh", "-c", LOGIN))
+            flags = ["--interactive", *(["--tty"] if ask.rows else []), f"--env=TERM={ask.term}"]
+            argv = [podman_path() or "podman", "exec", *flags, f"headframe-{allocation.id}", *argv]
         opened = open_shell(ask, argv, spec["env"], spec["cwd"], spec["cgroups"])
         self._shells[allocation.id] = [*(each for each in self._shells.get(allocation.id, ()) if not each.over), opened]
         return opened
@@ -204,8 +196,9 @@ class LocalEngine:
     def _running(self, allocation: Allocation) -> tuple[dict[str, Any], int]:
         """What its keeper was told, and the work's process; Conflicting where it does not run."""
         directory = self._active / allocation.id
-        pid = next((line.pid for line in reversed(read_journal(directory)) if line.event == "running"), 0)
-        if not pid or not _locked(directory) or any(line.event == "ended" for line in read_journal(directory)):
+        lines = read_journal(directory)
+        pid = next((line.pid for line in reversed(lines) if line.event == "running"), 0)
+        if not pid or not _locked(directory) or any(line.event == "ended" for line in lines):
             raise Conflicting("it does not run now", "`headframe ps` says what it does")
         return json.loads((directory / "spec.json").read_bytes()), pid
 

@@ -133,7 +133,7 @@ class ReplicaEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndpointEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """An endpoint as a gateway knows it. `owner` names its project; one that sells tokens answers all projects."""
+    """An endpoint as a gateway knows it; one that sells tokens answers all projects."""
 
     id: WorkloadId
     project_id: ProjectId

@@ -1,7 +1,6 @@
 """What gateways say of endpoints: the memory of the leader alone, turned into what the tick decides on. It holds minutes, for scaling and for the page."""
 
 from collections import deque
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -70,26 +69,16 @@ class Demand:
         """The last minutes of an endpoint, oldest first."""
         return list(self._moments.get(key, ()))
 
-    def why_not(self, key: AllocationId) -> str:
-        """Why a replica is not ready, as a gateway put it."""
-        return next((replica.why for _, replica in self._replicas() if replica.id == key and replica.why), "")
-
-    def ready(self, key: AllocationId) -> bool:
-        """Whether some gateway gets answers from it."""
-        return any(replica.ready for _, replica in self._replicas() if replica.id == key)
-
-    def in_flight(self, key: AllocationId) -> int:
-        """How many requests it has."""
-        return sum(replica.in_flight for _, replica in self._replicas() if replica.id == key)
+    def replica(self, endpoint: WorkloadId, key: AllocationId) -> ReplicaReport:
+        """What all gateways say of one: whether some get answers from it, how many requests it has, and else why it is not ready."""
+        said = [each for word in self._said.values() if (told := word.report.get(endpoint)) for each in told.replicas if each.id == key]
+        ready = any(each.ready for each in said)
+        why = "" if ready else next((each.why for each in said if each.why), "")
+        return ReplicaReport(id=key, ready=ready, in_flight=sum(each.in_flight for each in said), why=why)
 
     def total(self, key: WorkloadId) -> EndpointReport:
         """All gateways' sums since each started."""
         return _sum(key, [said.report[key] for said in self._said.values() if key in said.report])
-
-    def _replicas(self) -> Iterator[tuple[GatewayId, ReplicaReport]]:
-        for gateway, said in self._said.items():
-            for each in said.report.values():
-                yield from ((gateway, replica) for replica in each.replicas)
 
     def _load(self, world: World, endpoint: Endpoint, live: list[GatewayId], now_ms: int) -> Load:
         told = {gateway: self._said[gateway].report[endpoint.id] for gateway in live if endpoint.id in self._said[gateway].report}

@@ -13,10 +13,10 @@ from headframe.model.event import Draft, Kind
 from headframe.model.ids import GatewayId, ProjectId, WorkloadId, allowance_id
 from headframe.model.money import EntryKind, Quote
 from headframe.model.people import Project
+from headframe.model.serving import Serving
 from headframe.model.units import counted, money
 from headframe.model.work import Spec
 from headframe.model.world import World
-from headframe.server.serving_file import scaled_alike
 
 SEEN_MS = 3_600_000
 """That a gateway lives is recorded so often; more exactly it is known only while the server runs."""
@@ -52,7 +52,13 @@ def applied(world: World, command: ApplyEndpoint, offered: Quote, now_ms: int) -
 
 def _alike(old: Endpoint, spec: Spec) -> bool:
     assert spec.serve is not None
-    return scaled_alike(old.serving, spec.serve) and msgspec.structs.replace(old.spec, serve=spec.serve) == spec
+    return _scaled_alike(old.serving, spec.serve) and msgspec.structs.replace(old.spec, serve=spec.serve) == spec
+
+
+def _scaled_alike(a: Serving, b: Serving) -> bool:
+    """Whether the replicas of one serve as the other's: only how many there are, and what is asked for them, differs."""
+    names = ("replicas_min", "replicas_max", "metric", "target", "idle_s", "start_s", "prewarm", "input_nano", "output_nano")
+    return msgspec.structs.replace(a, **{name: getattr(b, name) for name in names}) == b
 
 
 def served(world: World, command: StopEndpoint | TakeReport, now_ms: int) -> Iterator[Draft]:

@@ -4,7 +4,6 @@ import difflib
 import re
 from typing import Any, Protocol
 
-import msgspec
 import yaml
 
 from headframe.model.serving import Metric, Prewarm, Pricing, Serving
@@ -146,9 +145,3 @@ def _matching(pattern: re.Pattern[str]) -> Any:
         return text
 
     return read
-
-
-def scaled_alike(a: Serving, b: Serving) -> bool:
-    """Whether the replicas of one serve as the other's: only how many there are, and what is asked for them, differs."""
-    names = ("replicas_min", "replicas_max", "metric", "target", "idle_s", "start_s", "prewarm", "input_nano", "output_nano")
-    return msgspec.structs.replace(a, **{name: getattr(b, name) for name in names}) == b

@@ -2,7 +2,8 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from headframe.model.endpoint import Endpoint, EndpointEntry, KeyEntry, ProjectEntry, ReplicaEntry, Table
 from headframe.model.event import Event
@@ -13,6 +14,8 @@ from headframe.model.work import Allocation, Workload
 from headframe.model.world import World
 
 Entry = KeyEntry | ProjectEntry | EndpointEntry
+Numbered = dict[tuple[type, str], tuple[int, Entry]]
+"""By kind and id, each with the number of its last change, the newest last."""
 SHOWN = frozenset({AllocationState.STARTING, AllocationState.RUNNING, AllocationState.STOPPING})
 GONE_MAX = 10_000
 """So many that are gone are remembered; who has not asked since then is told everything."""
@@ -25,8 +28,8 @@ class GatewayTable:
         self._world = world
         self.run = secrets.token_hex(8)
         self._seq = 0
-        self._entries: dict[tuple[type, str], tuple[int, Entry]] = {}
-        self._gone: dict[tuple[type, str], tuple[int, Entry]] = {}
+        self._entries: Numbered = {}
+        self._gone: Numbered = {}
         self._forgot = 0
         self._changed = asyncio.Event()
         for key in world.keys.values():
@@ -59,11 +62,7 @@ class GatewayTable:
     def since(self, run: str, seq: int) -> Table:
         """What changed since then, or everything."""
         full = run != self.run or seq < self._forgot or seq > self._seq
-        rows = [
-            entry
-            for at, entry in (*self._entries.values(), *self._gone.values())
-            if (full and not getattr(entry, "gone", False)) or (not full and at > seq)
-        ]
+        rows = [entry for _, entry in self._entries.values()] if full else [*_newer(self._entries, seq), *_newer(self._gone, seq)]
         return Table(
             run=self.run, seq=self._seq, full=full, keys=tuple(row for row in rows if isinstance(row, KeyEntry)),
             projects=tuple(row for row in rows if isinstance(row, ProjectEntry)), endpoints=tuple(row for row in rows if isinstance(row, EndpointEntry)),
@@ -84,8 +83,9 @@ class GatewayTable:
             return
         self._seq += 1
         if not gone:
-            self._entries[kind, key] = (self._seq, entry)
             self._gone.pop((kind, key), None)
+            self._entries.pop((kind, key), None)  # the newest last
+            self._entries[kind, key] = (self._seq, entry)
             return
         self._entries.pop((kind, key), None)
         self._gone[kind, key] = (self._seq, entry)
@@ -131,3 +131,8 @@ class GatewayTable:
                 draining = bool(replica.drain_ms) or held.state is AllocationState.STOPPING
                 found.append(ReplicaEntry(id=held.id, host=part.host, port=part.port, draining=draining))
         return found
+
+
+def _newer(entries: Numbered, seq: int) -> Iterator[Entry]:
+    """Those of a later number: only they are looked at, and one more."""
+    return (entry for _, entry in takewhile(lambda each: each[0] > seq, reversed(entries.values())))

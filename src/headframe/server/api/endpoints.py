@@ -174,16 +174,16 @@ def view(context: Context, row: Endpoint) -> EndpointView:
 
 
 def _replica(context: Context, world: World, row: Workload, now_ms: int) -> ReplicaView:
-    key, demand = allocation_id(row.id, 1), context.demand
+    key = allocation_id(row.id, 1)
+    told = context.demand.replica(row.endpoint_id, key)
     held = world.allocations.get(key)
     waits = explain(world, row, now_ms, admitter(world, now_ms)) if row.id in world.queued else ()
     rate = rate_nano(price_at(world.prices(), now_ms), held.parts, held.tier) if held and row.state not in WORKLOAD_ENDS else 0
     accrued = accrued_nano(held, now_ms, world.prices()) if held else row.cost_nano
-    ready = demand.ready(key)
     where = world.nodes[held.parts[0].node_id].name if held and held.parts[0].node_id in world.nodes else ""
     return ReplicaView(
-        workload=row, ready=ready, node=where, in_flight=demand.in_flight(key), rate_nano=rate, accrued_nano=accrued - row.credited_nano,
-        waits=waits, why="" if ready else demand.why_not(key),
+        workload=row, ready=told.ready, node=where, in_flight=told.in_flight, rate_nano=rate, accrued_nano=accrued - row.credited_nano,
+        waits=waits, why=told.why,
     )  # fmt: skip
 
 
