@@ -1,8 +1,9 @@
 """plan: what turning a mining fleet into a GPU cloud would earn, before a dollar is spent. It needs no server."""
 
+from collections.abc import Iterable
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,9 @@ from headframe.client.inventory import Found, merged, read
 from headframe.model.pivot import ALGORITHMS, Assumptions, FleetPlan, RigPlan
 from headframe.model.text import printable
 from headframe.model.units import counted
+
+if TYPE_CHECKING:
+    from headframe.dispatch.pivot import CardFacts
 
 SHOWN_MAX = 25
 
@@ -36,8 +40,8 @@ def plan(
     found = _inventory(files)
     known = _known()
     coins, rents, resales = _pairs(coin, "--coin", ALGORITHMS), _pairs(rent, "--rent", known), _pairs(resale, "--resale", known)
-    scale = sold / Assumptions(power_usd_kwh=power).sold_slots
     base = Assumptions(power_usd_kwh=power)
+    scale = sold / base.sold_slots
     assumed = Assumptions(
         power_usd_kwh=power,
         coins=coins,
@@ -48,7 +52,7 @@ def plan(
         sold_host=base.sold_host * scale,
         sold_slots=sold,
     )
-    made = _planned(found, assumed, seed)
+    made = _planned(found, known, assumed, seed)
     if html is not None:
         _write(html, made)
     show(made, json, lambda: _show(made, html))
@@ -68,18 +72,17 @@ def _inventory(files: list[Path]) -> Found:
     return found
 
 
-def _known() -> dict[str, object]:
+def _known() -> "dict[str, CardFacts]":
     from headframe.data import text
     from headframe.dispatch.pivot import facts
 
-    return dict(facts(text("gpus.csv"), text("gpu_rents.csv")))
+    return facts(text("gpus.csv"), text("gpu_rents.csv"))
 
 
-def _planned(found: Found, assumed: Assumptions, seed: int) -> FleetPlan:
+def _planned(found: Found, known: "dict[str, CardFacts]", assumed: Assumptions, seed: int) -> FleetPlan:
     import numpy as np
 
     from headframe.data import text
-    from headframe.dispatch.pivot import facts
     from headframe.dispatch.pivot import plan as planned
     from headframe.health.catalogue import catalogue, claim
     from headframe.model.health import Inventory
@@ -90,7 +93,7 @@ def _planned(found: Found, assumed: Assumptions, seed: int) -> FleetPlan:
         claimed = claim(models, Inventory(model=said, memory_mib=memory_mib or _stated(said))).model
         return claimed.name if claimed else None
 
-    return planned(found.rigs, named, facts(text("gpus.csv"), text("gpu_rents.csv")), assumed, np.random.default_rng(seed))
+    return planned(found.rigs, named, known, assumed, np.random.default_rng(seed))
 
 
 def _stated(said: str) -> int:
@@ -101,12 +104,12 @@ def _stated(said: str) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _pairs(given: list[str] | None, option: str, known: object) -> dict[str, float]:
+def _pairs(given: list[str] | None, option: str, known: Iterable[str]) -> dict[str, float]:
     """`NAME=NUMBER` each; exit 2 for anything else."""
     found: dict[str, float] = {}
     for each in given or []:
         name, _, number = each.rpartition("=")
-        match = next((each for each in known if each.lower() == name.strip().lower()), None) if isinstance(known, dict) else None
+        match = next((each for each in known if each.lower() == name.strip().lower()), None)
         try:
             value = float(number)
         except ValueError:

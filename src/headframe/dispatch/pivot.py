@@ -51,8 +51,9 @@ KEEP, SELL, HOST, SLOTS, RESALE = "keep mining", "sell hours", "memory and disk,
 
 def facts(gpus: str, rents: str) -> dict[str, CardFacts]:
     """The models of `gpus.csv` with what `gpu_rents.csv` lists, by name."""
-    listed = {_plain(row["accelerator"]): float(row["median_usd_h"]) for row in csv.DictReader(rents.splitlines())}
-    sized = {(_plain(row["accelerator"]), row["vram_gib"]): float(row["median_usd_h"]) for row in csv.DictReader(rents.splitlines())}
+    offers = [(_plain(row["accelerator"]), row["vram_gib"], float(row["median_usd_h"])) for row in csv.DictReader(rents.splitlines())]
+    listed = {name: usd_h for name, _, usd_h in offers}
+    sized = {(name, vram_gib): usd_h for name, vram_gib, usd_h in offers}
     found: dict[str, CardFacts] = {}
     for row in csv.DictReader(gpus.splitlines()):
         name, plain = row["model"], _plain(row["model"])
@@ -73,11 +74,10 @@ def plan(
 ) -> FleetPlan:
     """The plan of a fleet; `named` is a model's name in the catalogue, from what an inventory calls it and its memory (MiB)."""
     draw = draws(rng)
-    rows = [
-        _rig(rig, [_facts(known, named(card.model, card.memory_mib), card.model, card.memory_mib) for card in rig.cards], assumed, draw)
-        for rig in rigs
-        if rig.cards
+    fleet = [
+        (rig, [_facts(known, named(card.model, card.memory_mib), card.model, card.memory_mib) for card in rig.cards]) for rig in rigs if rig.cards
     ]
+    rows = [_rig(rig, cards, assumed, draw) for rig, cards in fleet]
     plans, totals = [row for row, _ in rows], [total for _, total in rows]
     keep, best = sum(_of(row, KEEP).month_usd for row in plans), sum(row.options[0].month_usd for row in plans)
     capex = sum(row.options[0].capex_usd for row in plans)
@@ -86,7 +86,7 @@ def plan(
         rigs=tuple(plans), cards=sum(len(rig.cards) for rig in rigs), keep_usd=keep, plan_usd=best, capex_usd=capex,
         payback_months=capex / (best - keep) if capex > 0 and best > keep else None,
         keep_band=_band(sum((keeps for keeps, _ in totals), zero)), plan_band=_band(sum((bests for _, bests in totals), zero)),
-        sensitivity=tuple(_sensitivity(rigs, named, known, assumed, plans)), assumptions=assumed,
+        sensitivity=tuple(_sensitivity([cards for _, cards in fleet], assumed, plans)), assumptions=assumed,
         unknown=tuple(dict.fromkeys(each for row in plans for each in row.unknown)),
     )  # fmt: skip
 
@@ -108,7 +108,7 @@ def month(kind: str, cards: Sequence[CardFacts], assumed: Assumptions, draw: Dra
         mined = sum((np.maximum(0.0, _mined(card, assumed, draw)) for card in cards), 0.0 * draw.coin)
         return np.maximum(0.0, mined - _power(assumed.host_w, assumed, draw))
     sold = np.minimum(0.95, {SELL: assumed.sold_bare, HOST: assumed.sold_host, SLOTS: assumed.sold_slots}[kind] * draw.sold)
-    hosts = -(-len(cards) // assumed.slots_cards) if kind == SLOTS and risers else 1
+    hosts = _slot_hosts(cards, assumed) if kind == SLOTS and risers else 1
     total = -_power(assumed.host_w * hosts, assumed, draw) + 0.0 * draw.coin
     for card in cards:
         idle = np.maximum(_mined(card, assumed, draw), -_power(IDLE_W, assumed, draw))
@@ -143,12 +143,12 @@ def _power(watts: float, assumed: Assumptions, draw: Draw) -> Any:
 
 
 def _rig(rig: Rig, cards: Sequence[CardFacts], assumed: Assumptions, draw: Draw) -> tuple[RigPlan, tuple[Any, Any]]:
-    risers = len(cards) >= assumed.risers_from
+    risers = _risers(cards, assumed)
     capex = {
         KEEP: 0.0,
         SELL: 0.0,
         HOST: assumed.host_usd,
-        SLOTS: assumed.host_usd + assumed.slots_usd * (-(-len(cards) // assumed.slots_cards)),
+        SLOTS: assumed.host_usd + assumed.slots_usd * _slot_hosts(cards, assumed),
         RESALE: 0.0,
     }
     kinds = [KEEP, SELL, HOST, *([SLOTS] if risers else [])]
@@ -176,7 +176,7 @@ def _option(
 ) -> Option:
     sure = float(month(kind, cards, assumed, Draw(), risers=risers))
     gain = sure - keep
-    hosts = -(-len(cards) // assumed.slots_cards) if kind == SLOTS else 1
+    hosts = _slot_hosts(cards, assumed) if kind == SLOTS else 1
     mining = sum(max((watts for _, watts in card.mines.values()), default=0.0) for card in cards)
     watts = 0.0 if kind == RESALE else assumed.host_w * hosts + (mining if kind == KEEP else sum(AI_POWER * card.limit_w for card in cards))
     what = {KEEP: "as it is", SELL: "as it is; mines between", HOST: f"16 to 32 GB of memory and an SSD: {capex:,.0f} US$", RESALE: f"{-capex:,.0f} US$ once",
@@ -215,26 +215,27 @@ def _unknown(rig: Rig, cards: Sequence[CardFacts], assumed: Assumptions, *, rise
     return list(dict.fromkeys(found))
 
 
-def _sensitivity(
-    rigs: Sequence[Rig], named: Callable[[str, int], str | None], known: Mapping[str, CardFacts], assumed: Assumptions, plans: Sequence[RigPlan]
-) -> list[Sensitivity]:
-    chosen = {row.name: row.options[0].kind for row in plans}
-    cards = {
-        rig.name: [_facts(known, named(card.model, card.memory_mib), card.model, card.memory_mib) for card in rig.cards] for rig in rigs if rig.cards
-    }
-
-    def total(draw: Draw, kinds: Mapping[str, str]) -> float:
-        return sum(float(month(kinds[name], row, assumed, draw, risers=len(row) >= assumed.risers_from)) for name, row in cards.items())
+def _sensitivity(fleet: Sequence[Sequence[CardFacts]], assumed: Assumptions, plans: Sequence[RigPlan]) -> list[Sensitivity]:
+    def total(draw: Draw, kinds: Sequence[str]) -> float:
+        return sum(float(month(kind, cards, assumed, draw, risers=_risers(cards, assumed))) for kind, cards in zip(kinds, fleet, strict=True))
 
     cases = [("as assumed", Draw()), ("half as many hours sold", Draw(sold=0.5)), ("half again as many hours sold", Draw(sold=1.5)), ("rents a third lower", Draw(rent=2 / 3)),
              ("coin a fifth", Draw(coin=0.2)), ("coin five times", Draw(coin=5.0)), ("coin thirty times", Draw(coin=30.0)), ("power half", Draw(power=0.5)), ("power twice", Draw(power=2.0))]  # fmt: skip
-    keep = dict.fromkeys(cards, KEEP)
+    keep, chosen = [KEEP] * len(fleet), [row.options[0].kind for row in plans]
     return [Sensitivity(what=what, keep_usd=total(draw, keep), plan_usd=total(draw, chosen)) for what, draw in cases]
 
 
 def _facts(known: Mapping[str, CardFacts], name: str | None, said: str, memory_mib: int) -> CardFacts:
     """Of a model that is not in the catalogue nothing is known but what the owner says."""
     return known[name] if name is not None and name in known else CardFacts(name=said, rent_usd_h=None, limit_w=200.0, memory_mib=memory_mib)
+
+
+def _risers(cards: Sequence[CardFacts], assumed: Assumptions) -> bool:
+    return len(cards) >= assumed.risers_from
+
+
+def _slot_hosts(cards: Sequence[CardFacts], assumed: Assumptions) -> int:
+    return -(-len(cards) // assumed.slots_cards)
 
 
 def _of(row: RigPlan, kind: str) -> Option:
