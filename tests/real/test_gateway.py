@@ -464,6 +464,35 @@ def test_tokens_that_nobody_counted_are_counted_with_the_models_own_tokenizer(ga
     assert line["amount"] == 11 * 1000 + 5 * 2000
 
 
+def test_a_whole_answer_that_says_no_usage_is_counted_too(gate):
+    async def silent(request, reply):
+        if request.path == "/apply-template":
+            reply.json({"prompt": "<user>hello"})
+        elif request.path == "/tokenize":
+            reply.json({"tokens": list(range(len(request.json["content"])))})
+        else:
+            reply.json({"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}]})
+
+    gate = gate(silent, serving=SOLD, granted={"pr-a": 10**9})
+    assert gate.ask({"messages": [{"role": "user", "content": "hello"}]}).status_code == 200
+    line = gate.settled(1)[0]
+    assert (line["prompt"], line["completion"], line.get("estimated", False)) == (len("<user>hello"), len("Hello"), False)
+    assert line["amount"] == 11 * 1000 + 5 * 2000
+
+
+def test_where_no_tokenizer_answers_a_whole_answer_is_estimated_and_said_so(gate):
+    async def silent(request, reply):
+        if request.path in {"/apply-template", "/tokenize"}:
+            reply.json({"error": "not here"}, status=404)
+        else:
+            reply.json({"choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello, you there"}, "finish_reason": "stop"}]})
+
+    gate = gate(silent, serving=SOLD, granted={"pr-a": 10**9})
+    assert gate.ask({"messages": [{"role": "user", "content": "hello"}]}).status_code == 200
+    line = gate.settled(1)[0]
+    assert line["estimated"] and line["completion"] == 4 and line["prompt"] > 0
+
+
 def test_embeddings_keep_their_form_and_their_usage(gate):
     vector = base64.b64encode(struct.pack("<3f", 0.5, -1.0, 2.0)).decode()
 

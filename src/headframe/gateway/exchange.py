@@ -97,6 +97,7 @@ class Exchange(Sending):
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._said: Usage | None = None
+        self._answer: bytes | None = None
         self._head_sent = self._first = self._open = self._chunked = self._settled = False
 
     def begin(self, caller: Caller, named: str) -> None:
@@ -325,7 +326,7 @@ class Exchange(Sending):
             return
         if good:
             said = read_said(body)
-            self._said = said.usage
+            self._said, self._answer = said.usage, body
             body = renamed(body, said.model, self._name) if self._name and said.model else body
         elif not body.lstrip().startswith(b"{"):
             body = Refused(self._status, "upstream_error", f"The model's server answered {self._status}.").body()
@@ -398,14 +399,19 @@ class Exchange(Sending):
             self._tab.settle(stream.prompt, stream.completion, stream.cached, failed=failed, cut=cut)
         elif said is not None:
             self._tab.settle(said.prompt, said.completion, said.cached, failed=failed)
-        elif self._status != 200 or not self._head_sent:
+        elif self._status != 200 or (self._answer is None and not self._head_sent):
             self._tab.settle(0, 0, 0, failed=failed)
         else:
-            text = "".join(text_of(data_of(event)) for piece in self._kept for event in events(piece)) if stream is not None else ""
-            guess = (
-                self.size // BYTES_PER_TOKEN + 1,
-                -(-len(text.encode()) // BYTES_PER_TOKEN) if stream is not None else self._kept_bytes // BYTES_PER_TOKEN,
-            )
-            sold = stream is not None and self._served.entry.serving.pricing is Pricing.PER_TOKEN
-            count = partial(counted, self._served, self._path, self._request.body, text) if sold else None
+            text = self._text()
+            out_bytes = self._kept_bytes if text is None else len(text.encode())
+            count = None
+            if text is not None and self._path in {CHAT, TEXT} and self._served.entry.serving.pricing is Pricing.PER_TOKEN:
+                count = partial(counted, self._served, self._path, self._request.body, text)
+            guess = self.size // BYTES_PER_TOKEN + 1, -(-out_bytes // BYTES_PER_TOKEN)
             self._tab.settle(*guess, 0, estimated=True, failed=failed, cut=cut, count=count)
+
+    def _text(self) -> str | None:
+        """What was delivered, as a person reads it; None where it was too large to be kept whole."""
+        if self._stream is not None:
+            return "".join(text_of(data_of(event)) for piece in self._kept for event in events(piece))
+        return None if self._answer is None else text_of(self._answer)
