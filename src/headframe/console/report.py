@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template, select_autoescape
 
 from headframe.console.charts import columns, lines
 from headframe.model.pivot import FleetPlan
@@ -12,8 +12,6 @@ from headframe.model.units import duration
 
 def page(reports: Sequence[Report], style: str) -> str:
     """HTML; `style` is the console's style sheet, which goes into the page."""
-    environment = Environment(loader=PackageLoader("headframe.console"), autoescape=select_autoescape(), undefined=StrictUndefined)
-    environment.filters["span"] = _span
     charts: tuple[tuple[str, str, Callable[[Sample], float]], ...] = (
         ("GPUs held", "% of all", lambda sample: sample.held),
         ("GPUs stranded: free, but of no use to a typical request", "% of all", lambda sample: sample.stranded),
@@ -24,18 +22,23 @@ def page(reports: Sequence[Report], style: str) -> str:
         for title, unit, read in charts
     ]
     groups = [group.name for group in reports[0].groups]
-    return environment.get_template("report.html").render(reports=reports, charts=drawn, groups=groups, style=style)
+    return _template("report.html").render(reports=reports, charts=drawn, groups=groups, style=style)
 
 
 def plan_page(plan: FleetPlan, style: str) -> str:
     """A fleet's plan as HTML; `style` as above."""
-    environment = Environment(loader=PackageLoader("headframe.console"), autoescape=select_autoescape(), undefined=StrictUndefined)
     drawn = [case for case in plan.sensitivity if "thirty" not in case.what]  # beside it nothing else would be seen
     top = max((abs(amount) for case in drawn for amount in (case.keep_usd, case.plan_usd)), default=1.0) or 1.0
     pairs = [(f"{case.what}: {name} {amount:,.0f} US$", max(0, round(1000 * amount / top))) for case in drawn
              for name, amount in (("kept on", case.keep_usd), ("by the plan", case.plan_usd))]  # fmt: skip
     chart = columns(pairs, "US$ a month for each case: kept on, then by the plan")
-    return environment.get_template("plan.html").render(plan=plan, chart=chart, style=style)
+    return _template("plan.html").render(plan=plan, chart=chart, style=style)
+
+
+def _template(name: str) -> Template:
+    environment = Environment(loader=PackageLoader("headframe.console"), autoescape=select_autoescape(), undefined=StrictUndefined)
+    environment.filters["span"] = _span
+    return environment.get_template(name)
 
 
 def _span(seconds: float) -> str:
