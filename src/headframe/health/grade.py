@@ -184,7 +184,8 @@ def _cap(rule: Rule) -> Grade:
 
 def _known(case: Case, rules: Sequence[Rule]) -> tuple[Finding, ...]:
     """All findings, contradictions in the card's own words; first what has no result, unless the card is condemned without it."""
-    said = {"chip": case.claim.wrong_chip, "memory-odd": case.claim.wrong_memory, "device-error": case.measured.device_error}
+    said = {"chip": case.claim.wrong_chip, "memory-odd": case.claim.wrong_memory, "device-error": case.measured.device_error,
+            "fabric": "" if case.host and case.host.fabric_gbit_s else "no network for it is known"}  # fmt: skip
     found = [msgspec.structs.replace(each, have=said.get(each.rule) or each.have) for each in _findings(readings(case), rules)]
     missing = [what for datum, what in NEEDED.items() if getattr(case.measured, datum) is None]
     condemned = any(each.cap in {Grade.REJECT, Grade.MINING_ONLY} for each in found)

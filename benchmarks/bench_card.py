@@ -1,0 +1,243 @@
+"""The whole path on a real card, as its owner meets it: what the driver answers, the quick check, the hand-over, a job through a real server, and
+what it draws under each kind of load. Reads and computes only: no limit, clock or mode of the card is set, so run it as an ordinary user.
+
+    python benchmarks/bench_card.py OUT        (takes about five minutes; needs PyTorch with CUDA and an idle card)
+
+Names of parts after OUT run only those. OUT gets what was found as JSON, for fixtures; the figures are printed beside the card's published limits.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headframe.agent import checks, handover, nvml
+from headframe.agent.cards import opened
+from headframe.client import Client
+from headframe.model.health import Depth
+
+OUT = Path(sys.argv[1] if len(sys.argv) > 1 else "card").resolve()
+PORT = 7390
+JOB = """
+name: heat
+run: |
+  python3 -c "
+  import time, torch
+  a = torch.randn(4096, 4096, device='cuda', dtype=torch.bfloat16)
+  print('running on', torch.cuda.get_device_name(), flush=True)
+  until = time.time() + 12
+  while time.time() < until:
+      for _ in range(50): a @ a
+      torch.cuda.synchronize()
+  "
+resources: {gpu: 1, cpu: 1, memory: 2GB, disk: 1MB}
+max_duration: 5m
+"""
+
+
+def keep(name: str, what: object) -> None:
+    (OUT / f"{name}.json").write_text(json.dumps(what, indent=1, default=str) + "\n")
+
+
+def answers() -> dict[str, str]:
+    """Each datum of the tables with the driver's answer, or its error."""
+    found: dict[str, str] = {}
+    with nvml.driver() as module:
+        card = module.nvmlDeviceGetHandleByIndex(0)
+        for table in (nvml.INVENTORY, nvml.ERRORS, nvml.SAMPLE, nvml.SLOW, nvml.PLACED):
+            for name, read in table.items():
+                began = time.perf_counter()
+                try:
+                    found[name] = repr(read(module, card))
+                except Exception as error:  # noqa: BLE001 - which it is, is what is asked
+                    found[name] = f"{type(error).__name__}: {error}"
+                found[name] += f"  ({(time.perf_counter() - began) * 1000:.2f} ms)"
+    return found
+
+
+def uuid() -> str:
+    with opened() as cards:
+        return cards[0].uuid()
+
+
+def hand_over() -> dict[str, Any]:
+    """A clean card, a card that somebody is on, and what that somebody leaves."""
+    card, found = uuid(), {}
+    for turn in ("first", "second"):
+        began = time.perf_counter()
+        found[f"clean, {turn}"] = asyncio.run(handover.clean([card])) or "clean"
+        found[f"clean, {turn}, s"] = round(time.perf_counter() - began, 2)
+    hold = "import torch,time; a = torch.full((3<<28,), 7, device='cuda', dtype=torch.int32); torch.cuda.synchronize(); print('held', flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
+    assert holder.stdout
+    holder.stdout.readline()
+    began = time.perf_counter()
+    found["held"], found["held, pid"] = asyncio.run(handover.clean([card])), holder.pid
+    found["held, s"] = round(time.perf_counter() - began, 2)
+    holder.kill()
+    holder.wait()
+    began = time.perf_counter()
+    found["after kill -9"] = asyncio.run(handover.clean([card])) or "clean"
+    found["after kill -9, s"] = round(time.perf_counter() - began, 2)
+    return found
+
+
+def headframe(*words: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "headframe", *words], capture_output=True, text=True, env=environment(), check=False)
+    return done.stdout + done.stderr
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HEADFRAME_CONFIG": str(OUT / "state" / "config.json"), "XDG_DATA_HOME": str(OUT / "state")}
+
+
+def through_a_server() -> dict[str, Any]:
+    """`headframe up` checks the new card by itself, then a job runs on it."""
+    found: dict[str, Any] = {}
+    argv = [
+        sys.executable,
+        "-m",
+        "headframe",
+        "up",
+        "--data",
+        str(OUT / "state" / "data"),
+        "--port",
+        str(PORT),
+        "--no-gateway",
+        "--watch-interval",
+        "2",
+    ]
+    with (OUT / "server.log").open("wb") as log:
+        server = subprocess.Popen(argv, env=environment(), stdout=log, stderr=log)
+    try:
+        wait(lambda: (OUT / "state" / "config.json").exists(), 60)
+        key = json.loads((OUT / "state" / "config.json").read_text())["key"]
+        began = time.monotonic()
+        with Client(f"http://127.0.0.1:{PORT}", key) as cloud:
+            wait(lambda: all(card.state == "ready" for node in cloud.nodes() for card in node.gpus), 240)
+        found["new to ready, s"] = round(time.monotonic() - began, 1)
+        found["gpu show"] = headframe("gpu", "show", uuid())
+        headframe("price", "*", "--on-demand", "2")
+        headframe("project", "create", "bench")
+        headframe("project", "credit", "bench", "5")
+        (OUT / "state" / "heat.yaml").write_text(JOB)
+        began = time.monotonic()
+        found["run"] = headframe("run", "--project", "bench", "--yes", str(OUT / "state" / "heat.yaml"))
+        found["run, s"] = round(time.monotonic() - began, 1)
+        for name, words in (
+            ("ps", ("ps", "--all")),
+            ("nodes", ("nodes",)),
+            ("node show", ("node", "ls")),
+            ("gpu json", ("gpu", "show", uuid(), "--json")),
+        ):
+            found[name] = headframe(*words)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+    return found
+
+
+def hurried() -> object:
+    """The full check's own steps, each a thirtieth as long."""
+    _, cards = asyncio.run(checks.check(Depth.FULL, OUT, lambda step: print(step.name, step.error, flush=True), ("--hurry", "30")))
+    return json.loads(msgspec.json.encode(cards))
+
+
+def wait(done: Callable[[], bool], limit_s: float) -> None:
+    until = time.monotonic() + limit_s
+    while time.monotonic() < until:
+        with contextlib.suppress(Exception):
+            if done():
+                return
+        time.sleep(0.2)
+    print(f"gave up after {limit_s} s", flush=True)
+
+
+LOADS = """
+import sys, time, torch
+kind = sys.argv[1]
+dev = 'cuda'
+torch.backends.cuda.matmul.allow_tf32 = False
+if kind == 'context':
+    a = torch.ones(1, device=dev); torch.cuda.synchronize(); print('on', flush=True); time.sleep(60)
+if kind == 'decode':
+    ws = [torch.randn(8192, 8192, device=dev, dtype=torch.bfloat16) for _ in range(40)]
+    x = torch.randn(1, 8192, device=dev, dtype=torch.bfloat16)
+    act = lambda: [x @ w for w in ws]
+elif kind == 'decode8':
+    ws = [torch.randn(8192, 8192, device=dev, dtype=torch.bfloat16) for _ in range(40)]
+    x = torch.randn(8, 8192, device=dev, dtype=torch.bfloat16)
+    act = lambda: [x @ w for w in ws]
+elif kind == 'copy':
+    a = torch.randn(1 << 28, device=dev); b = torch.empty_like(a); act = lambda: b.copy_(a)
+else:
+    n, t = 8192, {'fp32': torch.float32, 'bf16': torch.bfloat16}[kind]
+    a, b = torch.randn(n, n, device=dev).to(t), torch.randn(n, n, device=dev).to(t); act = lambda: a @ b
+act(); torch.cuda.synchronize(); print('on', flush=True)
+began, count = time.perf_counter(), 0
+while True:
+    for _ in range(10): act()
+    torch.cuda.synchronize(); count += 10
+"""
+
+
+def draws() -> dict[str, Any]:
+    """Watts, clocks and temperature under each load, means of 4 s after 3 s."""
+    found = {"idle": sampled()}
+    for kind in ("context", "copy", "decode", "decode8", "fp32", "bf16"):
+        child = subprocess.Popen([sys.executable, "-c", LOADS, kind], stdout=subprocess.PIPE)
+        assert child.stdout
+        child.stdout.readline()
+        time.sleep(3)
+        found[kind] = sampled()
+        child.kill()
+        child.wait()
+        time.sleep(1)
+    return found
+
+
+def sampled() -> dict[str, float]:
+    with opened() as cards:
+        seen = []
+        for _ in range(20):
+            seen.append(cards[0].vendor.sample(cards[0].number, "it", 0, slow=False))
+            time.sleep(0.2)
+    mean = lambda name: round(sum(getattr(each, name) or 0 for each in seen) / len(seen), 1)  # noqa: E731
+    return {name: mean(name) for name in ("power_w", "sm_mhz", "memory_mhz", "temperature_c", "use", "answer_ms", "memory_used_mib")}
+
+
+def main() -> None:
+    (OUT / "state").mkdir(parents=True, exist_ok=True)
+    with opened() as cards:
+        if not cards:
+            print("no card answers here: nothing to measure")
+            return
+    parts: dict[str, Callable[[], object]] = {
+        "nvml": answers, "draws": draws, "handover": hand_over, "server": through_a_server,
+        "check": lambda: json.loads(subprocess.run([sys.executable, "-m", "headframe", "check", "--json"], capture_output=True, text=True, check=False, env=environment()).stdout),
+        "full": hurried,
+    }  # fmt: skip
+    for name, part in parts.items():
+        if len(sys.argv) > 2 and name not in sys.argv[2:]:
+            continue
+        began = time.monotonic()
+        try:
+            found = part()
+        except Exception as error:  # noqa: BLE001 - the other parts are worth having
+            found = {"failed": f"{type(error).__name__}: {error}"}
+        keep(name, found)
+        print(f"== {name} ({time.monotonic() - began:.1f} s)")
+        print(json.dumps(found, indent=1, default=str)[:3000].replace("\\n", "\n"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
