@@ -1,0 +1,82 @@
+"""A tariff to numbers: what each interval's kWh costs, and in which intervals a peak would be paid for. Pure: the time zone's rules are data of the system's."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, MINUTES_A_DAY, Tariff, Window
+
+MWH_KWH = 1000.0
+Market = Callable[[int], float | None]
+"""The market's price (US$ per MWh) at an instant (ms), None where it is not known."""
+
+
+class Peak(msgspec.Struct, frozen=True, kw_only=True):
+    """US$ for each kW of the highest interval among those marked, beyond what the month has reached already."""
+
+    name: str
+    usd_kw: float
+    within: tuple[bool, ...]
+    reached_w: float = 0.0
+
+
+def holds(window: Window, local: datetime) -> bool:
+    """Whether an instant lies in a window. A window over midnight belongs to the day on which it began."""
+    minute = local.hour * 60 + local.minute
+    over_midnight = window.to_min <= window.from_min
+    day = local.weekday()
+    if over_midnight and minute < window.to_min:
+        day = (day - 1) % 7
+    inside = window.from_min <= minute < window.to_min if not over_midnight else minute >= window.from_min or minute < window.to_min
+    return inside and (not window.months or local.month in window.months) and (not window.days or day in window.days)
+
+
+def usd_kwh(tariff: Tariff, market: Market, at_ms: int) -> float | None:
+    """What a kWh costs at an instant; None where neither the market nor a charge says."""
+    if tariff.market:
+        price = market(at_ms)
+        if price is not None and trusted(price):
+            return price / MWH_KWH + tariff.adder_usd_kwh
+    local = _local(tariff, at_ms)
+    found = next((charge for charge in tariff.energy if not charge.when or any(holds(window, local) for window in charge.when)), None)
+    return found.usd_kwh + tariff.adder_usd_kwh if found else None
+
+
+def series(tariff: Tariff, market: Market, starts_ms: Sequence[int]) -> list[float]:
+    """US$ per kWh of each interval. One whose price is not known costs what the known ones do on average, so that nothing is switched by a gap; with none known, 0."""
+    known = [usd_kwh(tariff, market, at_ms) for at_ms in starts_ms]
+    there = [price for price in known if price is not None]
+    usual = sum(there) / len(there) if there else 0.0
+    return [usual if price is None else price for price in known]
+
+
+def peaks(tariff: Tariff, starts_ms: Sequence[int], reached_w: Callable[[str], float]) -> tuple[Peak, ...]:
+    """The demand charges that some of the intervals may raise. `reached_w` is the month's peak so far, by the charge's name: what is below it costs nothing more."""
+    local = [_local(tariff, at_ms) for at_ms in starts_ms]
+    found: list[Peak] = []
+    for charge in tariff.demand:
+        within = tuple(not charge.when or any(holds(window, at) for window in charge.when) for at in local)
+        if any(within):
+            found.append(Peak(name=charge.name, usd_kw=charge.usd_kw, within=within, reached_w=reached_w(charge.name)))
+    return tuple(found)
+
+
+def trusted(usd_mwh: float) -> bool:
+    """Whether that can be a market's price at all; NaN is not."""
+    return MARKET_LEAST_USD_MWH <= usd_mwh <= MARKET_MOST_USD_MWH
+
+
+def minute(text: str) -> int:
+    """A time of day ("7", "14:30", "24") as minutes; ValueError where it is none."""
+    hours, _, minutes = text.strip().partition(":")
+    if hours.isdecimal() and (minutes.isdecimal() or ":" not in text):
+        value = int(hours) * 60 + int(minutes or 0)
+        if value <= MINUTES_A_DAY and int(minutes or 0) < 60:
+            return value
+    raise ValueError(f"{text!r} is no time of day")
+
+
+def _local(tariff: Tariff, at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(ZoneInfo(tariff.zone))

@@ -1,0 +1,215 @@
+"""What power costs, what may be drawn, what cards do while nobody rents them: tariffs, signals, coins, fillers, ASICs."""
+
+from enum import StrEnum
+
+import msgspec
+
+from headframe.model.ids import NodeId, RackId, SiteId
+
+MINUTES_A_DAY = 1440
+MARKET_MOST_USD_MWH, MARKET_LEAST_USD_MWH = 10_000.0, -1_000.0
+"""No market clears beyond these: ERCOT's offers end at 5,000, Europe's day-ahead auction at 4,000 and -500. What lies outside is a mistake."""
+
+
+class LoadClass(StrEnum):
+    """What a watt is spent on, firmest first."""
+
+    FIRM = "firm"
+    ONLINE = "online"
+    BATCH = "batch"
+    SPOT = "spot"
+    FILLER = "filler"
+
+
+class Window(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Hours of a tariff, in the site's own time: months (1 to 12) and days (0 is Monday), none meaning all; from a minute of the day to another, over
+    midnight where the second is the smaller.
+    """
+
+    months: tuple[int, ...] = ()
+    days: tuple[int, ...] = ()
+    from_min: int = 0
+    to_min: int = MINUTES_A_DAY
+
+
+class EnergyCharge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """US$ per kWh in some windows (none: always). Of several charges the first whose window holds counts."""
+
+    usd_kwh: float
+    when: tuple[Window, ...] = ()
+
+
+class DemandCharge(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """US$ a month for each kW of the month's highest mean over `interval_min`, of what is drawn within the windows (none: always). Charges by coincident
+    peaks (ERCOT's 4CP and its like) are written the same way, with the windows in which a peak is expected.
+    """
+
+    name: str
+    usd_kw: float
+    interval_min: int = 15
+    when: tuple[Window, ...] = ()
+
+
+class Tariff(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a kWh costs: the market's price where there is one (`market` names it), or else the energy charges; `adder_usd_kwh` is on top of either (delivery, taxes).
+    `zone` is the IANA name of the site's time.
+    """
+
+    name: str
+    zone: str = "UTC"
+    market: str = ""
+    adder_usd_kwh: float = 0.0
+    energy: tuple[EnergyCharge, ...] = ()
+    demand: tuple[DemandCharge, ...] = ()
+
+
+class MarketDay(msgspec.Struct, frozen=True, kw_only=True, tag="market_day"):
+    """A day's prices of a market, US$ per MWh by UTC hour (None: not known). `id` is `market/2026-11-27`."""
+
+    id: str
+    market: str
+    start_ms: int
+    usd_mwh: tuple[float | None, ...]
+    source: str = ""
+
+
+class SignalKind(StrEnum):
+    """What is asked: draw at most so many watts, pay so much per MWh, or keep to a level of 0 (as usual) to 3 (all that can go)."""
+
+    LIMIT = "limit"
+    PRICE = "price"
+    LEVEL = "level"
+
+
+class Signal(msgspec.Struct, frozen=True, kw_only=True, tag="signal"):
+    """What a grid, a market, a breaker or a person asks of a site from a time to a time. It is known by its source and that source's own event id; a higher
+    `version` takes the place of a lower one, and `cancelled` ends it.
+    """
+
+    id: str
+    site_id: SiteId
+    source: str
+    event: str
+    version: int = 0
+    kind: SignalKind
+    value: float
+    start_ms: int
+    end_ms: int
+    why: str = ""
+    received_ms: int = 0
+    cancelled: bool = False
+    closed: bool = False
+
+
+class Coin(msgspec.Struct, frozen=True, kw_only=True, tag="coin"):
+    """A coin's terms, as last told: US$ for one, the network's hashes a second, seconds between blocks, coins for a block (with fees). What a hash a second earns
+    in a day follows from these.
+    """
+
+    id: str
+    algorithm: str
+    price_usd: float
+    network_hs: float
+    block_s: float
+    reward: float
+    at_ms: int = 0
+    source: str = ""
+
+
+class Mines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one card of a model does for a filler: hashes a second, and watts of the card while it does."""
+
+    hashes_s: float = 0.0
+    watts: float
+
+
+class Filler(msgspec.Struct, frozen=True, kw_only=True, tag="filler", omit_defaults=True):
+    """What idle cards may do: mine a coin, or the operator's own work of a known worth (`usd_gpu_h`). `run` is started for each card; `program` is the file whose
+    SHA-256 has to be `sha256` ("" for what is no closed program). `stats` names how its figures are read at `port`. Of a model that `models` does not name it does nothing.
+    """
+
+    id: str
+    name: str
+    run: str
+    image: str = ""
+    env: dict[str, str] = {}
+    coin: str = ""
+    usd_gpu_h: float = 0.0
+    pool_fee: float = 0.01
+    program_fee: float = 0.0
+    models: dict[str, Mines] = {}
+    program: str = ""
+    sha256: str = ""
+    stats: str = ""
+    port: int = 0
+    cpu_milli: int = 100
+    memory_mib: int = 1024
+    enabled: bool = True
+    created_ms: int = 0
+    removed: bool = False
+
+
+class AsicState(StrEnum):
+    """What a mining machine does."""
+
+    MINING = "mining"
+    STOPPED = "stopped"
+    UNKNOWN = "unknown"
+
+
+class Asic(msgspec.Struct, frozen=True, kw_only=True, tag="asic", omit_defaults=True):
+    """A machine that only mines: what it was found to do at full speed, and what its firmware can be told. One that can't be stopped is part of what the site
+    draws whatever happens.
+    """
+
+    id: str
+    name: str
+    ip: str
+    model: str
+    rack_id: RackId = RackId("")
+    coin: str = "BTC"
+    hashes_s: float = 0.0
+    watts: float = 0.0
+    can_stop: bool = False
+    can_limit: bool = False
+    state: AsicState = AsicState.UNKNOWN
+    wanted: AsicState = AsicState.MINING
+    why: str = ""
+    changed_ms: int = 0
+    seen_ms: int = 0
+    removed: bool = False
+
+
+class Posture(msgspec.Struct, frozen=True, kw_only=True, tag="posture", omit_defaults=True):
+    """What dispatch wants of one kind of card in one rack from `since_ms` on: which filler ("" for none, the cards sleep) on at most how many of them, the share of their
+    draw that each class may have (1 where it is not named), and why, with what each alternative would bring in US$ per card-hour.
+    """
+
+    id: str
+    site_id: SiteId
+    rack_id: RackId
+    model: str
+    filler: str = ""
+    most: int = 0
+    caps: dict[str, float] = {}
+    since_ms: int = 0
+    why: str = ""
+    usd_h: dict[str, float] = {}
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a miner says of itself, of all its cards together: hashes a second, watts where it knows them, shares taken and refused, seconds since it began."""
+
+    hashes_s: float
+    watts: float | None = None
+    accepted: int = 0
+    rejected: int = 0
+    uptime_s: int = 0
+    algorithm: str = ""
+
+
+class Drawn(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine draws now, in watts: by the telemetry of its cards where there is any."""
+
+    node_id: NodeId
+    watts: float
