@@ -264,7 +264,7 @@ def bound(year):
         site, late_share_h=0.0, left_share=0.0, peaks=tuple(Peak(name=str(n), usd_kw=CHARGE_USD_KW, within=within) for n, within in enumerate(months) if any(within)),
         asics=tuple(msgspec.structs.replace(asics, usd_h=tuple(year.asic_usd_h)) for asics in site.asics),
     )  # fmt: skip
-    schedule, _ = solved(site, 3600.0)
+    schedule, _ = solved(site, 3600.0, interior=True)
     assert schedule is not None
     return schedule.net_usd
 

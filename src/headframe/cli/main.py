@@ -2,7 +2,7 @@
 
 import typer
 
-from headframe.cli import agent, check, engines, fleet, gateway, jobs, machines, money, operate, plan, server, shells, simulate
+from headframe.cli import agent, check, engines, fleet, gateway, jobs, machines, money, operate, plan, power, server, shells, simulate
 
 app = typer.Typer(
     name="headframe", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -21,6 +21,7 @@ check.add(app)
 agent.add(app)
 simulate.add(app)
 plan.add(app)
+power.add(app)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """rack, reservation, volume: what the operator says of the fleet, and what is set aside."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,11 +40,17 @@ def site_set(
     name: str, *, shadow: Annotated[bool | None, typer.Option("--shadow/--act", help="Only tell what is wrong with cards, or take bad ones out.")] = None,
     check_new: Annotated[bool | None, typer.Option("--check-new/--no-check-new", help="Whether new cards are checked before they get work.")] = None,
     check_idle: Annotated[bool | None, typer.Option("--check-idle/--no-check-idle", help="Whether idle machines are checked again, once a day; work comes first.")] = None,
+    contract: Annotated[str, typer.Option(help="What may be drawn at the meter, such as 1.2MW; 0 is no limit.")] = "",
+    pue: Annotated[float | None, typer.Option(help="The meter's watts for each watt of the machines, such as 1.15.")] = None,
+    tariff: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="What a kWh costs: a tariff file (YAML).")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Say what a site does by itself."""
+    """Say what a site does by itself, what it may draw and what power costs there."""
+    body = SiteBody(
+        shadow=shadow, check_new=check_new, check_idle=check_idle, contract_w=watts(contract), pue=pue, tariff=tariff.read_text("utf-8", "replace") if tariff else None
+    )  # fmt: skip
     with client() as cloud:
-        made = cloud.set_site(name, SiteBody(shadow=shadow, check_new=check_new, check_idle=check_idle))
+        made = cloud.set_site(name, body)
     show(made, json, lambda: _show_sites((made,)))
 
 
@@ -150,13 +157,13 @@ def _time_ms(text: str) -> int:
 
 
 def _show_sites(rows: tuple[Site, ...]) -> None:
-    shown = table("site", "bad cards", "new cards", "idle machines", "moves work together", "id")
+    shown = table("site", ">contract", ">PUE", "tariff", "bad cards", "new cards", "idle machines", "moves work together", "id")
     for row in rows:
         new = "checked first" if row.check_new else "put to work"
         idle = "checked daily" if row.check_idle else "left alone"
-        shown.add_row(
-            row.name, "told only" if row.shadow else "taken out of service", new, idle, "by itself" if row.defragment else "when asked", row.id
-        )
+        contract = f"{row.contract_w / 1000:g} kW" if row.contract_w else "–"
+        shown.add_row(row.name, contract, f"{row.pue:g}", row.tariff.name if row.tariff else "–", "told only" if row.shadow else "taken out of service", new, idle,
+                      "by itself" if row.defragment else "when asked", row.id)  # fmt: skip
     out.print(shown)
 
 

@@ -135,9 +135,9 @@ def watts(text: str) -> int | None:
     if not text:
         return None
     number, factor = text.lower().removesuffix("w"), 1
-    if number.endswith("k"):
-        number, factor = number[:-1], 1000
+    if number.endswith(("k", "m")):
+        number, factor = number[:-1], 1000 if number.endswith("k") else 1_000_000
     try:
         return round(float(number) * factor)
     except (ValueError, OverflowError):
-        fail(f"{text!r} is no power", "write it like 350W or 5kW", 2)
+        fail(f"{text!r} is no power", "write it like 350W, 5kW or 1.2MW", 2)

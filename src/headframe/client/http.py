@@ -3,7 +3,7 @@
 import ssl
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -68,6 +68,22 @@ from headframe.model.api import (
 from headframe.model.fleet import Gpu, Reservation, Rig, Site
 from headframe.model.money import GpuPrice, Invoice, PriceList
 from headframe.model.people import Project, Scope
+from headframe.model.power import Asic, Coin, Signal
+from headframe.model.power_api import (
+    AsicBody,
+    AsicList,
+    CoinBody,
+    CoinList,
+    Explanation,
+    FillerList,
+    FillerView,
+    MarketBody,
+    MarketTold,
+    PowerView,
+    SignalBody,
+    SignalList,
+    TextBody,
+)
 from headframe.model.serving_api import EndpointList, EndpointView, LimitsBody
 from headframe.model.work import LogLine
 
@@ -387,6 +403,58 @@ class Client:
     def invoice(self, month: str, project: str = "") -> Invoice:
         """A month's invoice."""
         return self._get(f"/v1/invoices/{_segment(month)}", Invoice, project=project)
+
+    def power(self, site: str = "") -> PowerView:
+        """What a site draws, earns and pays now."""
+        return self._get("/v1/power", PowerView, site=site)
+
+    def explain_dispatch(self, subject: str) -> Explanation:
+        """Why a card, rack or site does what it does."""
+        return self._get(f"/v1/dispatch/{_segment(subject)}", Explanation)
+
+    def tell_market(self, body: MarketBody) -> MarketTold:
+        """Day-ahead prices."""
+        return self._send("PUT", "/v1/market", MarketTold, body)
+
+    def signals(self) -> SignalList:
+        """Signals in force or to come."""
+        return self._get("/v1/signals", SignalList)
+
+    def signal(self, body: SignalBody) -> Signal:
+        """Ask something of a site."""
+        return self._send("POST", "/v1/signals", Signal, body)
+
+    def coins(self) -> CoinList:
+        """Coins and their terms."""
+        return self._get("/v1/coins", CoinList)
+
+    def tell_coin(self, coin: str, body: CoinBody) -> Coin:
+        """What a coin pays."""
+        return self._send("PUT", f"/v1/coins/{_segment(coin)}", Coin, body)
+
+    def fillers(self) -> FillerList:
+        """What idle cards may do."""
+        return self._get("/v1/fillers", FillerList)
+
+    def set_filler(self, file: str) -> FillerView:
+        """A filler's file."""
+        return self._send("PUT", "/v1/fillers", FillerView, TextBody(file=file))
+
+    def remove_filler(self, name: str) -> FillerView:
+        """No card does this any more."""
+        return self._send("DELETE", f"/v1/fillers/{_segment(name)}", FillerView)
+
+    def asics(self) -> AsicList:
+        """Mining machines."""
+        return self._get("/v1/asics", AsicList)
+
+    def tell_asics(self, asics: Sequence[Asic]) -> AsicList:
+        """Mining machines as they were found."""
+        return self._send("PUT", "/v1/asics", AsicList, AsicBody(asics=tuple(asics)))
+
+    def remove_asic(self, name: str) -> AsicList:
+        """A mining machine is no longer looked after."""
+        return self._send("DELETE", f"/v1/asics/{_segment(name)}", AsicList)
 
     def _get(self, path: str, kind: type[T], **params: Any) -> T:
         return self._call("GET", path, kind, params={key: value for key, value in params.items() if value not in {"", None}})

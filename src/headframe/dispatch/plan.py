@@ -291,12 +291,17 @@ class Programme:
         model.a_matrix_.index_, model.a_matrix_.value_ = rows[order].astype(np.int32), values[order]
         return model
 
-    def solve(self, time_limit_s: float = 60.0, start: Basis | None = None) -> tuple[Schedule | None, Basis | None]:
-        """The schedule, None where none was found in time; and where to start the next from."""
+    def solve(self, time_limit_s: float = 60.0, start: Basis | None = None, *, interior: bool = False) -> tuple[Schedule | None, Basis | None]:
+        """The schedule, None where none was found in time; and where to start the next from. By the interior point method where `interior` says so: for years, and without
+        a basis.
+        """
         solver = highspy.Highs()
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("threads", 1)
         solver.setOptionValue("time_limit", time_limit_s)
+        if interior:
+            solver.setOptionValue("solver", "ipm")
+            solver.setOptionValue("run_crossover", "off")
         solver.passModel(self._model())
         if start is not None and len(start.columns) == self._count and len(start.rows) == self._rows.count:
             basis = highspy.HighsBasis()
@@ -336,9 +341,9 @@ class Programme:
         )  # fmt: skip
 
 
-def solved(site: Site, time_limit_s: float = 60.0, start: Basis | None = None) -> tuple[Schedule | None, Basis | None]:
+def solved(site: Site, time_limit_s: float = 60.0, start: Basis | None = None, *, interior: bool = False) -> tuple[Schedule | None, Basis | None]:
     """See `Programme.solve`."""
-    return Programme(site).solve(time_limit_s, start)
+    return Programme(site).solve(time_limit_s, start, interior=interior)
 
 
 def whole(schedule: Schedule, at: int = 0) -> dict[tuple[str, str, float], int]:

@@ -11,8 +11,8 @@ import msgspec
 GAIN = 0.08
 """What has to be gained to switch, of what is earned; mining cards lose 10 to 60 s of work at each start, and wear with each heat cycle."""
 DWELL_MS = 600_000
-START_SHARE, START_LEAST = 0.05, 1
-"""At once at most this share of a site's cards, and at least one, is started: a rack's breaker sees a ramp, not a step."""
+START_SHARE, START_LEAST, STEP_MS = 0.05, 1, 5_000
+"""Within a step at most this share of a site's cards, and at least one, is started: a rack's breaker sees a ramp, not a step."""
 MARGIN = 0.03
 """Below a limit that nothing new is started into, of the limit: caps are kept on average, not at each instant."""
 SLEEP = ""

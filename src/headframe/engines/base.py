@@ -13,7 +13,8 @@ from headframe.model.ids import AllocationId, NodeId
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
-GRACE_S = 10
+GRACE_S, FILLER_GRACE_S = 10, 3
+"""Between the signal to end and the kill. A filler has nothing to save, and a tenant waits for its card."""
 
 
 class Sight(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from headframe.model.health import Depth
 from headframe.model.ids import EngineId, GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, SiteId, VolumeId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.people import Key
+from headframe.model.power import Asic, Coin, Filler, MarketDay, Signal, Tariff
 from headframe.model.states import Service
 from headframe.model.work import Spec
 
@@ -210,12 +211,58 @@ class Qualify(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetSite(msgspec.Struct, frozen=True, kw_only=True):
-    """What a site does by itself; None keeps it as it is."""
+    """What a site does by itself, and what it may draw at which price; None keeps it as it is."""
 
     site_id: SiteId
     shadow: bool | None = None
     check_new: bool | None = None
     check_idle: bool | None = None
+    contract_w: int | None = None
+    pue: float | None = None
+    tariff: Tariff | None = None
+
+
+class TellMarket(msgspec.Struct, frozen=True, kw_only=True):
+    """Days of a market's prices; a day told again takes the place of what was known."""
+
+    days: tuple[MarketDay, ...]
+
+
+class TakeSignal(msgspec.Struct, frozen=True, kw_only=True):
+    """What a grid, a breaker or a person asks of a site. Hearing a version twice, or an older one, changes nothing."""
+
+    signal: Signal
+
+
+class TellCoin(msgspec.Struct, frozen=True, kw_only=True):
+    """A coin's terms. What can't be is refused; a jump is taken only where a person is `sure`."""
+
+    coin: Coin
+    sure: bool = False
+
+
+class SetFiller(msgspec.Struct, frozen=True, kw_only=True):
+    """What idle cards may do; one of that name is replaced, and what runs of it is stopped and begun anew where it would run differently."""
+
+    filler: Filler
+
+
+class RemoveFiller(msgspec.Struct, frozen=True, kw_only=True):
+    """No card does this any more."""
+
+    name: str
+
+
+class TellAsics(msgspec.Struct, frozen=True, kw_only=True):
+    """Mining machines as they were found; one that is known is brought up to date, and what was wanted of it stays."""
+
+    asics: tuple[Asic, ...]
+
+
+class RemoveAsic(msgspec.Struct, frozen=True, kw_only=True):
+    """A mining machine is no longer looked after; it goes on as it is."""
+
+    id: str
 
 
 class SetQuota(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,6 +321,13 @@ Command = (
     | SetNode
     | SetRack
     | SetSite
+    | TellMarket
+    | TakeSignal
+    | TellCoin
+    | SetFiller
+    | RemoveFiller
+    | TellAsics
+    | RemoveAsic
     | Qualify
     | SetGpu
     | MoveNode

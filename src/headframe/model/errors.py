@@ -168,3 +168,10 @@ class StoreMismatch(HeadframeError):
 
     code, status = "store_mismatch", 500
     next_step = "start the Headframe version that made it, or restore a backup"
+
+
+class Unbelievable(HeadframeError):
+    """A figure from outside that can't be meant: nothing acts on it."""
+
+    code, status = "unbelievable", 422
+    next_step = "send it as it is"

@@ -10,15 +10,16 @@ from headframe.model.fleet import Gpu, Node, Rack, Reservation, Rig, Site, Volum
 from headframe.model.ids import ProjectId
 from headframe.model.money import Entry, PriceList, Usage
 from headframe.model.people import Key, Project, User
+from headframe.model.power import Asic, Coin, Filler, MarketDay, Posture, Signal
 from headframe.model.work import Allocation, Workload
 
 Row = (
     Site | Rack | EngineSetup | Rig | Node | Gpu | Reservation | Volume | Project | User | Key | PriceList | Endpoint | Workload | Allocation | Gateway | Allowance
-    | Usage | Served | Entry
+    | MarketDay | Signal | Coin | Filler | Asic | Posture | Usage | Served | Entry
 )  # fmt: skip
 ROW_TYPES: tuple[type[Row], ...] = (
     Site, Rack, EngineSetup, Rig, Node, Gpu, Reservation, Volume, Project, User, Key, PriceList, Endpoint, Workload, Allocation, Gateway,
-    Allowance, Usage, Served, Entry,
+    Allowance, MarketDay, Signal, Coin, Filler, Asic, Posture, Usage, Served, Entry,
 )  # fmt: skip
 
 
@@ -60,6 +61,15 @@ class Kind(StrEnum):
     REQUESTS_BILLED = "requests.billed"
     ALLOCATION_CHANGED = "allocation.changed"
     USAGE_METERED = "usage.metered"
+    MARKET_TOLD = "market.told"
+    SIGNAL_TAKEN = "signal.taken"
+    SIGNAL_OVER = "signal.over"
+    COIN_TOLD = "coin.told"
+    FILLER_CHANGED = "filler.changed"
+    ASIC_CHANGED = "asic.changed"
+    POSTURE_CHANGED = "posture.changed"
+    SHED = "shed"
+    ENERGY_POSTED = "energy.posted"
     HOLD_EXTENDED = "hold.extended"
     REFUNDED = "refunded"
 

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from headframe.model.ids import NodeId, RackId, SiteId
+from headframe.model.ids import RackId, SiteId
 
 MINUTES_A_DAY = 1440
 MARKET_MOST_USD_MWH, MARKET_LEAST_USD_MWH = 10_000.0, -1_000.0
@@ -71,6 +71,7 @@ class MarketDay(msgspec.Struct, frozen=True, kw_only=True, tag="market_day"):
     start_ms: int
     usd_mwh: tuple[float | None, ...]
     source: str = ""
+    closed: bool = False
 
 
 class SignalKind(StrEnum):
@@ -181,13 +182,12 @@ class Asic(msgspec.Struct, frozen=True, kw_only=True, tag="asic", omit_defaults=
 
 
 class Posture(msgspec.Struct, frozen=True, kw_only=True, tag="posture", omit_defaults=True):
-    """What dispatch wants of one kind of card in one rack from `since_ms` on: which filler ("" for none, the cards sleep) on at most how many of them, the share of their
-    draw that each class may have (1 where it is not named), and why, with what each alternative would bring in US$ per card-hour.
+    """What dispatch wants of a site's cards of one model from `since_ms` on: which filler ("" for none, the cards sleep), on at most how many of them, the share of their draw
+    that each class may have (1 where it is not named); and why, with what each alternative would bring in US$ per card-hour.
     """
 
     id: str
     site_id: SiteId
-    rack_id: RackId
     model: str
     filler: str = ""
     most: int = 0
@@ -195,6 +195,17 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True, tag="posture", omit_def
     since_ms: int = 0
     why: str = ""
     usd_h: dict[str, float] = {}
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """What a site has left for paid work at the meter (W), as of `at_ms`: fillers count as gone, since they make room. `until_ms` is when its limit changes (0: not known), `why` what limits."""
+
+    left_w: float
+    limit_w: float
+    pue: float
+    at_ms: int
+    until_ms: int = 0
+    why: str = ""
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -206,10 +217,3 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rejected: int = 0
     uptime_s: int = 0
     algorithm: str = ""
-
-
-class Drawn(msgspec.Struct, frozen=True, kw_only=True):
-    """What a machine draws now, in watts: by the telemetry of its cards where there is any."""
-
-    node_id: NodeId
-    watts: float

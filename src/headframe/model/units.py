@@ -4,6 +4,7 @@ Parsing takes what people write ("32GB", "12h", "1.50") and gives integers; the 
 """
 
 import re
+from datetime import UTC, datetime
 from fractions import Fraction
 
 NANO_PER_USD = 1_000_000_000
@@ -13,6 +14,7 @@ MILLI = 1000
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]i?B?)?$", re.IGNORECASE)
 _SIZE_MIB = {"K": Fraction(1, 1024), "M": Fraction(1), "G": Fraction(1024), "T": Fraction(1024 * 1024)}
 _DURATION = re.compile(r"^(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?$")
+_HASHES = re.compile(r"^(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([kMGTPEZ]?)(?:H|h|Sol)?(?:/s)?$")
 _DURATION_S = (86_400, 3_600, 60, 1)
 
 
@@ -68,6 +70,20 @@ def parse_duration_s(text: str) -> int:
     return int(seconds)
 
 
+def parse_hashes(text: str) -> float:
+    """A hashrate as people write it ("52MH", "110 TH/s", "5e7") in hashes a second; powers of 1000. ValueError where it is none."""
+    match = _HASHES.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no hashrate")
+    return float(match[1]) * 1000.0 ** " kMGTPEZ".index(match[2] or " ")
+
+
+def hashes(rate: float) -> str:
+    """Hashes a second for people: "52 MH/s"."""
+    power = next((n for n in range(7, 0, -1) if rate >= 1000.0**n), 0)
+    return f"{rate / 1000.0**power:.4g} {' kMGTPEZ'[power].strip()}H/s"
+
+
 def duration(ms: int) -> str:
     """Milliseconds for people: "0.8 s", "42 s", "3 min 05 s", "2 h 10 min", "3 d 4 h"."""
     if ms < 10_000:
@@ -104,3 +120,8 @@ HALF_LIFE_MS = 7 * 24 * MS_PER_HOUR
 def faded(amount: float, at_ms: int, now_ms: int) -> float:
     """An amount as of `at_ms`, halved every HALF_LIFE_MS since."""
     return amount * 2.0 ** (-max(0, now_ms - at_ms) / HALF_LIFE_MS) if amount else 0.0
+
+
+def clock(at_ms: int) -> str:
+    """An instant for people: "2026-11-27 18:00 UTC"."""
+    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -6,7 +6,8 @@ import msgspec
 
 from headframe.model.fleet import Down, Grade, Machine, Sharing
 from headframe.model.health import CardFacts, Finding, HostFacts
-from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, WorkloadId
+from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, SiteId, WorkloadId
+from headframe.model.power import Budget
 from headframe.model.serving import Load, Serving
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import MILLI, gpus, mib
@@ -14,7 +15,7 @@ from headframe.model.units import MILLI, gpus, mib
 
 class Tier(StrEnum):
     """How firmly GPUs are held, firmest first. `served` is as firm as on-demand, but what is sold is its tokens, not its time; `house` is the operator's own
-    work (checks of cards): it is not sold, and costs nothing.
+    work (checks of cards): it is not sold, and costs nothing; nor does a `filler`, which has cards for as long as nobody else wants them.
     """
 
     RESERVED = "reserved"
@@ -22,13 +23,14 @@ class Tier(StrEnum):
     SPOT = "spot"
     SERVED = "served"
     HOUSE = "house"
+    FILLER = "filler"
 
 
 SOLD = (Tier.RESERVED, Tier.ON_DEMAND, Tier.SPOT)
-UNTIMED = frozenset({Tier.SERVED, Tier.HOUSE})
+UNTIMED = frozenset({Tier.SERVED, Tier.HOUSE, Tier.FILLER})
 """Those whose time costs nothing."""
-CHECK = "check"
-"""The type of a workload that checks cards. No file can ask for it."""
+CHECK, FILLER = "check", "filler"
+"""The types of workloads that check cards, and that fill them. No file can ask for them."""
 JOB, ENDPOINT, REPLICA, WORKSPACE = "job", "endpoint", "replica", "workspace"
 
 
@@ -249,7 +251,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the engines saw in one look: when each node was last heard of, the allocations seen, and since when expected
     ones have not been, and what is wrong with cards, worst first (a card without an entry was not heard of); what checks that ended told; machines that
-    engines bring, and those that are to get nothing new; what gateways say of endpoints; since when workspaces have not been used; and whether what looks at everything is due.
+    engines bring, and those that are to get nothing new; what gateways say of endpoints; since when workspaces have not been used; what power sites have left; and whether what looks at everything is due.
     """
 
     nodes: dict[NodeId, int] = {}
@@ -261,6 +263,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     down: dict[NodeId, Down] = {}
     loads: dict[WorkloadId, Load] = {}
     idle: dict[AllocationId, int] = {}
+    budgets: dict[SiteId, Budget] = {}
     checked: dict[AllocationId, tuple[CardFacts | HostFacts, ...]] = {}
 
 

@@ -30,6 +30,7 @@ from headframe.model.ids import (
 )
 from headframe.model.money import PriceList
 from headframe.model.people import Key, Project, User
+from headframe.model.power import Asic, Coin, Filler, MarketDay, Posture, Signal
 from headframe.model.states import WORKLOAD_ENDS, AllocationState, GpuState, WorkloadState
 from headframe.model.units import MILLI
 from headframe.model.work import Allocation, Part, Workload
@@ -90,6 +91,12 @@ class World:
         self.replicas: dict[WorkloadId, dict[WorkloadId, Workload]] = {}
         self.gateways: dict[GatewayId, Gateway] = {}
         self.allowances: dict[str, Allowance] = {}
+        self.market_days: dict[str, MarketDay] = {}
+        self.signals: dict[str, Signal] = {}
+        self.coins: dict[str, Coin] = {}
+        self.fillers: dict[str, Filler] = {}
+        self.asics: dict[str, Asic] = {}
+        self.postures: dict[str, Posture] = {}
         self.workloads: dict[WorkloadId, Workload] = {}
         self.allocations: dict[AllocationId, Allocation] = {}
         self.free: dict[NodeId, Free] = {}
@@ -109,6 +116,7 @@ class World:
             Site: self.sites, Rack: self.racks, EngineSetup: self.engines, Rig: self.rigs, Node: self.nodes, Gpu: self.gpus, Project: self.projects,
             User: self.users, Key: self.keys, PriceList: self.price_lists, Reservation: self.reservations, Volume: self.volumes, Workload: self.workloads,
             Allocation: self.allocations, Endpoint: self.endpoints, Gateway: self.gateways, Allowance: self.allowances,
+            MarketDay: self.market_days, Signal: self.signals, Coin: self.coins, Filler: self.fillers, Asic: self.asics, Posture: self.postures,
         }  # fmt: skip
         self._undo: list[tuple[type, Any, Any]] = []
 
@@ -356,10 +364,10 @@ def over(row: Row) -> bool:
     """Whether the world may forget this row: its history is in the store, nothing remains to be decided about it."""
     if isinstance(row, Workload):
         return row.closed
-    if isinstance(row, Reservation | Gateway | Allowance):
+    if isinstance(row, Reservation | Gateway | Allowance | Signal | MarketDay):
         return row.closed
     if isinstance(row, Endpoint):
         return row.state is EndpointState.STOPPED
-    if isinstance(row, Volume | EngineSetup):
+    if isinstance(row, Volume | EngineSetup | Filler | Asic):
         return row.removed
     return isinstance(row, Allocation) and row.settled

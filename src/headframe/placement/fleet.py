@@ -14,7 +14,7 @@ from headframe.model.ids import AllocationId, NodeId
 from headframe.model.report import Policy
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, faded
-from headframe.model.work import Part, Refusal, Resources, Spec
+from headframe.model.work import Part, Refusal, Resources, Spec, Tier
 from headframe.model.world import World
 from headframe.placement.classes import UNUSABLE, Class, Classes, by_index, like, likely
 from headframe.placement.compiled import Code, plain
@@ -134,7 +134,7 @@ class Fleet:
             _, cards = self.classes.machine(self.world.nodes[node_id])
             holders = [(a, self.world.workloads.get(a.workload_id)) for a in self.world.on_node[node_id].values()]
             instead[self.rank[node_id]] = lost_since(cards, self.world.free[node_id].gpu_milli, holders, lent)
-        return self._possible(spec, self.horizon.losses(self._masks(spec), self._count(spec), now_ms, instead))
+        return self._possible(spec, self.horizon.losses(self._masks(spec), self._count(spec), now_ms, instead, for_spot=spec.tier is Tier.SPOT))
 
     def _count(self, spec: Spec) -> int:
         """How many cards must be free at once."""

@@ -52,9 +52,11 @@ class Horizon:
         expected = np.where(bits(mask, self.until.shape[1]), expected, NEVER_MS)
         return np.partition(expected, count - 1, axis=1)[:, count - 1] if count else np.full(len(expected), now_ms)
 
-    def losses(self, mask: Ints, count: int, now_ms: int, instead: Mapping[int, Sequence[int]] = MappingProxyType({})) -> Ints:
+    def losses(
+        self, mask: Ints, count: int, now_ms: int, instead: Mapping[int, Sequence[int]] = MappingProxyType({}), *, for_spot: bool = False
+    ) -> Ints:
         """What freeing `count` usable cards of each node would lose, in card-milliseconds of work; NEVER_MS where it can't be.
-        `instead` has other times for some nodes, by rank.
+        `instead` has other times for some nodes, by rank. For spot work only what loses nothing is freed.
         """
         cards, since = self.since.shape[1], self.since.copy() if instead else self.since
         for rank, times in instead.items():
@@ -62,7 +64,7 @@ class Horizon:
         if count > cards:
             return np.full(len(since), NEVER_MS, dtype=np.int64)
         each = np.where(since == 0, 0, np.maximum(now_ms - since, 1))
-        each = np.where((since >= NEVER_MS) | ~bits(mask, cards), NEVER_MS, each)
+        each = np.where((since >= (1 if for_spot else NEVER_MS)) | ~bits(mask, cards), NEVER_MS, each)
         least = np.partition(each, count - 1, axis=1)[:, :count] if count else np.zeros((len(each), 1), dtype=np.int64)
         return np.minimum(least.sum(axis=1), NEVER_MS)
 
@@ -88,10 +90,10 @@ def lost_since(cards: Sequence[Gpu], usable: Container[GpuId], holders: Iterable
 
 
 def lost_since_ms(allocation: Allocation, workload: Workload | None) -> int:
-    """From when on the work of a preemptible allocation would be lost, 0 where it is stopping; NEVER_MS where it is not to be
+    """From when on the work of a preemptible allocation would be lost, 0 where it is stopping or only fills the card; NEVER_MS where it is not to be
     preempted.
     """
-    if allocation.state is AllocationState.STOPPING:
+    if allocation.state is AllocationState.STOPPING or allocation.tier is Tier.FILLER:
         return 0
     if allocation.tier is not Tier.SPOT or workload is None:
         return NEVER_MS
@@ -101,6 +103,8 @@ def lost_since_ms(allocation: Allocation, workload: Workload | None) -> int:
 def _end(allocation: Allocation, workload: Workload | None) -> int:
     if allocation.state is AllocationState.STOPPING:
         return allocation.stop_ms + STOP_MS
+    if allocation.tier is Tier.FILLER:
+        return 0
     start = allocation.started_ms or allocation.granted_ms
     limit_s = workload.spec.max_duration_s if workload else 0
     return start + limit_s * 1000 if limit_s else OPEN - start

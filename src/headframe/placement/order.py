@@ -14,7 +14,7 @@ from headframe.model.units import MS_PER_HOUR
 from headframe.model.work import Tier, Workload
 from headframe.model.world import World
 
-TIER_ORDER = {Tier.RESERVED: 0, Tier.ON_DEMAND: 1, Tier.SERVED: 1, Tier.SPOT: 2, Tier.HOUSE: 3}
+TIER_ORDER = {Tier.RESERVED: 0, Tier.ON_DEMAND: 1, Tier.SERVED: 1, Tier.SPOT: 2, Tier.HOUSE: 3, Tier.FILLER: 4}
 WAIT_LIMIT_MS = 24 * MS_PER_HOUR
 """Whoever has waited this long goes first in its tier: the bound on starvation by priority and by shares."""
 

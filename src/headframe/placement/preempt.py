@@ -1,6 +1,6 @@
 """Whose work gives way: the least work lost, and only where clearly more is gained.
 
-Spot work gives way to reserved and on-demand work, whole gangs at a time; and what a project has borrowed beyond its own
+Fillers give way to everything at once, and lose nothing but a restart. Spot work gives way to reserved and on-demand work, whole gangs at a time; and what a project has borrowed beyond its own
 guarantee, to one that is below its. It has run for MIN_RUN_MS before, and work that gave way within the last CALM_MS does not
 do so again. What is lost is the time since the start (at most CHECKPOINT_MS where there is a checkpoint) and a restart, on all
 the cards of the victim; what is gained is the time that the other would else wait, on all of its cards, at most HORIZON_MS.
@@ -27,7 +27,7 @@ CHECKPOINT_MS = 1_800_000
 RESTART_MS = 120_000
 """Stopping, placing and loading again: 25 to 250 s were measured for training jobs (Sia, SOSP 2023)."""
 HORIZON_MS = 4 * MS_PER_HOUR
-WORTH = {Tier.RESERVED: 100, Tier.ON_DEMAND: 100, Tier.SERVED: 100, Tier.SPOT: 50, Tier.HOUSE: 100}
+WORTH = {Tier.RESERVED: 100, Tier.ON_DEMAND: 100, Tier.SERVED: 100, Tier.SPOT: 50, Tier.HOUSE: 100, Tier.FILLER: 1}
 """What an hour of a card brings, tier against tier, in percent of on-demand."""
 GAIN_OVER_LOSS = 1.25
 TRIES = 8
@@ -83,9 +83,9 @@ class Lending:
 def make_room(fleet: Fleet, workload: Workload, now_ms: int, lending: Lending) -> Soon | None:
     """Room for a workload that fits nowhere now; None where freeing it would cost more than it gains."""
     spec = workload.spec
-    if spec.tier is Tier.SPOT or not spec.resources.gpu.milli:
+    if not spec.resources.gpu.milli:
         return None
-    lent = lending.back_for(workload)
+    lent = frozenset[AllocationId]() if spec.tier is Tier.SPOT else lending.back_for(workload)
     losses = fleet.losses(spec, now_ms, lent)
     if spec.nodes > 1:
         return _whole(fleet, workload, cheapest(fleet.racks.soonest(spec, losses), spec.nodes), now_ms, lent)
@@ -122,7 +122,7 @@ def gain(spec: Spec) -> float:
 
 def lost_milli_ms(allocation: Allocation, workload: Workload, now_ms: int) -> int:
     """What stopping it now would lose, in thousandths of a GPU times milliseconds."""
-    ran_ms = max(0, now_ms - (allocation.started_ms or now_ms))
+    ran_ms = 0 if allocation.tier is Tier.FILLER else max(0, now_ms - (allocation.started_ms or now_ms))
     lost_ms = min(ran_ms, CHECKPOINT_MS) if workload.spec.checkpoint else ran_ms
     return (lost_ms + RESTART_MS) * allocation.gpu_milli
 
@@ -132,8 +132,17 @@ def victims(fleet: Fleet, spec: Spec, node_id: NodeId, known: Iterable[Allocatio
     """Who must go from one node, cheapest first, nobody that is not needed; None where that is not enough."""
     room, chosen = fleet.room(node_id), list[Allocation]()
     already = set(known)
-    there = [a for a in fleet.world.on_node.get(node_id, {}).values() if a.id in already or may_go(fleet, a, now_ms, lent)]
-    there.sort(key=lambda a: (a.id not in already, a.state is not AllocationState.STOPPING, _price(fleet, a), _loss(fleet, a, now_ms), a.id))
+    there = [a for a in fleet.world.on_node.get(node_id, {}).values() if a.id in already or may_go(fleet, a, now_ms, lent, spec.tier)]
+    there.sort(
+        key=lambda a: (
+            a.id not in already,
+            a.state is not AllocationState.STOPPING,
+            a.tier is not Tier.FILLER,
+            _price(fleet, a),
+            _loss(fleet, a, now_ms),
+            a.id,
+        )
+    )
     for allocation in there:
         if refuse(spec, room) is None:
             break
@@ -148,10 +157,12 @@ def victims(fleet: Fleet, spec: Spec, node_id: NodeId, known: Iterable[Allocatio
     return chosen
 
 
-def may_go(fleet: Fleet, allocation: Allocation, now_ms: int, lent: Container[AllocationId] = ()) -> bool:
-    """Whether this work may give way now."""
-    if allocation.state is AllocationState.STOPPING:
+def may_go(fleet: Fleet, allocation: Allocation, now_ms: int, lent: Container[AllocationId] = (), to: Tier = Tier.ON_DEMAND) -> bool:
+    """Whether this work may give way now, to work of that tier."""
+    if allocation.state is AllocationState.STOPPING or allocation.tier is Tier.FILLER:
         return True
+    if to is Tier.SPOT:
+        return False
     workload = fleet.world.workloads.get(allocation.workload_id)
     firm = allocation.tier is not Tier.SPOT and allocation.id not in lent
     if firm or allocation.state is not AllocationState.RUNNING or workload is None:

@@ -22,6 +22,7 @@ from headframe.server.api import (
     money,
     operate,
     people,
+    power,
     problems,
     rigs,
     shells,
@@ -56,7 +57,7 @@ def app(context: Context) -> Litestar:
     )  # fmt: skip
     made = Litestar(
         route_handlers=[
-            workloads.ROUTER, shells.ROUTER, endpoints.ROUTER, fleet.ROUTER, agent.ROUTER, engines.ROUTER, rigs.ROUTER, operate.ROUTER, people.ROUTER, money.ROUTER, events.ROUTER, metrics.ROUTER, workdirs.ROUTER, pages.ROUTER, serving_pages.ROUTER,
+            workloads.ROUTER, shells.ROUTER, endpoints.ROUTER, fleet.ROUTER, agent.ROUTER, engines.ROUTER, rigs.ROUTER, operate.ROUTER, people.ROUTER, money.ROUTER, power.ROUTER, events.ROUTER, metrics.ROUTER, workdirs.ROUTER, pages.ROUTER, serving_pages.ROUTER,
         ],
         guards=[authorise], exception_handlers={**problems.HANDLERS, HeadframeError: _on_refusal}, openapi_config=openapi,
         dependencies={"context": Provide(lambda: context, sync_to_thread=False)},

@@ -25,6 +25,7 @@ from headframe.server.auth import SESSION_COOKIE, Auth, Principal
 from headframe.server.decide import decide
 from headframe.server.demand import Demand
 from headframe.server.desk import Desk
+from headframe.server.dispatcher import Dispatcher
 from headframe.server.lead import Leadership
 from headframe.server.sessions import Sessions
 from headframe.server.table import GatewayTable
@@ -61,6 +62,7 @@ class Context:
         gateway_url: str = "",
         gateway_ca: str = "",
         wake: Callable[[], None] = lambda: None,
+        dispatcher: Dispatcher | None = None,
     ) -> None:
         self.desk = desk
         self.auth = auth
@@ -78,6 +80,8 @@ class Context:
         self.gateway_url = gateway_url
         self.gateway_ca = gateway_ca
         self.wake = wake
+        self.dispatcher = dispatcher or Dispatcher(desk, leadership, self.watch, wake)
+        self.refused_signals = 0
         self.table = GatewayTable(desk.world)
         desk.listeners.append(self.table.heard)
         self._in_flight: set[str] = set()

@@ -20,15 +20,22 @@ from headframe.model.command import (
     GrantCredit,
     Join,
     ListRigs,
+    RemoveAsic,
     RemoveEngine,
+    RemoveFiller,
     RevokeKey,
     SetBudget,
+    SetFiller,
     SetLimits,
     SetPrices,
     StopEndpoint,
     StopWorkload,
     Submit,
     TakeReport,
+    TakeSignal,
+    TellAsics,
+    TellCoin,
+    TellMarket,
 )
 from headframe.model.errors import Infeasible, NameTaken, NoCredit, OverBudget, TooExpensive
 from headframe.model.event import Draft, Kind
@@ -47,6 +54,7 @@ from headframe.server.enrol import enrol
 from headframe.server.machines import engines
 from headframe.server.operate import operate
 from headframe.server.people import people, project_of
+from headframe.server.power import power
 from headframe.server.serving import applied, served
 
 SITE = SiteId("site-1")
@@ -72,6 +80,8 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield from served(world, command, now_ms)
         case AddEngine() | RemoveEngine():
             yield from engines(world, command)
+        case TellMarket() | TakeSignal() | TellCoin() | SetFiller() | RemoveFiller() | TellAsics() | RemoveAsic():
+            yield from power(world, command, now_ms)
         case _:
             yield from operate(world, command, now_ms)
 

@@ -39,6 +39,7 @@ from headframe.server.context import Context
 from headframe.server.decide import RACK, SITE, decide
 from headframe.server.demand import Demand
 from headframe.server.desk import Desk
+from headframe.server.dispatcher import Dispatcher
 from headframe.server.gateway import GatewaySetup, keep_gateway
 from headframe.server.history import keep_hours
 from headframe.server.lead import RENEW_MS, Leadership
@@ -162,7 +163,8 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     watch, demand, wake = Watch(rules.watch), Demand(), asyncio.Event()
     sessions = Sessions(clock_ms, lambda card: sample.use if (sample := watch.latest(card)) else None)
     beside = _gateway(config) if config.gateway and not stage else None
-    context = Context(desk=desk, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
+    dispatcher = Dispatcher(desk, leadership, watch, wake.set)
+    context = Context(desk=desk, dispatcher=dispatcher, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       joined=None if stage else joined, pin=_pin(config), demand=demand, sessions=sessions, wake=wake.set,
                       gateway_url=config.gateway_url or (beside.url if beside else ""), gateway_ca=beside.ca if beside else "",
                       secure=config.secure, note=stage.note if stage else "")  # fmt: skip
@@ -176,10 +178,14 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         warm,
         asyncio.create_task(_lead(leadership, wake), name="lead"),
         asyncio.create_task(
-            _tick(Tick(desk, engine, clock_ms, watch, rules, demand, sessions, auth.for_replica), leadership, wake, desk, machine), name="tick"
+            _tick(
+                Tick(desk, engine, clock_ms, watch, rules, demand, sessions, auth.for_replica, dispatcher.budgets), leadership, wake, desk, machine
+            ),
+            name="tick",
         ),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
         *([] if stage else [asyncio.create_task(slurm.run(), name="slurm")]),
+        asyncio.create_task(dispatcher.run(), name="dispatch"),
         asyncio.create_task(keep_hours(desk, watch, clock_ms), name="hours"),
         *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),

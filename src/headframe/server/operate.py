@@ -103,6 +103,14 @@ def _set_site(world: World, command: SetSite) -> Iterator[Draft]:
         if wanted is not None and wanted != getattr(site, name):
             site = msgspec.structs.replace(site, **{name: wanted})
             yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=f"{site.name}: {does if wanted else does_not}", rows=(site,))
+    powered = msgspec.structs.replace(
+        site, contract_w=site.contract_w if command.contract_w is None else command.contract_w, pue=site.pue if command.pue is None else command.pue,
+        tariff=site.tariff if command.tariff is None else command.tariff,
+    )  # fmt: skip
+    if powered != site:
+        limit = f"{powered.contract_w / 1000:g} kW" if powered.contract_w else "no limit"
+        text = f"{site.name}: {limit} at the meter, PUE {powered.pue:g}, tariff {powered.tariff.name if powered.tariff else 'not known'}"
+        yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=text, rows=(powered,))
 
 
 def _set_rack(world: World, command: SetRack, now_ms: int) -> Draft:

@@ -5,24 +5,27 @@ engine sees, so a tick may be cut off anywhere and the next one does what is lef
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
 from headframe.billing.meter import can_hold, extend_hold, meter
 from headframe.billing.price import price_at, rate_nano
-from headframe.engines.base import GRACE_S, Engine, Sight
+from headframe.engines.base import FILLER_GRACE_S, GRACE_S, Engine, Sight
 from headframe.health.grade import OURS
 from headframe.health.rules import UNCLEAN, Rules
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Volume
 from headframe.model.health import CardFacts, Finding, HostFacts
-from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, allocation_id, volume_id
+from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, allocation_id, volume_id
+from headframe.model.power import Budget
 from headframe.model.states import AllocationState, Reason, WorkloadState
-from headframe.model.units import money
-from headframe.model.work import Allocation, Facts, Observation, Part, Refusal, Workload
+from headframe.model.units import clock, money
+from headframe.model.work import Allocation, Facts, Observation, Part, Refusal, Tier, Workload
 from headframe.model.world import World
 from headframe.placement import Grant, plan
+from headframe.placement.power import drawn_w
 from headframe.reconcile.cards import cards
 from headframe.reconcile.endpoints import endpoints
 from headframe.reconcile.jobs import jobs, stop
@@ -58,6 +61,7 @@ class Tick:
         demand: Demand | None = None,
         sessions: Sessions | None = None,
         secret_for: Callable[[AllocationId], str] = lambda _: "",
+        budgets: Mapping[SiteId, Budget] = MappingProxyType({}),
     ) -> None:
         self._desk = desk
         self._engine = engine
@@ -67,6 +71,7 @@ class Tick:
         self._demand = demand or Demand()
         self._sessions = sessions or Sessions(clock_ms)
         self._secret_for = secret_for
+        self._budgets = budgets
         self._heard_ms: dict[NodeId, int] = {}
         self._missing_since_ms: dict[AllocationId, int] = {}
         self._swept_ms = 0
@@ -90,7 +95,7 @@ class Tick:
             absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
         return Facts(machines=sight.machines, down=sight.down, nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
-                     loads=self._demand.loads(world, now_ms), idle=self._sessions.idle(world, now_ms),
+                     loads=self._demand.loads(world, now_ms), idle=self._sessions.idle(world, now_ms), budgets=dict(self._budgets),
                      sweep=self._sweep(now_ms), findings={**self._watch.findings(world, now_ms), **unclean(world, sight.observations)})  # fmt: skip
 
     def _sweep(self, now_ms: int) -> bool:
@@ -118,7 +123,8 @@ class Tick:
             if allocation.state is AllocationState.GRANTED and allocation.id not in seen:
                 await self._engine.start(allocation, self._keyed(allocation, world.workloads[allocation.workload_id]))
             elif allocation.state is AllocationState.STOPPING:
-                await self._engine.stop(allocation.id, allocation.stop_because or Reason.CANCELLED, GRACE_S)
+                grace_s = FILLER_GRACE_S if allocation.tier is Tier.FILLER else GRACE_S
+                await self._engine.stop(allocation.id, allocation.stop_because or Reason.CANCELLED, grace_s)
         for key, observation in seen.items():
             if key in world.allocations:
                 continue
@@ -166,15 +172,15 @@ def decisions(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> I
     yield from endpoints(world, facts, now_ms)
     yield from reservations(world, now_ms)
     yield from meter(world, seen_ms, now_ms)
-    yield from grants(world, now_ms)
+    yield from grants(world, now_ms, facts.budgets)
     yield from give_way(world, now_ms)
 
 
-def grants(world: World, now_ms: int) -> Iterator[Draft]:
+def grants(world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = MappingProxyType({})) -> Iterator[Draft]:
     """What the plan grants, each with the next hour held."""
     if not world.queued:
         return
-    made = plan(world, now_ms, admitter(world, now_ms), reasons=False)
+    made = plan(world, now_ms, admitter(world, now_ms, budgets), reasons=False)
     for grant in made.grants:
         yield from _granted(world, grant, now_ms)
     for eviction in made.evictions:
@@ -183,18 +189,49 @@ def grants(world: World, now_ms: int) -> Iterator[Draft]:
         yield from moves(world, now_ms)
 
 
-def admitter(world: World, now_ms: int) -> Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]:
-    """The money's say in a placement: max_price, the hourly budget, and credit for another hour."""
-    prices = price_at(world.prices(), now_ms)
+def admitter(
+    world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = MappingProxyType({})
+) -> Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]:
+    """The say of money and watts in a placement: max_price, the hourly budget, credit for another hour, and what the site's limit leaves."""
+    prices, watts = price_at(world.prices(), now_ms), Watts(world, budgets)
 
     def admit(workload: Workload, parts: Sequence[Part], granted: dict[ProjectId, int]) -> Refusal | None:
         rate = rate_nano(prices, parts, workload.spec.tier)
-        refusal = _unaffordable(world, workload, rate, granted.get(workload.project_id, 0), now_ms)
+        refusal = _unaffordable(world, workload, rate, granted.get(workload.project_id, 0), now_ms) or watts.take(parts)
         if refusal is None:
             granted[workload.project_id] = granted.get(workload.project_id, 0) + rate
         return refusal
 
     return admit
+
+
+class Watts:
+    """What sites' limits leave for work at the meter; what was granted since they were last counted is taken off."""
+
+    def __init__(self, world: World, budgets: Mapping[SiteId, Budget]) -> None:
+        self._world, self._budgets = world, budgets
+        self._left = {key: budget.left_w - self._since(key, budget) for key, budget in budgets.items()}
+
+    def take(self, parts: Sequence[Part]) -> Refusal | None:
+        """Count a placement, or say how many watts are missing, and until when."""
+        needs = {key: self._needed(key, budget, parts) for key, budget in self._budgets.items()}
+        for key, need in needs.items():
+            if need > self._left[key]:
+                budget, site = self._budgets[key], self._world.sites[key]
+                until = f" until {clock(budget.until_ms)}" if budget.until_ms else ""
+                return Refusal(rule="power", need=f"{need / 1000:.2f} kW at the meter", nodes=0, change=f"waits until {max(0.0, need - self._left[key]) / 1000:.2f} kW more are free{until}",
+                               have=f"{max(0.0, self._left[key]) / 1000:.2f} kW left of {site.name}'s {budget.limit_w / 1000:g} kW ({budget.why})")  # fmt: skip
+        for key, need in needs.items():
+            self._left[key] -= need
+        return None
+
+    def _needed(self, key: SiteId, budget: Budget, parts: Sequence[Part]) -> float:
+        there = {node_id for part in parts if (node_id := part.node_id) in self._world.nodes and self._world.nodes[node_id].site_id == key}
+        return budget.pue * drawn_w(self._world, parts, there)
+
+    def _since(self, key: SiteId, budget: Budget) -> float:
+        young = (row for row in self._world.unsteady.values() if row.granted_ms > budget.at_ms and row.tier is not Tier.FILLER)
+        return sum(self._needed(key, budget, row.parts) for row in young)
 
 
 def _unaffordable(world: World, workload: Workload, rate: int, granted: int, now_ms: int) -> Refusal | None:

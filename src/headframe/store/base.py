@@ -121,7 +121,7 @@ def _fields(kind: type[Row]) -> tuple[str, str, str, str, str]:
     def first(*names: str) -> str:
         return next((name for name in names if name in kind.__struct_fields__), "")
 
-    at = first("submitted_ms", "granted_ms", "start_ms", "at_ms", "created_ms", "joined_ms", "effective_ms")
+    at = first("submitted_ms", "granted_ms", "start_ms", "at_ms", "created_ms", "joined_ms", "effective_ms", "since_ms", "changed_ms")
     return first("project_id"), first("endpoint_id", "workload_id", "node_id", "rack_id", "site_id"), first("state"), first("name", "account"), at
 
 

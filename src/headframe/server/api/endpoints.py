@@ -177,7 +177,7 @@ def _replica(context: Context, world: World, row: Workload, now_ms: int) -> Repl
     key = allocation_id(row.id, 1)
     told = context.demand.replica(row.endpoint_id, key)
     held = world.allocations.get(key)
-    waits = explain(world, row, now_ms, admitter(world, now_ms)) if row.id in world.queued else ()
+    waits = explain(world, row, now_ms, admitter(world, now_ms, context.dispatcher.budgets)) if row.id in world.queued else ()
     rate = rate_nano(price_at(world.prices(), now_ms), held.parts, held.tier) if held and row.state not in WORKLOAD_ENDS else 0
     accrued = accrued_nano(held, now_ms, world.prices()) if held else row.cost_nano
     where = world.nodes[held.parts[0].node_id].name if held and held.parts[0].node_id in world.nodes else ""

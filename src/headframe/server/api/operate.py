@@ -36,9 +36,11 @@ from headframe.server.api.problems import answers
 from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context, drawn, found, named
 from headframe.server.operate import rack_named
+from headframe.server.power_file import tariff
 from headframe.server.workload_file import NODES_MAX, parse_gpu
 
 LENGTH_MAX_S = 10 * 366 * 86_400
+CONTRACT_MOST_W = 1_000_000_000
 
 
 @get("/v1/racks", opt={"scope": Scope.OPERATOR}, responses=answers())
@@ -60,10 +62,17 @@ async def set_site(context: Context, request: Request[Principal, Any, Any], site
     at = next((row for row in context.world.sites.values() if site in {row.id, row.name}), None)
     key = found(at, f"site {site[:80]!r}", "site ls").id
 
+    if data.contract_w is not None and not 0 <= data.contract_w <= CONTRACT_MOST_W:
+        raise BadRequest("a contract is between 0 and 1 GW, in watts")
+    if data.pue is not None and not 1.0 <= data.pue <= 3.0:
+        raise BadRequest(f"a PUE of {data.pue:g} is out of range", "1 to 3: the meter's watts for each watt of the machines")
+    command = SetSite(site_id=key, shadow=data.shadow, check_new=data.check_new, check_idle=data.check_idle, contract_w=data.contract_w, pue=data.pue,
+                      tariff=tariff(data.tariff) if data.tariff is not None else None)  # fmt: skip
+
     def answer(world: World) -> Site:
         return world.sites[key]
 
-    return await context.write(request, SetSite(site_id=key, shadow=data.shadow, check_new=data.check_new, check_idle=data.check_idle), answer)
+    return await context.write(request, command, answer)
 
 
 @put("/v1/racks/{rack:str}", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))

@@ -219,7 +219,7 @@ def _view(context: Context, world: World, row: Workload) -> WorkloadView:
     if row.state in WORKLOAD_ENDS:
         return WorkloadView(workload=row, accrued_nano=row.cost_nano - row.credited_nano)
     if row.state is WorkloadState.QUEUED:
-        waits = explain(world, row, now_ms, admitter(world, now_ms)) if row.id in world.queued else ()
+        waits = explain(world, row, now_ms, admitter(world, now_ms, context.dispatcher.budgets)) if row.id in world.queued else ()
         return WorkloadView(workload=row, accrued_nano=row.cost_nano - row.credited_nano, waits=waits)
     allocation = world.allocations.get(allocation_id(row.id, row.attempt)) if row.attempt else None
     if allocation is None:

@@ -1,0 +1,335 @@
+"""power, dispatch, mining: what the site's watts are spent on, what is asked of them, and what idle cards do."""
+
+import csv
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headframe.cli.jobs import Json
+from headframe.cli.session import client, err, fail, out, refusals, seconds, show, table, watts
+from headframe.client.flight_sheet import filler_files
+from headframe.model.errors import BadRequest
+from headframe.model.power import Asic, Coin, SignalKind
+from headframe.model.power_api import CoinBody, Explanation, FillerView, MarketBody, PowerView, SignalBody
+from headframe.model.units import MS_PER_HOUR, clock, hashes, parse_hashes
+
+power_app = typer.Typer(invoke_without_command=True, help="What the site's watts are spent on, now and for the next day.")
+dispatch_app = typer.Typer(no_args_is_help=True, help="Why a card mines, runs or sleeps.")
+mining_app = typer.Typer(no_args_is_help=True, help="What cards do while nobody rents them: coins, fillers, mining machines.")
+Site = Annotated[str, typer.Option("--site", help="A site, by name; the only one without it.")]
+CHUNK = 24 * 365
+
+
+def add(app: typer.Typer) -> None:
+    """Register this module's verbs."""
+    app.add_typer(power_app, name="power")
+    app.add_typer(dispatch_app, name="dispatch")
+    app.add_typer(mining_app, name="mining")
+
+
+@power_app.callback()
+def power(context: typer.Context, site: Site = "", *, json: Json = False) -> None:
+    """Price, limit, what runs where in kW and US$ an hour, and what is shed next."""
+    if context.invoked_subcommand:
+        return
+    with client() as cloud:
+        found = cloud.power(site)
+    show(found, json, lambda: _show_power(found))
+
+
+@power_app.command("prices")
+def prices(
+    market: str, file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV: a column `utc` of hours, and one of prices.")], *,
+    column: Annotated[str, typer.Option(help="The prices' column; the second without it.")] = "",
+    factor: Annotated[float, typer.Option(help="US$/MWh for one of the file's units, such as 1.08 for EUR/MWh.")] = 1.0, json: Json = False,
+) -> None:  # fmt: skip
+    """Tell a market's day-ahead prices, which a tariff names."""
+    with refusals():
+        rows = _prices(file, column, factor)
+    with client() as cloud:
+        for start in range(0, len(rows), CHUNK):
+            told = cloud.tell_market(MarketBody(market=market, prices=tuple(rows[start : start + CHUNK]), source=file.name))
+    show(
+        told,
+        json,
+        lambda: out.print(
+            f"{market}: {len(rows)} hours read; {told.days} days from today on are known" + (f", until {clock(told.until_ms)}" if told.days else "")
+        ),
+    )
+
+
+@power_app.command("signal")
+def signal(
+    kind: Annotated[SignalKind, typer.Argument(help="limit: watts at the meter; price: US$/MWh; level: 0 (as usual) to 3 (all that can go).")],
+    value: Annotated[str, typer.Argument(help="Such as 800kW, 120 or 2.")], *,
+    length: Annotated[str, typer.Option("--for", help="Such as 3h.")] = "1h", start: Annotated[str, typer.Option("--from", help="Such as 2026-12-01T18:00 (UTC), or `now`.")] = "now",
+    source: Annotated[str, typer.Option(help="Who asks.")] = "operator", event: Annotated[str, typer.Option(help="The source's own name for it; the same again changes nothing.")] = "",
+    why: Annotated[str, typer.Option()] = "", site: Site = "", json: Json = False,
+) -> None:  # fmt: skip
+    """Ask the site to draw less, to count with another price, or to keep to a level."""
+    start_ms = 0 if start == "now" else _instant(start)
+    said = float(watts(value) or 0) if kind is SignalKind.LIMIT else _number(value)
+    name = event or f"{kind}-{secrets.token_hex(4)}"
+    body = SignalBody(site=site, source=source, event=name, kind=kind, value=said, start_ms=start_ms, length_s=seconds(length), why=why)
+    with client() as cloud:
+        made = cloud.signal(body)
+    show(made, json, lambda: out.print(f"{made.event}: {made.kind} {made.value:g} from {clock(made.start_ms)} to {clock(made.end_ms)}", markup=False))
+
+
+@power_app.command("cancel")
+def cancel(event: str, *, source: Annotated[str, typer.Option(help="Who asked.")] = "operator", site: Site = "", json: Json = False) -> None:
+    """A signal no longer holds."""
+    with client() as cloud:
+        row = next((row for row in cloud.signals().items if row.event == event and row.source == source), None)
+        if row is None:
+            fail(f"{source} asked for nothing named {event!r}", "see what is in force: `headframe power signals`", 3)
+        body = SignalBody(
+            site=site,
+            source=source,
+            event=event,
+            version=row.version + 1,
+            kind=row.kind,
+            value=row.value,
+            start_ms=row.start_ms,
+            end_ms=row.end_ms,
+            cancelled=True,
+        )
+        made = cloud.signal(body)
+    show(made, json, lambda: out.print(f"{event} is cancelled", markup=False))
+
+
+@power_app.command("signals")
+def signals(*, json: Json = False) -> None:
+    """What is asked of the site, now or later."""
+    with client() as cloud:
+        found = cloud.signals()
+
+    def people() -> None:
+        shown = table("source", "event", "asks", "from", "to", "why")
+        for row in found.items:
+            shown.add_row(
+                row.source,
+                row.event,
+                ("cancelled: " if row.cancelled else "") + f"{row.kind} {row.value:g}",
+                clock(row.start_ms),
+                clock(row.end_ms),
+                row.why,
+            )
+        out.print(shown)
+
+    show(found, json, people)
+
+
+@dispatch_app.command("explain")
+def explain(subject: Annotated[str, typer.Argument(help="A card's UUID, a rack or a site.")], *, json: Json = False) -> None:
+    """Why it does what it does now, in US$ an hour for each alternative."""
+    with client() as cloud:
+        found = cloud.explain_dispatch(subject)
+    show(found, json, lambda: _show_explanation(found))
+
+
+@mining_app.command("set")
+def set_filler(file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A filler's file (YAML).")], *, json: Json = False) -> None:
+    """What idle cards may do: mine a coin, or work of your own that is worth something."""
+    with client() as cloud:
+        made = cloud.set_filler(file.read_text("utf-8", "replace"))
+    show(made, json, lambda: _show_fillers((made,)))
+
+
+@mining_app.command("ls")
+def fillers(*, json: Json = False) -> None:
+    """Fillers, what they bring now, and at which power price they stop paying."""
+    with client() as cloud:
+        found = cloud.fillers()
+    show(found, json, lambda: _show_fillers(found.items))
+
+
+@mining_app.command("rm")
+def remove_filler(name: str, *, json: Json = False) -> None:
+    """No card does this any more."""
+    with client() as cloud:
+        gone = cloud.remove_filler(name)
+    show(gone, json, lambda: out.print(f"{name} is removed; what runs of it ends"))
+
+
+@mining_app.command("coin")
+def coin(
+    name: Annotated[str, typer.Argument(help="Such as RVN.")], *, price: Annotated[float, typer.Option(help="US$ for one.")],
+    network: Annotated[str, typer.Option(help="The network's hashrate, such as 5.2TH.")], block: Annotated[str, typer.Option(help="Seconds between blocks, such as 60s.")],
+    reward: Annotated[float, typer.Option(help="Coins for a block, with fees.")], algorithm: Annotated[str, typer.Option()] = "",
+    sure: Annotated[bool, typer.Option("--sure", help="Believe a jump of more than ten times.")] = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Say what a coin pays."""
+    try:
+        network_hs, block_s = parse_hashes(network), float(block.removesuffix("s"))
+    except ValueError as error:
+        fail(str(error), "write --network 5.2TH --block 60s", 2)
+    with client() as cloud:
+        made = cloud.tell_coin(
+            name, CoinBody(algorithm=algorithm, price_usd=price, network_hs=network_hs, block_s=block_s, reward=reward, source="operator", sure=sure)
+        )
+    show(made, json, lambda: _show_coins((made,)))
+
+
+@mining_app.command("coins")
+def coins(*, json: Json = False) -> None:
+    """Coins and what a hash earns."""
+    with client() as cloud:
+        found = cloud.coins()
+    show(found, json, lambda: _show_coins(found.items))
+
+
+@mining_app.command("import")
+def import_sheet(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A flight sheet exported from HiveOS (JSON).")], *,
+    wallets: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="The farm's wallets, as its API lists them (JSON): for their addresses.")] = None,
+    to: Annotated[Path, typer.Option(file_okay=False, help="Where the files are written.")] = Path(),
+) -> None:  # fmt: skip
+    """Turn a HiveOS flight sheet into filler files to look over, complete and `headframe mining set`."""
+    with refusals():
+        made = filler_files(file.read_text("utf-8", "replace"), wallets.read_text("utf-8", "replace") if wallets else "")
+    to.mkdir(parents=True, exist_ok=True)
+    for name in made:
+        path = to / f"{name}.yaml"
+        if path.exists():
+            fail(f"{path} is there already", "move it away, or name another folder: --to", 2)
+    for name, text in made.items():
+        (to / f"{name}.yaml").write_text(text)
+        out.print(f"{to / f'{name}.yaml'}: complete what is marked, then `headframe mining set` it", markup=False)
+
+
+@mining_app.command("asics")
+def asics(
+    *, scan: Annotated[str, typer.Option(help="Find machines of a network, such as 10.0.8.0/24 (with pyasic).")] = "",
+    remove: Annotated[str, typer.Option(help="Look after this one no longer.")] = "", json: Json = False,
+) -> None:  # fmt: skip
+    """Mining machines: what they are, what they do."""
+    with client() as cloud:
+        if scan:
+            from headframe.agent import asics as machines
+
+            with refusals(), err.status(f"looking for mining machines in {scan}"):
+                found = machines.scanned(scan)
+            err.print(f"{len(found)} found in {scan}")
+            listed = cloud.tell_asics(found) if found else cloud.asics()
+        else:
+            listed = cloud.remove_asic(remove) if remove else cloud.asics()
+    show(listed, json, lambda: _show_asics(listed.items))
+
+
+def _show_power(found: PowerView) -> None:
+    limit = f" of {found.limit_w / 1000:g} kW" if found.limit_w else ""
+    price = f"{found.usd_kwh * 100:.2f} US¢/kWh" if found.usd_kwh is not None else "price not known (headframe site set --tariff)"
+    out.print(
+        f"[bold]{found.site}[/]: {found.meter_w / 1000:.2f} kW{limit} at the meter, {price}, US$ {found.net_usd_h:+.3f} an hour"
+        + (f"; {found.measured:.0%} measured" if found.uses else "")
+    )
+    uses = table("use", ">kW", ">earns US$/h", ">power US$/h", ">net US$/h")
+    for use in found.uses:
+        uses.add_row(
+            use.what, f"{use.watts / 1000:.2f}", f"{use.earns_usd_h:.4f}", f"{use.power_usd_h:.4f}", f"{use.earns_usd_h - use.power_usd_h:+.4f}"
+        )
+    out.print(uses)
+    for row in found.signals:
+        out.print(
+            f"[yellow]{row.source}[/]: {row.kind} {row.value:g} from {clock(row.start_ms)} to {clock(row.end_ms)}{' (cancelled)' if row.cancelled else ''} {row.why}"
+        )
+    for row in found.postures:
+        out.print(f"{row.model}: {row.filler or 'sleeps'} where idle{f', on up to {row.most}' if row.filler else ''}; {row.why}", markup=False)
+    steps = table("shed next", ">loads", ">kW", ">US$/h", ">gone in", ">back in")
+    for step in found.ladder:
+        steps.add_row(step.rung, str(step.loads), f"{step.watts / 1000:.2f}", f"{step.usd_h:.4f}", f"{step.seconds} s", f"{step.back_seconds} s")
+    out.print(steps)
+    if found.hours:
+        hours = table("hour (UTC)", ">US¢/kWh", ">limit kW", ">drawn kW", "by use")
+        for hour in found.hours:
+            by_use = ", ".join(f"{what} {w / 1000:.2f}" for what, w in hour.by_use_w.items() if w >= 5)
+            hours.add_row(
+                clock(hour.start_ms)[11:16],
+                f"{hour.usd_kwh * 100:.2f}",
+                f"{hour.limit_w / 1000:g}" if hour.limit_w else "–",
+                f"{hour.meter_w / 1000:.2f}",
+                by_use,
+            )
+        out.print(hours)
+
+
+def _show_explanation(found: Explanation) -> None:
+    out.print(f"[bold]{found.subject}[/] {found.does}" + (f": {found.why}" if found.why else ""))
+    if found.usd_kwh is not None:
+        out.print(f"power costs {found.usd_kwh * 100:.2f} US¢/kWh", style="dim")
+    shown = table("", "alternative", ">earns US$/h", ">power US$/h", ">net US$/h", "")
+    for row in found.alternatives:
+        shown.add_row(
+            "[green]●[/]" if row.now else "", row.what, f"{row.earns_usd_h:.4f}", f"{row.power_usd_h:.4f}", f"{row.net_usd_h:+.4f}", row.note
+        )
+    out.print(shown)
+    for limit in found.limits:
+        out.print(limit, markup=False)
+
+
+def _show_fillers(rows: Sequence[FillerView]) -> None:
+    shown = table("filler", "does", ">cards", ">US$/h", ">W", "pays below", "why")
+    for row in rows:
+        does = f"mines {row.filler.coin}" if row.filler.coin else f"own work, US$ {row.filler.usd_gpu_h:g}/card-h"
+        even = ", ".join(f"{model} {price * 100:.1f} US¢/kWh" for model, price in row.break_even_usd_kwh.items())
+        shown.add_row(row.filler.name, does, str(row.cards), f"{row.usd_h:.4f}", f"{row.watts:.0f}", even, row.why)
+    out.print(shown)
+
+
+def _show_coins(rows: Sequence[Coin]) -> None:
+    shown = table("coin", "algorithm", ">US$", ">network", ">block s", ">reward", ">US$/day for 1 GH/s", "told")
+    for row in rows:
+        day = row.price_usd * row.reward * 86_400 / row.block_s / row.network_hs * 1e9
+        shown.add_row(
+            row.id, row.algorithm, f"{row.price_usd:g}", hashes(row.network_hs), f"{row.block_s:g}", f"{row.reward:g}", f"{day:.6g}", clock(row.at_ms)
+        )
+    out.print(shown)
+
+
+def _show_asics(rows: Sequence[Asic]) -> None:
+    shown = table("machine", "address", "model", ">hashrate", ">W", "state", "wanted", "can", "why")
+    for row in rows:
+        can = ", ".join(what for what, able in (("stop", row.can_stop), ("limit", row.can_limit)) if able) or "nothing"
+        shown.add_row(row.name, row.ip, row.model, hashes(row.hashes_s), f"{row.watts:.0f}", row.state, row.wanted, can, row.why)
+    out.print(shown)
+
+
+def _prices(file: Path, column: str, factor: float) -> list[tuple[int, float]]:
+    """(hour's start, US$/MWh); BadRequest with the line that can't be read. Hours without a price are left out."""
+    with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        reader = csv.DictReader(lines)
+        names = reader.fieldnames or []
+        if "utc" not in names or len(names) < 2 or (column and column not in names):
+            raise BadRequest(f"{file}: its columns are {', '.join(names)[:200]}", f"it needs `utc` and {column or 'a column of prices'}")
+        wanted = column or next(name for name in names if name != "utc")
+        found: list[tuple[int, float]] = []
+        for number, row in enumerate(reader, start=2):
+            if not (row[wanted] or "").strip():
+                continue
+            try:
+                at_ms = int(datetime.fromisoformat(row["utc"].replace("Z", "+00:00")).replace(tzinfo=UTC).timestamp() * 1000)
+                found.append((at_ms // MS_PER_HOUR * MS_PER_HOUR, float(row[wanted]) * factor))
+            except ValueError as error:
+                raise BadRequest(f"{file}, line {number}: {error}", "an hour as 2026-11-27T14:00Z, and a number") from error
+    if not found:
+        raise BadRequest(f"{file} has no prices", "one line for each hour: utc,price")
+    return found
+
+
+def _instant(text: str) -> int:
+    try:
+        return int(datetime.fromisoformat(text.replace("Z", "")).replace(tzinfo=UTC).timestamp() * 1000)
+    except ValueError:
+        fail(f"{text!r} is no time", "write it like 2026-12-01T18:00 (UTC)", 2)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        fail(f"{text!r} is no number", "such as 120 for a price or 2 for a level", 2)

@@ -1,0 +1,229 @@
+"""Power: the site's watts and dollars, prices, signals, coins, fillers, mining machines, and why a card does what it does."""
+
+import math
+import re
+from typing import Any
+
+from litestar import Request, Router, delete, get, post, put
+
+from headframe.dispatch.survey import surveyed
+from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeSignal, TellAsics, TellCoin, TellMarket
+from headframe.model.errors import BadRequest, HeadframeError, NotFound
+from headframe.model.fleet import Site
+from headframe.model.ids import GpuId
+from headframe.model.people import Scope
+from headframe.model.power import Coin, MarketDay, Signal
+from headframe.model.power_api import (
+    AsicBody,
+    AsicList,
+    CoinBody,
+    CoinList,
+    Explanation,
+    FillerList,
+    FillerView,
+    MarketBody,
+    MarketTold,
+    PowerView,
+    SignalBody,
+    SignalList,
+    TextBody,
+)
+from headframe.model.states import GpuState
+from headframe.model.units import MS_PER_HOUR
+from headframe.model.world import World
+from headframe.server.api.problems import answers
+from headframe.server.auth import Principal
+from headframe.server.context import Context, found
+from headframe.server.operate import rack_named
+from headframe.server.power import DAY_MS
+from headframe.server.power_file import filler
+from headframe.server.power_view import explain_gpu, explain_many, filler_views, power_view
+
+PRICES_MAX, ASICS_MAX = 24 * 400, 2000
+_TOKEN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,79}$")
+_COIN = re.compile(r"^[A-Z0-9]{2,10}$")
+
+
+@get("/v1/power", opt={"scope": Scope.OPERATOR}, responses=answers(404))
+async def show_power(context: Context, site: str = "") -> PowerView:
+    """What the site draws, earns and pays now, the next day, what is shed next."""
+    return power_view(context.world, site_named(context.world, site), context.dispatcher, context.clock_ms())
+
+
+@get("/v1/dispatch/{subject:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404))
+async def explain(context: Context, subject: str) -> Explanation:
+    """Why a card (by UUID), a rack or a site does what it does now."""
+    world, now_ms = context.world, context.clock_ms()
+    gpu, rack = world.gpus.get(GpuId(subject)), rack_named(world, subject)
+    if gpu is None and rack is None:
+        site = site_named(world, subject)
+        survey = surveyed(world, site, now_ms, context.dispatcher.known)
+        cards = [each for each in world.gpus.values() if each.state is not GpuState.RETIRED and world.nodes[each.node_id].site_id == site.id]
+        return explain_many(world, survey, site.name, sorted(cards, key=lambda each: each.id))
+    site_id = world.nodes[gpu.node_id].site_id if gpu else rack.site_id if rack else next(iter(world.sites))
+    survey = surveyed(world, world.sites[site_id], now_ms, context.dispatcher.known)
+    if gpu is not None:
+        return explain_gpu(world, survey, gpu)
+    assert rack is not None
+    there = [each for each in world.gpus.values() if each.state is not GpuState.RETIRED and world.nodes[each.node_id].rack_id == rack.id]
+    return explain_many(world, survey, rack.name, sorted(there, key=lambda each: each.id))
+
+
+@put("/v1/market", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+async def tell_market(context: Context, request: Request[Principal, Any, Any], data: MarketBody) -> MarketTold:
+    """Day-ahead prices of a market. Nothing is taken where one of them can't be a price."""
+    _token(data.market, "market")
+    if not data.prices or len(data.prices) > PRICES_MAX:
+        raise BadRequest(f"1 to {PRICES_MAX} hours of prices at once")
+    if any(at_ms % MS_PER_HOUR or not 0 <= at_ms < 1 << 45 for at_ms, _ in data.prices):
+        raise BadRequest("a price belongs to an hour: its start in ms, UTC", "give hours")
+    days: dict[int, list[float | None]] = {}
+    for at_ms, price in data.prices:
+        start = at_ms // DAY_MS * DAY_MS
+        days.setdefault(start, [None] * 24)[(at_ms - start) // MS_PER_HOUR] = price
+    from_today = context.clock_ms() // DAY_MS * DAY_MS
+    rows = tuple(
+        MarketDay(id=f"{data.market}/{start}", market=data.market, start_ms=start, usd_mwh=tuple(prices), source=data.source[:80])
+        for start, prices in sorted(days.items())
+    )
+
+    def answer(world: World) -> MarketTold:
+        known = [row for row in world.market_days.values() if row.market == data.market and row.start_ms >= from_today]
+        return MarketTold(market=data.market, days=len(known), until_ms=max((row.start_ms + DAY_MS for row in known), default=0))
+
+    return await context.write(request, TellMarket(days=rows), answer)
+
+
+@get("/v1/signals", opt={"scope": Scope.OPERATOR}, responses=answers())
+async def list_signals(context: Context) -> SignalList:
+    """Signals in force or to come, next first."""
+    return SignalList(items=tuple(sorted(context.world.signals.values(), key=lambda row: (row.start_ms, row.id))))
+
+
+@post("/v1/signals", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def take_signal(context: Context, request: Request[Principal, Any, Any], data: SignalBody) -> Signal:
+    """What a grid, a market, a breaker or a person asks of a site: kept, then acted on. The same event again changes nothing."""
+    try:
+        row = signal_of(context, data)
+
+        def answer(world: World) -> Signal:
+            return world.signals.get(row.id, row)
+
+        return await context.write(request, TakeSignal(signal=row), answer)
+    except HeadframeError:
+        context.refused_signals += 1
+        raise
+
+
+def signal_of(context: Context, data: SignalBody) -> Signal:
+    """The signal that a body describes."""
+    _token(data.source, "source")
+    _token(data.event, "event")
+    site, now_ms = site_named(context.world, data.site), context.clock_ms()
+    start_ms = data.start_ms or now_ms
+    end_ms = data.end_ms or start_ms + data.length_s * 1000
+    if not 0 <= data.version < 1 << 31 or not 0 <= start_ms < 1 << 45 or not 0 <= end_ms < 1 << 45:
+        raise BadRequest("a version or a time of this signal is out of range")
+    return Signal(id=f"{site.id}/{data.source}/{data.event}", site_id=site.id, source=data.source, event=data.event, version=data.version, kind=data.kind, value=data.value,
+                  start_ms=start_ms, end_ms=end_ms, why=data.why[:200], received_ms=now_ms, cancelled=data.cancelled)  # fmt: skip
+
+
+@get("/v1/coins", opt={"scope": Scope.OPERATOR}, responses=answers())
+async def list_coins(context: Context) -> CoinList:
+    """Coins and their terms, as last told."""
+    return CoinList(items=tuple(context.world.coins[key] for key in sorted(context.world.coins)))
+
+
+@put("/v1/coins/{coin:str}", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+async def tell_coin(context: Context, request: Request[Principal, Any, Any], coin: str, data: CoinBody) -> Coin:
+    """What a coin pays; a figure that can't be is refused, a jump of more than ten times needs `sure`."""
+    if not _COIN.fullmatch(coin):
+        raise BadRequest(f"{coin[:20]!r} is no coin's short name", "such as BTC or RVN")
+    if not all(math.isfinite(each) for each in (data.price_usd, data.network_hs, data.block_s, data.reward)):
+        raise BadRequest("a coin's terms are numbers")
+    row = Coin(id=coin, algorithm=data.algorithm[:40], price_usd=data.price_usd, network_hs=data.network_hs, block_s=data.block_s, reward=data.reward,
+               at_ms=context.clock_ms(), source=data.source[:80])  # fmt: skip
+
+    def answer(world: World) -> Coin:
+        return world.coins[coin]
+
+    return await context.write(request, TellCoin(coin=row, sure=data.sure), answer)
+
+
+@get("/v1/fillers", opt={"scope": Scope.OPERATOR}, responses=answers())
+async def list_fillers(context: Context) -> FillerList:
+    """What idle cards may do, and what it brings now."""
+    return FillerList(items=tuple(filler_views(context.world, site_named(context.world, ""), context.dispatcher, context.clock_ms())))
+
+
+@put("/v1/fillers", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+async def set_filler(context: Context, request: Request[Principal, Any, Any], data: TextBody) -> FillerView:
+    """A filler's file (YAML): new, or in place of the one of that name."""
+    row = filler(data.file)
+
+    def answer(world: World) -> FillerView:
+        return FillerView(filler=world.fillers[row.id])
+
+    return await context.write(request, SetFiller(filler=row), answer)
+
+
+@delete("/v1/fillers/{name:str}", opt={"scope": Scope.OPERATOR}, status_code=200, responses=answers(404, 409))
+async def remove_filler(context: Context, request: Request[Principal, Any, Any], name: str) -> FillerView:
+    """No card does this any more; what runs of it is ended."""
+    row = found(next((row for row in context.world.fillers.values() if row.name == name), None), f"filler {name[:80]!r}", "mining ls")
+
+    def answer(world: World) -> FillerView:
+        del world
+        return FillerView(filler=row)
+
+    return await context.write(request, RemoveFiller(name=name), answer)
+
+
+@get("/v1/asics", opt={"scope": Scope.OPERATOR}, responses=answers())
+async def list_asics(context: Context) -> AsicList:
+    """Mining machines, by name."""
+    return _asics(context.world)
+
+
+@put("/v1/asics", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+async def tell_asics(context: Context, request: Request[Principal, Any, Any], data: AsicBody) -> AsicList:
+    """Mining machines as they were found."""
+    if len(data.asics) > ASICS_MAX:
+        raise BadRequest(f"at most {ASICS_MAX} machines at once")
+    for asic in data.asics:
+        _token(asic.id, "id")
+        if not (0 <= asic.watts <= 20_000 and 0 <= asic.hashes_s <= 1e18) or not re.fullmatch(r"[0-9a-fA-F.:]{0,45}", asic.ip):
+            raise BadRequest(f"{asic.id}: its watts, hashrate or address is out of range")
+    return await context.write(request, TellAsics(asics=data.asics), _asics)
+
+
+@delete("/v1/asics/{asic:str}", opt={"scope": Scope.OPERATOR}, status_code=200, responses=answers(404, 409))
+async def remove_asic(context: Context, request: Request[Principal, Any, Any], asic: str) -> AsicList:
+    """A mining machine is no longer looked after."""
+    return await context.write(request, RemoveAsic(id=asic), _asics)
+
+
+def _asics(world: World) -> AsicList:
+    return AsicList(items=tuple(sorted(world.asics.values(), key=lambda row: (row.name, row.id))))
+
+
+def site_named(world: World, name: str) -> Site:
+    """A site by name or id; the only one where nothing is said."""
+    rows = [row for row in world.sites.values() if name in {row.id, row.name, ""}]
+    if not rows:
+        raise NotFound(f"no card, rack or site {name[:80]!r}", "list them: `headframe nodes`, `headframe rack ls`, `headframe site ls`")
+    return rows[0]
+
+
+def _token(text: str, what: str) -> None:
+    if not _TOKEN.fullmatch(text):
+        raise BadRequest(f"{what}: 1 to 80 letters, digits, spaces, dots, colons, slashes, dashes or underscores")
+
+
+ROUTER = Router(
+    "/",
+    route_handlers=[
+        show_power, explain, tell_market, list_signals, take_signal, list_coins, tell_coin, list_fillers, set_filler, remove_filler, list_asics, tell_asics, remove_asic,
+    ],
+)  # fmt: skip
+"""All of this module's routes."""

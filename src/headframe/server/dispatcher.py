@@ -1,0 +1,184 @@
+"""Keeps watts where they earn most: looks at the site every few seconds and when a signal comes, sheds what has to go, plans every five minutes, begins and ends fillers.
+
+Everything decided is committed under the leader's epoch before an engine hears of it (the tick starts and stops allocations); what is remembered here is only what may be
+forgotten: the last problem, its schedule, and which machines are being freed for others.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from headframe.dispatch.plan import Basis, Schedule, Site
+from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, surveyed
+from headframe.dispatch.tariff import peaks
+from headframe.model import fleet
+from headframe.model.errors import HeadframeError
+from headframe.model.event import Draft, Event, Kind
+from headframe.model.ids import GpuId, NodeId, SiteId
+from headframe.model.power import Budget, SignalKind
+from headframe.model.states import Reason
+from headframe.model.work import Allocation, Tier
+from headframe.model.world import World
+from headframe.server.desk import Desk
+from headframe.server.filling import emergency, filled, over, settled
+from headframe.server.lead import Leadership
+from headframe.server.solving import Answer, solve
+from headframe.server.watch import Watch
+
+LOOK_S, PLAN_MS = 5.0, 300_000
+REST_MS = 60_000
+"""A machine on which a filler made room gets no new one for so long: what it made room for may need several of its cards."""
+STALE_MS = 60_000
+AT_ONCE = frozenset(
+    {Kind.SIGNAL_TAKEN, Kind.SITE_CHANGED, Kind.FILLER_CHANGED, Kind.COIN_TOLD, Kind.MARKET_TOLD, Kind.WORKLOAD_STARTING, Kind.RACK_CHANGED}
+)
+_log = logging.getLogger("headframe")
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """A problem with its schedule."""
+
+    at_ms: int
+    problem: Problem
+    schedule: Schedule
+
+
+class Dispatcher:
+    """`solver` answers with a schedule, or none in time."""
+
+    def __init__(
+        self, desk: Desk, leadership: Leadership, watch: Watch, wake: Callable[[], None], solver: Callable[..., Awaitable[Answer]] = solve
+    ) -> None:
+        self.budgets: dict[SiteId, Budget] = {}
+        self.planned: dict[SiteId, Planned] = {}
+        self._desk, self._leadership, self._watch, self._wake, self._solver = desk, leadership, watch, wake, solver
+        self._resting: dict[NodeId, int] = {}
+        self._basis: dict[SiteId, Basis | None] = {}
+        self._asked: dict[SiteId, tuple[int, Site]] = {}
+        self._look = asyncio.Event()
+        desk.listeners.append(self._heard)
+
+    async def run(self) -> None:
+        """For ever, while this server leads."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), LOOK_S)
+            self._look.clear()
+            if self._leadership.epoch is None:
+                self.budgets.clear()
+                continue
+            try:
+                for site in list(self._desk.world.sites.values()):
+                    await self.once(site.id)
+            except HeadframeError as error:
+                _log.warning("dispatch could not finish: %s; it goes on by itself", error.detail)
+            except Exception:
+                _log.exception("dispatch failed; this is a bug in Headframe, it goes on by itself")
+                await asyncio.sleep(LOOK_S)
+
+    async def once(self, site_id: SiteId) -> None:
+        """Look at a site, shed, plan where it is time to, fill."""
+        world = self._desk.world
+        if not concerned(world, world.sites[site_id]):
+            self.budgets.pop(site_id, None)
+            return
+        epoch = self._leadership.epoch
+        await self._desk.write(lambda world, now_ms: self._step(world, site_id, now_ms), epoch)
+        await self._plan(site_id, epoch)
+
+    def _step(self, world: World, site_id: SiteId, now_ms: int) -> Iterator[Draft]:
+        yield from over(world, now_ms)
+        survey = surveyed(world, world.sites[site_id], now_ms, self.known)
+        self._count(world, survey)
+        shedding = False
+        for draft in emergency(world, survey):
+            shedding = True
+            yield draft
+        if not shedding:
+            yield from filled(world, survey, self._resting)
+        yield from _reached(survey)
+
+    async def _plan(self, site_id: SiteId, epoch: int | None) -> None:
+        now_ms, world = self._desk.clock_ms(), self._desk.world
+        survey = surveyed(world, world.sites[site_id], now_ms, self.known)
+        picked = choices(world, survey)
+        asked = problem(world, survey, picked)
+        before = self._asked.get(site_id)
+        if before is not None and before[1] == asked.site and now_ms - before[0] < PLAN_MS:
+            return
+        answer = await self._solver(asked.site, self._basis.get(site_id))
+        if answer.schedule is None:
+            _log.warning("no schedule for %s in time: the last one stays in force", world.sites[site_id].name)
+            return
+        schedule = answer.schedule
+        self._asked[site_id], self._basis[site_id] = (now_ms, asked.site), answer.basis
+        self.planned[site_id] = Planned(at_ms=now_ms, problem=asked, schedule=schedule)
+
+        def decided(world: World, now_ms: int) -> Iterator[Draft]:
+            there = surveyed(world, world.sites[site_id], now_ms, self.known)
+            return settled(world, there, asked, schedule, choices(world, there))
+
+        if await self._desk.write(decided, epoch):
+            self._look.set()
+
+    def known(self, gpu: GpuId) -> float | None:
+        """What a card was last read to draw; None where that is too long ago."""
+        sample = self._watch.latest(gpu)
+        return sample.power_w if sample is not None and self._desk.clock_ms() - sample.at_ms < STALE_MS else None
+
+    def _count(self, world: World, survey: Survey) -> None:
+        """What placement may still give out."""
+        meter, before = survey.meter, self.budgets.get(survey.site.id)
+        if survey.limit_w >= NO_LIMIT_W:
+            self.budgets.pop(survey.site.id, None)
+            return
+        told = [signal for signal in active(world, survey.site, survey.now_ms) if signal.kind is SignalKind.LIMIT and signal.value == survey.limit_w]
+        firm_w = meter.total_w - meter.going_w - meter.filler_w - meter.asic_w
+        budget = Budget(left_w=survey.limit_w - firm_w, limit_w=survey.limit_w, pue=survey.site.pue, at_ms=survey.now_ms, until_ms=told[0].end_ms if told else 0,
+                        why=f"{told[0].source} asked for it" if told else "its contract")  # fmt: skip
+        self.budgets[survey.site.id] = budget
+        if before is None or budget.left_w > before.left_w + 1:
+            self._wake()
+
+    def _heard(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.kind in AT_ONCE:
+                self._look.set()
+            for row in event.rows if event.kind is Kind.WORKLOAD_STOPPING else ():
+                if isinstance(row, Allocation) and row.tier is Tier.FILLER and row.stop_because is Reason.PREEMPTED:
+                    self._resting.update((part.node_id, event.at_ms + REST_MS) for part in row.parts)
+                    self._look.set()
+
+
+def concerned(world: World, site: fleet.Site) -> bool:
+    """Whether there is anything to dispatch at a site: a limit, a price, a filler, a mining machine, a signal, or a filler that still runs."""
+    running = any(held.tier is Tier.FILLER for held in world.held.values()) if not world.fillers else False
+    return bool(site.contract_w or site.tariff or world.fillers or world.asics or world.signals or running)
+
+
+def _reached(survey: Survey) -> Iterator[Draft]:
+    """The month's peaks, where they have grown by more than a hundredth: what a demand charge will be paid for."""
+    site = survey.site
+    if site.tariff is None or not site.tariff.demand:
+        return
+    month = month_of(site, survey.now_ms)
+    reached = dict(site.reached_w) if site.month == month else {}
+    drawn = survey.meter.total_w
+    for peak in peaks(site.tariff, [survey.now_ms], lambda _: 0.0):
+        if peak.within[0] and drawn > reached.get(peak.name, 0.0) * 1.01:
+            reached[peak.name] = round(drawn)
+    if reached != site.reached_w or (site.reached_w and site.month != month):
+        row = msgspec.structs.replace(site, month=month, reached_w=reached)
+        said = ", ".join(f"{name} {watts / 1000:.1f} kW" for name, watts in reached.items()) or "none yet"
+        yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=f"{site.name}: the month's peaks: {said}", rows=(row,))
+
+
+def month_of(site: fleet.Site, at_ms: int) -> str:
+    """The billing month, in the site's own time."""
+    zone = site.tariff.zone if site.tariff else "UTC"
+    return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(ZoneInfo(zone)).strftime("%Y-%m")

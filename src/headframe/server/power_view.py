@@ -1,0 +1,214 @@
+"""A site's power in figures for people: what runs where, in kW and US$ an hour; the next day; what is shed next; and why a card does what it does. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from headframe.dispatch import mining
+from headframe.dispatch.power import DRAW_SHARE, idle_w
+from headframe.dispatch.settle import SLEEP
+from headframe.dispatch.shed import ladder
+from headframe.dispatch.survey import NO_LIMIT_W, Held, Survey, active, loads, max_w, mines, plain, posture_id, surveyed, usd_of, worths
+from headframe.model import fleet
+from headframe.model.fleet import Gpu
+from headframe.model.power import AsicState, LoadClass
+from headframe.model.power_api import Alternative, Explanation, FillerView, HourView, PowerView, StepView, UseView
+from headframe.model.states import GpuState
+from headframe.model.units import clock
+from headframe.model.world import World
+from headframe.server.dispatcher import Dispatcher, Planned
+
+NAMES = {LoadClass.FIRM: "sold", LoadClass.ONLINE: "served", LoadClass.SPOT: "spot", LoadClass.BATCH: "batch", LoadClass.FILLER: "fillers"}
+
+
+def power_view(world: World, site: fleet.Site, dispatcher: Dispatcher, now_ms: int) -> PowerView:
+    """See `PowerView`."""
+    survey = surveyed(world, site, now_ms, dispatcher.known)
+    uses, planned = tuple(_uses(world, survey)), dispatcher.planned.get(site.id)
+    read = sum(each.watts for each in survey.held if dispatcher.known(each.gpu.id) is not None)
+    drawn = sum(each.watts for each in survey.held)
+    return PowerView(
+        site=site.name, now_ms=now_ms, contract_w=site.contract_w, limit_w=0.0 if survey.limit_w >= NO_LIMIT_W else survey.limit_w, pue=site.pue,
+        tariff=site.tariff.name if site.tariff else "", usd_kwh=survey.usd_kwh, meter_w=survey.meter.total_w, going_w=survey.meter.going_w,
+        measured=read / drawn if drawn else 1.0, net_usd_h=sum(use.earns_usd_h - use.power_usd_h for use in uses), uses=uses,
+        hours=tuple(_hours(planned)) if planned else (), ladder=tuple(StepView(**msgspec.structs.asdict(step)) for step in ladder(loads(world, survey))),
+        postures=tuple(row for key, row in sorted(world.postures.items()) if row.site_id == site.id),
+        signals=tuple(sorted((row for row in world.signals.values() if row.site_id == site.id), key=lambda row: (row.start_ms, row.id))),
+        spot_floor_usd_h=spot_floors(survey, planned), reached_w=site.reached_w, planned_ms=planned.at_ms if planned else 0,
+    )  # fmt: skip
+
+
+def _uses(world: World, survey: Survey) -> Iterable[UseView]:
+    pue, rate = survey.site.pue, survey.usd_kwh or 0.0
+    prices = max(world.price_lists.values(), key=lambda row: row.version, default=None)
+    for kind in LoadClass:
+        there = [each for each in survey.held if each.kind is kind]
+        if not there:
+            continue
+        watts = sum(each.watts for each in there) * pue
+        earns = sum(_filler_usd_h(world, each) if kind is LoadClass.FILLER else usd_of(prices, each.gpu.model, kind) * _sold(each) for each in there)
+        yield UseView(what=NAMES[kind], watts=watts, earns_usd_h=earns, power_usd_h=watts / 1000 * rate)
+    asics = [asic for asic in world.asics.values() if asic.state is AsicState.MINING]
+    if asics:
+        watts = sum(asic.watts for asic in asics) * pue
+        earns = sum(mining.asic_usd_h(asic, world.coins.get(asic.coin)) or 0.0 for asic in asics)
+        yield UseView(what="mining machines", watts=watts, earns_usd_h=earns, power_usd_h=watts / 1000 * rate)
+    yield UseView(what="idle", watts=survey.meter.idle_w, earns_usd_h=0.0, power_usd_h=survey.meter.idle_w / 1000 * rate)
+
+
+def _sold(each: Held) -> float:
+    """The share of a card that is paid for; checks are nobody's."""
+    if each.allocation.tier not in {"on-demand", "reserved", "spot"}:
+        return 0.0
+    return sum(share.milli for part in each.allocation.parts for share in part.shares if share.gpu_id == each.gpu.id) / 1000
+
+
+def _filler_usd_h(world: World, each: Held) -> float:
+    workload = world.workloads.get(each.allocation.workload_id)
+    filler = world.fillers.get(workload.spec.name.rpartition("@")[0]) if workload else None
+    does = mines(filler, each.gpu.model) if filler else None
+    return (mining.usd_h(filler, does, world.coins.get(filler.coin)) if filler and does else None) or 0.0
+
+
+def _hours(planned: Planned) -> Iterable[HourView]:
+    site, schedule = planned.problem.site, planned.schedule
+    idle = site.pue * (site.static_w + sum(pool.cards * pool.idle_w for pool in site.pools))
+    pools = {pool.id: pool for pool in site.pools}
+    for t, start_ms in enumerate(planned.problem.starts_ms):
+        by_use = {"idle": idle}
+        for use in schedule.uses:
+            name = NAMES[LoadClass(use.work.partition("/")[0])]
+            by_use[name] = by_use.get(name, 0.0) + use.cards[t] * (use.watts - pools[use.pool].idle_w) * site.pue
+        asics = sum(group.watts * schedule.asics[group.id][t] for group in site.asics) * site.pue
+        by_use |= {"mining machines": asics} if asics else {}
+        yield HourView(start_ms=start_ms, usd_kwh=site.usd_kwh[t], limit_w=0.0 if site.limit_w[t] >= NO_LIMIT_W else site.limit_w[t], meter_w=schedule.meter_w[t],
+                       by_use_w=by_use, marginal_usd_kwh=site.usd_kwh[t] + schedule.kwh_usd[t])  # fmt: skip
+
+
+def spot_floors(survey: Survey, planned: Planned | None) -> dict[str, float]:
+    """What a card-hour of spot work has to bring at least, by model: its energy at the marginal price, and what the card would earn otherwise (the programme's duals)."""
+    found: dict[str, float] = {}
+    for model, cards in survey.cards.items():
+        pools = [key for key, name in planned.problem.models.items() if name == model] if planned else []
+        card = max((planned.schedule.card_usd_h[key][0] for key in pools), default=0.0) if planned else 0.0
+        kwh = (survey.usd_kwh or 0.0) + (planned.schedule.kwh_usd[0] if planned else 0.0)
+        limit = max_w(cards[0])
+        found[model] = round(card + (limit * DRAW_SHARE[LoadClass.SPOT] - idle_w(limit)) * survey.site.pue / 1000 * kwh, 6)
+    return found
+
+
+def filler_views(world: World, site: fleet.Site, dispatcher: Dispatcher, now_ms: int) -> list[FillerView]:
+    """Fillers with what they bring now."""
+    survey = surveyed(world, site, now_ms, dispatcher.known)
+    found: list[FillerView] = []
+    for key in sorted(world.fillers):
+        filler = world.fillers[key]
+        there = [
+            each
+            for each in survey.held
+            if each.kind is LoadClass.FILLER and world.workloads[each.allocation.workload_id].spec.name.startswith(f"{key}@")
+        ]
+        even = {
+            model: mining.break_even_usd_kwh(earned, does.watts * site.pue) for model, does in filler.models.items()
+            if (earned := mining.usd_h(filler, does, world.coins.get(filler.coin))) is not None
+        }  # fmt: skip
+        whys = [row.why for model in survey.cards if mines(filler, model) and (row := world.postures.get(posture_id(site, model)))]
+        found.append(FillerView(filler=filler, cards=len(there), usd_h=sum(_filler_usd_h(world, each) for each in there), watts=sum(each.watts for each in there),
+                                break_even_usd_kwh=even, why="" if filler.enabled and not whys else whys[0] if whys else "switched off"))  # fmt: skip
+    return found
+
+
+# Why
+
+
+def explain_gpu(world: World, survey: Survey, gpu: Gpu) -> Explanation:
+    """Why this card mines, runs or sleeps now."""
+    holder = next((each for each in survey.held if each.gpu.id == gpu.id), None)
+    posture = world.postures.get(posture_id(survey.site, gpu.model))
+    earns, costs = worths(world, survey, gpu.model)
+    rate = (survey.usd_kwh or 0.0) * survey.site.pue / 1000
+    prices = max(world.price_lists.values(), key=lambda row: row.version, default=None)
+    running = _filler_name(world, holder) if holder and holder.kind is LoadClass.FILLER else ""
+    rows: list[Alternative] = []
+    for kind in (LoadClass.FIRM, LoadClass.SPOT):
+        now = holder is not None and (holder.kind is kind or (kind is LoadClass.SPOT and holder.kind is LoadClass.BATCH))
+        worth, power = usd_of(prices, gpu.model, kind), max_w(gpu) * DRAW_SHARE[kind] * rate
+        rows.append(
+            Alternative(
+                what=f"{NAMES[kind]} work",
+                earns_usd_h=worth,
+                power_usd_h=power,
+                net_usd_h=worth - power,
+                now=now,
+                note="" if now else "nobody asks for it now",
+            )
+        )
+    for name, earned in earns.items():
+        rows.append(Alternative(what=name, earns_usd_h=earned, power_usd_h=costs[name], net_usd_h=earned - costs[name], now=name == running))
+    rows.append(Alternative(what="sleep", earns_usd_h=0.0, power_usd_h=costs[SLEEP], net_usd_h=-costs[SLEEP], now=holder is None))
+    does, why = _said(world, survey, gpu, holder, running, posture.why if posture else "")
+    return Explanation(
+        subject=world.named(gpu),
+        does=does,
+        why=why,
+        usd_kwh=survey.usd_kwh,
+        alternatives=tuple(sorted(rows, key=lambda row: -row.net_usd_h)),
+        limits=limits(world, survey),
+    )
+
+
+def _said(world: World, survey: Survey, gpu: Gpu, holder: Held | None, running: str, why: str) -> tuple[str, str]:
+    if gpu.state is not GpuState.READY:
+        return f"is {gpu.state}", gpu.why or "cards in this state get no work"
+    if holder is not None and not running:
+        return "works", f"{world.workloads[holder.allocation.workload_id].name} holds it ({holder.allocation.tier}): paid work comes first"
+    if running:
+        return f"runs {running}", why
+    if not world.fillers:
+        return "sleeps", "no filler is known: `headframe mining set FILE`"
+    if survey.usd_kwh is None:
+        why = why or "it is not known what power costs: `headframe site set NAME --tariff FILE`"
+    return "sleeps", why or f"no filler is known for {plain(gpu.model)}"
+
+
+def _filler_name(world: World, each: Held) -> str:
+    return world.workloads[each.allocation.workload_id].spec.env.get("HEADFRAME_FILLER", "")
+
+
+def explain_many(world: World, survey: Survey, name: str, cards: Sequence[Gpu]) -> Explanation:
+    """A rack's or a site's cards by what they do: earned, spent, left, all together."""
+    rate = (survey.usd_kwh or 0.0) * survey.site.pue / 1000
+    prices = max(world.price_lists.values(), key=lambda row: row.version, default=None)
+    ids, held = {gpu.id for gpu in cards}, {each.gpu.id: each for each in survey.held}
+    rows: dict[str, list[float]] = {}
+    for gpu in cards:
+        each = held.get(gpu.id)
+        watts = each.watts if each else idle_w(max_w(gpu))
+        what = "sleep" if each is None else _filler_name(world, each) if each.kind is LoadClass.FILLER else f"{NAMES[each.kind]} work"
+        earned = (
+            0.0
+            if each is None
+            else _filler_usd_h(world, each)
+            if each.kind is LoadClass.FILLER
+            else usd_of(prices, gpu.model, each.kind) * _sold(each)
+        )
+        row = rows.setdefault(what, [0.0, 0.0, 0.0])
+        row[0], row[1], row[2] = row[0] + earned, row[1] + watts * rate, row[2] + 1
+    found = [
+        Alternative(what=f"{what} on {int(count)}", earns_usd_h=earned, power_usd_h=power, net_usd_h=earned - power, now=True)
+        for what, (earned, power, count) in sorted(rows.items())
+    ]
+    whys = dict.fromkeys(
+        f"{gpu.model}: {row.why}" for gpu in cards if gpu.id in ids and (row := world.postures.get(posture_id(survey.site, gpu.model)))
+    )
+    return Explanation(subject=name, does=f"{len(cards)} cards", why="; ".join(list(whys)[:4]), usd_kwh=survey.usd_kwh,
+                       alternatives=tuple(sorted(found, key=lambda row: -row.net_usd_h)), limits=limits(world, survey))  # fmt: skip
+
+
+def limits(world: World, survey: Survey) -> tuple[str, ...]:
+    """What bounds the site now."""
+    found: list[str] = []
+    if survey.limit_w < NO_LIMIT_W:
+        found.append(f"{survey.meter.total_w / 1000:.2f} of {survey.limit_w / 1000:g} kW are drawn at the meter")
+    found.extend(f"{row.source} asks for {row.kind} {row.value:g} until {clock(row.end_ms)}" for row in active(world, survey.site, survey.now_ms))
+    return tuple(found)
