@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from headframe.dispatch.plan import Asics, Pool, Programme, Site, Work, solved
 from headframe.dispatch.power import modes
 from headframe.dispatch.settle import GAIN
-from headframe.dispatch.tariff import Peak
+from headframe.dispatch.tariff import Peak, borne
 from headframe.model.power import LoadClass as L
 
 DATA = Path(__file__).parent / "data"
@@ -33,7 +33,7 @@ MODELS = {  # cards, limit W, rent US$/h, mining US$ per hour and W (benchmark's
 }  # fmt: skip
 SPEED_SHARE = {"3090": 0.6, "4090": 0.3, "a100": 0.1}
 ASIC_COUNT, ASIC_W, ASIC_TH = 857, 3500.0, 200.0
-HORIZON = 24
+HORIZON = 48
 START_H = 1 / 60
 CHARGE_USD_KW = 6.0
 """A month's highest hour on weekdays from 16 to 20 o'clock UTC-6, June to September."""
@@ -118,8 +118,13 @@ class Year:
             work.append(Work(id=f"mine-{model}", kind=L.FILLER, usd_h=mine * bonus, draw_w={model: mine_w}, cards=(1e6,) * len(hours), curve=curve))
         asic = float(self.asic_usd_h[hours[0]])
         bonus = 1.0 if on is None else 1 + GAIN if on.get("asic") else 1 / (1 + GAIN)
+        share = (
+            borne(int(self.peak[hours].sum()), int(self.peak[hours[0] :][self.month[hours[0] :] == self.month[hours[0]]].sum()))
+            if len(hours) <= 2 * HORIZON
+            else 1.0
+        )
         peaks = (
-            (Peak(name="summer", usd_kw=CHARGE_USD_KW, within=tuple(bool(x) for x in self.peak[hours]), reached_w=reached),)
+            (Peak(name="summer", usd_kw=CHARGE_USD_KW * share, within=tuple(bool(x) for x in self.peak[hours]), reached_w=reached),)
             if self.peak[hours].any()
             else ()
         )
@@ -189,7 +194,7 @@ class Books:
 
 
 def programmed(year, horizon=HORIZON, caps=True, calm=True):
-    """The product's: a rolling programme, prices known a day ahead, demand of the coming hours taken to be what it was a day before."""
+    """The product's: a rolling programme, prices known a day ahead and then taken to be those of a day before, as the demand of the coming hours is."""
     books = Books(year)
     for t in range(len(year.price)):
         hours = np.arange(t, min(t + horizon, len(year.price)))
@@ -197,7 +202,10 @@ def programmed(year, horizon=HORIZON, caps=True, calm=True):
         seen = tuple(np.where(hours == t, series[hours], series[before]) for series in (year.firm, year.spot, year.batch))
         reached = books.reached if year.month[t] == books.month else 0.0
         on = {model: books.on.get(model, 0.0) > 0 for model in (*MODELS, "asic")} if calm else None
-        schedule, _ = solved(year.site(hours, books.backlog, reached, on, seen, caps))
+        site = year.site(hours, books.backlog, reached, on, seen, caps)
+        known = site.usd_kwh[:24]
+        site = msgspec.structs.replace(site, usd_kwh=known + known[: max(0, len(hours) - 24)])
+        schedule, _ = solved(site)
         assert schedule is not None
         did = {"asic": schedule.asics["asic"][0]}
         for use in schedule.uses:

@@ -44,6 +44,7 @@ def up(
     gateway_url: Annotated[str, typer.Option(help="Where clients reach the gateways, such as https://ai.example.com.")] = "",
 ) -> None:  # fmt: skip
     """Serve this machine's hardware as a cloud: API, console, scheduler and local engine in one process."""
+    from headframe.agent import asics
     from headframe.agent.handover import clean
     from headframe.agent.probe import probe
     from headframe.agent.watch import reports
@@ -64,7 +65,17 @@ def up(
         err.print(f"Headframe serves {what.node} at [bold]{what.url}[/] (Ctrl-C stops the server; work goes on)")
 
     with refusals():
-        run(config, Hooks(probe=probe, keep_key=keep_key, started=started, reports=lambda: reports(watch_interval, kernel_log), clean=clean))
+        run(
+            config,
+            Hooks(
+                probe=probe,
+                keep_key=keep_key,
+                started=started,
+                reports=lambda: reports(watch_interval, kernel_log),
+                clean=clean,
+                asics=(asics.seen, asics.told) if asics.has_pyasic() else None,
+            ),
+        )
 
 
 def sign_in(

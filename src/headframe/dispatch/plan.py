@@ -24,8 +24,8 @@ SHORT_USD_H = 1000.0
 """What a card-hour of firm work that can't be served is taken to cost: more than anything brings."""
 LATE_SHARE_H = 0.002
 """What an hour's delay of work that can wait costs, of its worth: enough to do it rather today."""
-LEFT_SHARE, LEFT_H = 0.9, 12.0
-"""What work that still waits at the end of the horizon is worth, of what it would bring, as far as it came within the last hours: older work that is left is worth
+LEFT_SHARE, LEFT_PART = 0.97, 0.5
+"""What work that still waits at the end of the horizon is worth, of what it would bring, as far as it came within the last half of it: older work that is left is worth
 nothing, or it would be put off for ever wherever watts are short.
 """
 INFINITY = highspy.kHighsInf
@@ -69,7 +69,7 @@ class Asics(msgspec.Struct, frozen=True, kw_only=True):
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
     """The problem: intervals of `hours` each, US$ per kWh in each, what may be drawn at the meter in each (W), `pue` from the cards' watts to the meter's, `static_w` that
-    is drawn whatever the cards do, and what each rack may carry, its idle cards included. `late_share_h`, `left_share`, `left_h`: see the constants.
+    is drawn whatever the cards do, and what each rack may carry, its idle cards included. `late_share_h`, `left_share`, `left_part`: see the constants.
     """
 
     hours: float
@@ -84,7 +84,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     peaks: tuple[Peak, ...] = ()
     late_share_h: float = LATE_SHARE_H
     left_share: float = LEFT_SHARE
-    left_h: float = LEFT_H
+    left_part: float = LEFT_PART
 
 
 class Use(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,7 +233,7 @@ class Programme:
         """backlog(t) = backlog(t-1) + what arrives - what is done; what is left at the end has a worth too, or all would be done today at any price."""
         hours = self.site.hours
         left = self._columns(np.full(self.steps, -work.usd_h * self.site.late_share_h * hours), INFINITY)
-        lately = float(arriving[max(0, self.steps - int(self.site.left_h / hours)) :].sum())
+        lately = float(arriving[self.steps - int(self.steps * self.site.left_part) :].sum())
         counts = self._columns(np.array([self.site.left_share * work.usd_h]), lately)
         kept = self._rows.new(np.full(1, -INFINITY), np.zeros(1))
         self._rows.put(kept, counts, 1.0)

@@ -24,7 +24,8 @@ from headframe.model.units import MS_PER_HOUR, NANO_PER_USD
 from headframe.model.work import Allocation, Tier, Workload
 from headframe.model.world import World
 
-HOURS = 24
+HOURS = 48
+"""Two days: what can wait may wait for tomorrow night; hours whose price is not known yet cost the mean of those that are."""
 NO_LIMIT_W = 1e12
 Known = Callable[[GpuId], float | None]
 """What a card was last read to draw (W), None where that is not known."""

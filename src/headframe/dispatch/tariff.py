@@ -6,9 +6,9 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, MINUTES_A_DAY, Tariff, Window
+from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, MINUTES_A_DAY, DemandCharge, Tariff, Window
 
-MWH_KWH = 1000.0
+MWH_KWH, HOUR_MS = 1000.0, 3_600_000
 Market = Callable[[int], float | None]
 """The market's price (US$ per MWh) at an instant (ms), None where it is not known."""
 
@@ -53,14 +53,23 @@ def series(tariff: Tariff, market: Market, starts_ms: Sequence[int]) -> list[flo
 
 
 def peaks(tariff: Tariff, starts_ms: Sequence[int], reached_w: Callable[[str], float]) -> tuple[Peak, ...]:
-    """The demand charges that some of the intervals may raise. `reached_w` is the month's peak so far, by the charge's name: what is below it costs nothing more."""
+    """The demand charges that some of the intervals may raise. `reached_w` is the month's peak so far, by the charge's name: what is below it costs nothing more.
+
+    A new peak is paid for once and used for the rest of the month, so the intervals bear their share of it: theirs of the hours in the charge's windows that the month still has.
+    """
     local = [_local(tariff, at_ms) for at_ms in starts_ms]
     found: list[Peak] = []
     for charge in tariff.demand:
-        within = tuple(not charge.when or any(holds(window, at) for window in charge.when) for at in local)
+        within = tuple(_counts(charge, at) for at in local)
         if any(within):
-            found.append(Peak(name=charge.name, usd_kw=charge.usd_kw, within=within, reached_w=reached_w(charge.name)))
+            share = borne(sum(within), _left(tariff, charge, starts_ms[0]))
+            found.append(Peak(name=charge.name, usd_kw=charge.usd_kw * share, within=within, reached_w=reached_w(charge.name)))
     return tuple(found)
+
+
+def borne(here: int, left: int) -> float:
+    """The share of a new peak's cost that some of the month's hours bear, of those that are left of it."""
+    return min(1.0, here / left) if left else 1.0
 
 
 def trusted(usd_mwh: float) -> bool:
@@ -76,6 +85,21 @@ def minute(text: str) -> int:
         if value <= MINUTES_A_DAY and int(minutes or 0) < 60:
             return value
     raise ValueError(f"{text!r} is no time of day")
+
+
+def _counts(charge: DemandCharge, local: datetime) -> bool:
+    return not charge.when or any(holds(window, local) for window in charge.when)
+
+
+def _left(tariff: Tariff, charge: DemandCharge, at_ms: int) -> int:
+    """Hours in the charge's windows from an instant to the end of its month."""
+    month, count = _local(tariff, at_ms).month, 0
+    for hour in range(31 * 24):
+        local = _local(tariff, at_ms + hour * HOUR_MS)
+        if local.month != month:
+            break
+        count += _counts(charge, local)
+    return count
 
 
 def _local(tariff: Tariff, at_ms: int) -> datetime:

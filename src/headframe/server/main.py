@@ -34,6 +34,7 @@ from headframe.model.people import Scope
 from headframe.placement.fleet import LOOK_AHEAD_FROM, Fleet
 from headframe.placement.warm import warmed
 from headframe.server.app import app, secured
+from headframe.server.asics import Machines, Seen, Told
 from headframe.server.auth import Auth, load_pepper
 from headframe.server.context import Context
 from headframe.server.decide import RACK, SITE, decide
@@ -121,7 +122,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller brings: what this machine has, where the first key is kept, whom to tell when it serves,
-    what its cards say from then on, how they are handed from one holder to the next.
+    what its cards say from then on, how they are handed from one holder to the next, how mining machines are read and told.
     """
 
     probe: Callable[[SiteId, RackId, Path, int], Enrol]
@@ -130,6 +131,7 @@ class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage | None = None
     reports: Callable[[], AsyncIterator[Report]] | None = None
     clean: Clean | None = None
+    asics: tuple[Seen, Told] | None = None
 
 
 def run(config: Config, hooks: Hooks) -> None:
@@ -186,6 +188,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
         *([] if stage else [asyncio.create_task(slurm.run(), name="slurm")]),
         asyncio.create_task(dispatcher.run(), name="dispatch"),
+        *([asyncio.create_task(Machines(desk, leadership, *hooks.asics).run(), name="asics")] if hooks.asics else []),
         asyncio.create_task(keep_hours(desk, watch, clock_ms), name="hours"),
         *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),

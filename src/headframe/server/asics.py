@@ -1,0 +1,70 @@
+"""Mining machines have what is wanted of them done, and are looked at again: on a management network that only the server reaches."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from headframe.model.command import TellAsics
+from headframe.model.errors import HeadframeError
+from headframe.model.power import Asic, AsicState
+from headframe.server.decide import decide
+from headframe.server.desk import Desk
+from headframe.server.lead import Leadership
+
+LOOK_S, AGAIN_MS, READ_MS = 2.0, 30_000, 60_000
+_log = logging.getLogger("headframe")
+Seen = Callable[[Sequence[str]], Awaitable[list[Asic | None]]]
+Told = Callable[[Asic], Awaitable[str]]
+
+
+class Machines:
+    """What was tried and read lately; the rest is in the world."""
+
+    def __init__(self, desk: Desk, leadership: Leadership, seen: Seen, told: Told) -> None:
+        self._desk, self._leadership, self._seen, self._told = desk, leadership, seen, told
+        self._tried: dict[str, int] = {}
+        self._read_ms = 0
+
+    async def run(self) -> None:
+        """For ever, while this server leads."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._leadership.epoch is not None and self._desk.world.asics:
+                try:
+                    await self.once()
+                except HeadframeError as error:
+                    _log.warning("mining machines could not be looked after: %s", error.detail)
+                    await asyncio.sleep(LOOK_S * 10)
+
+    async def once(self) -> None:
+        """Tell those that do otherwise than wanted; read all again where it is time."""
+        now_ms, rows = self._desk.clock_ms(), [self._desk.world.asics[key] for key in sorted(self._desk.world.asics)]
+        odd = [
+            row
+            for row in rows
+            if row.can_stop and row.state is not row.wanted and now_ms - self._tried.get(f"{row.id} {row.wanted}", -AGAIN_MS) >= AGAIN_MS
+        ]
+        answers = await asyncio.gather(*map(self._told, odd))
+        self._tried.update((f"{row.id} {row.wanted}", now_ms) for row in odd)
+        done = [msgspec.structs.replace(row, state=row.state if why else row.wanted, why=why) for row, why in zip(odd, answers, strict=True)]
+        if done:
+            await self._tell(done)
+        if now_ms - self._read_ms >= READ_MS:
+            self._read_ms = now_ms
+            await self._read(rows)
+
+    async def _read(self, rows: Sequence[Asic]) -> None:
+        found = await self._seen([row.ip for row in rows])
+        known = (
+            msgspec.structs.replace(row, state=AsicState.UNKNOWN, why="it does not answer") if new is None
+            else msgspec.structs.replace(row, state=new.state if new.state is not AsicState.UNKNOWN else row.state, hashes_s=max(row.hashes_s, new.hashes_s), why="" if row.why == "it does not answer" else row.why,
+                                         watts=new.watts if new.state is AsicState.MINING and new.watts else row.watts)
+            for row, new in zip(rows, found, strict=True)
+        )  # fmt: skip
+        await self._tell([each for each in known if each != self._desk.world.asics.get(each.id)])
+
+    async def _tell(self, rows: Sequence[Asic]) -> None:
+        if rows:
+            await self._desk.write(lambda world, now_ms: decide(world, TellAsics(asics=tuple(rows)), now_ms), self._leadership.epoch)
