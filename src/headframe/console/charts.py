@@ -95,3 +95,35 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
     return Markup(  # noqa: S704 - every text above is escaped
         f'<svg class="lines" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}, {escape(unit)}">{"".join(pieces)}</svg>'
     )
+
+
+def stacked(steps: Sequence[str], layers: Sequence[tuple[str, Sequence[float], int]], line: Sequence[float | None], label: str, unit: str) -> Markup:
+    """Columns of `(name, amounts, colour)` layers, one column for each step, with a broken line over them (a limit) where it is known."""
+    width, height, left, foot = 720.0, 240.0, 46.0, 22.0
+    sums = [sum(amounts[n] for _, amounts, _ in layers) for n in range(len(steps))]
+    top = max([*sums, *(value for value in line if value is not None)], default=1.0) or 1.0
+    each, tall = (width - left) / max(1, len(steps)), height - foot - 8
+    pieces: list[str] = []
+    for part in range(5):
+        y = height - foot - part / 4 * tall
+        pieces.append(
+            f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(top * part / 4)}</text>'
+        )
+    for n, name in enumerate(steps):
+        x, base = left + n * each, 0.0
+        if n % max(1, len(steps) // 8) == 0:
+            pieces.append(f'<text x="{x + each / 2:.1f}" y="{height - 4}" text-anchor="middle">{escape(name)}</text>')
+        for what, amounts, colour in layers:
+            if amounts[n] > 0:
+                y, h = height - foot - (base + amounts[n]) / top * tall, amounts[n] / top * tall
+                pieces.append(
+                    f'<rect class="layer line-{colour % 8}" x="{x + each * 0.06:.1f}" y="{y:.1f}" width="{each * 0.88:.1f}" height="{h:.1f}"><title>{escape(name)} {escape(what)}: {amounts[n]:.4g} {escape(unit)}</title></rect>'
+                )
+                base += amounts[n]
+    for n, value in enumerate(line):
+        if value is not None:
+            y = height - foot - value / top * tall
+            pieces.append(f'<line class="limit" x1="{left + n * each:.1f}" x2="{left + (n + 1) * each:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+    return Markup(  # noqa: S704 - every text above is escaped
+        f'<svg class="lines" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}, {escape(unit)}">{"".join(pieces)}</svg>'
+    )

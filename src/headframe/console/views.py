@@ -66,7 +66,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 def overview(frame: Frame, counts: Counts, live: Sequence[WorkloadView], recent: Sequence[EventView], projects: Sequence[Project]) -> str:
     """GPUs by state, the queue, US$ per hour now."""
     free_cpu = counts.cpu_total_milli - counts.cpu_used_milli
-    return _page(
+    return page(
         "overview.html", frame, counts=counts, live=live, recent=recent, projects=projects,
         gpu_bar=split_bar(counts.gpus, "GPUs by state"), gpu_cells=cells(counts.gpu_cells[:CELLS_MAX], "one square per GPU"),
         cpu_bar=split_bar((("in use", counts.cpu_used_milli, "used"), ("free", free_cpu, "free")), "CPU cores"),
@@ -100,34 +100,34 @@ def count(world: World, rate_nano: int, project: str) -> Counts:
 
 def workloads(frame: Frame, items: Sequence[WorkloadView], following: str, state: str) -> str:
     """The list, newest first."""
-    return _page("workloads.html", frame, items=items, following=following, state=state,
+    return page("workloads.html", frame, items=items, following=following, state=state,
                  states=("queued", "running", "succeeded", "failed", "cancelled"))  # fmt: skip
 
 
 def workload(frame: Frame, item: WorkloadView, log: LogPage, events: Sequence[EventView], usage: Sequence[Usage]) -> str:
     """One workload: timeline, live log, cost, why it waits."""
-    return _page("workload.html", frame, item=item, log=log, events=events, usage=usage, steps=_steps(item, frame.now_ms))
+    return page("workload.html", frame, item=item, log=log, events=events, usage=usage, steps=_steps(item, frame.now_ms))
 
 
 def new(frame: Frame, text: str, quote: Quote | None, error: HeadframeError | None, projects: Sequence[Project], project: str, offers: Offers) -> str:
     """The form for a new workload, with its quote or its mistakes."""
-    return _page("new.html", frame, text=text, quote=quote, error=error, projects=projects, project=project, offers=offers)
+    return page("new.html", frame, text=text, quote=quote, error=error, projects=projects, project=project, offers=offers)
 
 
 def nodes(frame: Frame, items: Sequence[NodeView]) -> str:
     """All nodes."""
-    return _page("nodes.html", frame, items=items)
+    return page("nodes.html", frame, items=items)
 
 
 def floor(frame: Frame, shown: Floor) -> str:
     """Every card as one cell."""
-    return _page("floor.html", frame, floor=shown, colours=tuple(COLOURS))
+    return page("floor.html", frame, floor=shown, colours=tuple(COLOURS))
 
 
 def node(frame: Frame, item: NodeView, said: Mapping[GpuId, CardReading], work: Mapping[str, str], events: Sequence[EventView]) -> str:
     """One node: its cards and what they say, what is free, what runs. `work` names allocations' workloads."""
     drawn = {key: {name: _spark(name, reading.minutes.get(name, ())) for name in _SPARKS} for key, reading in said.items()}
-    return _page("node.html", frame, item=item, said=said, drawn=drawn, work=work, events=events)
+    return page("node.html", frame, item=item, said=said, drawn=drawn, work=work, events=events)
 
 
 def gpu(frame: Frame, node: Node, card: Gpu, said: CardReading, hours: Sequence[tuple[int, CardHour]], events: Sequence[EventView]) -> str:
@@ -144,7 +144,7 @@ def gpu(frame: Frame, node: Node, card: Gpu, said: CardReading, hours: Sequence[
                                          ("Power limit", _unit(graded.power_limit_w, "W"))]  # fmt: skip
     charts = [(f"{what} ({unit})", _hours(said.minutes.get(name, ()), what, unit, scale)) for name, (what, unit, scale) in _CHARTS.items()
               if any(value is not None for value in said.minutes.get(name, ()))]  # fmt: skip
-    return _page(
+    return page(
         "gpu.html", frame, node=node, gpu=card, now=now, measured=measured, setting=setting, charts=charts, weeks=_weeks(hours), events=events
     )
 
@@ -189,7 +189,7 @@ def _spark(name: str, values: Sequence[float | None]) -> Markup:
 
 def endpoints(frame: Frame, items: Sequence[EndpointView]) -> str:
     """What is served."""
-    return _page("endpoints.html", frame, items=items)
+    return page("endpoints.html", frame, items=items)
 
 
 def endpoint(frame: Frame, item: EndpointView, events: Sequence[EventView]) -> str:
@@ -201,7 +201,7 @@ def endpoint(frame: Frame, item: EndpointView, events: Sequence[EventView]) -> s
                       title, unit, span=1.0, per="min"))
         for title, unit, drawn in _LOADS if moments
     ]  # fmt: skip
-    return _page("endpoint.html", frame, item=item, charts=charts, events=events, now=moments[-1] if moments else None)
+    return page("endpoint.html", frame, item=item, charts=charts, events=events, now=moments[-1] if moments else None)
 
 
 _LOADS = (
@@ -214,18 +214,18 @@ _LOADS = (
 
 def playground(frame: Frame, items: Sequence[EndpointView], chosen: str) -> str:
     """A conversation with a served model."""
-    return _page("playground.html", frame, items=items, chosen=chosen)
+    return page("playground.html", frame, items=items, chosen=chosen)
 
 
 def billing(frame: Frame, bill: Bill | None, projects: Sequence[Project], days: Sequence[tuple[str, int]]) -> str:
     """Balances, the month's invoice, usage and entries."""
     chart = columns([(f"{day}: {usd(amount, 2)}", amount) for day, amount in days], "cost per day of this month")
-    return _page("billing.html", frame, bill=bill, projects=projects, chart=chart, spent=sum(amount for _, amount in days))
+    return page("billing.html", frame, bill=bill, projects=projects, chart=chart, spent=sum(amount for _, amount in days))
 
 
 def events(frame: Frame, items: Sequence[EventView], oldest: int) -> str:
     """What happened, newest first."""
-    return _page("events.html", frame, items=items, oldest=oldest)
+    return page("events.html", frame, items=items, oldest=oldest)
 
 
 def sign_in(error: str, path: str) -> str:
@@ -282,7 +282,7 @@ def _gpu_style(state: GpuState) -> str:
     return "free" if state is GpuState.READY else "bad"
 
 
-def _page(template: str, frame: Frame, **values: Any) -> str:
+def page(template: str, frame: Frame, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(frame=frame, now_ms=frame.now_ms, **values)
 
 

@@ -11,7 +11,7 @@ from litestar.types import ASGIApp, Message, Receive, Send
 from litestar.types import Scope as AsgiScope
 
 from headframe.model.errors import HeadframeError
-from headframe.server import pages, serving_pages
+from headframe.server import pages, power_pages, serving_pages
 from headframe.server.api import (
     agent,
     endpoints,
@@ -57,7 +57,7 @@ def app(context: Context) -> Litestar:
     )  # fmt: skip
     made = Litestar(
         route_handlers=[
-            workloads.ROUTER, shells.ROUTER, endpoints.ROUTER, fleet.ROUTER, agent.ROUTER, engines.ROUTER, rigs.ROUTER, operate.ROUTER, people.ROUTER, money.ROUTER, power.ROUTER, events.ROUTER, metrics.ROUTER, workdirs.ROUTER, pages.ROUTER, serving_pages.ROUTER,
+            workloads.ROUTER, shells.ROUTER, endpoints.ROUTER, fleet.ROUTER, agent.ROUTER, engines.ROUTER, rigs.ROUTER, operate.ROUTER, people.ROUTER, money.ROUTER, power.ROUTER, events.ROUTER, metrics.ROUTER, workdirs.ROUTER, pages.ROUTER, serving_pages.ROUTER, power_pages.ROUTER,
         ],
         guards=[authorise], exception_handlers={**problems.HANDLERS, HeadframeError: _on_refusal}, openapi_config=openapi,
         dependencies={"context": Provide(lambda: context, sync_to_thread=False)},

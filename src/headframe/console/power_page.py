@@ -1,0 +1,38 @@
+"""The Power page: what the site's watts are spent on, the next two days, and what is shed next. Values to HTML."""
+
+from collections.abc import Sequence
+
+from headframe.console.charts import lines, stacked
+from headframe.console.views import Frame, page
+from headframe.model.power_api import FillerView, PowerView
+from headframe.model.units import clock
+
+COLOURS = {"sold": 2, "served": 7, "batch": 1, "spot": 6, "fillers": 0, "mining machines": 3, "idle": 5}
+"""A use has one colour everywhere; firmest at the bottom of a column."""
+
+
+def power(frame: Frame, found: PowerView, fillers: Sequence[FillerView]) -> str:
+    """A site's power, now and next."""
+    shown = found.hours
+    uses = [name for name in COLOURS if any(name in hour.by_use_w for hour in shown)]
+    layers = [(name, [hour.by_use_w.get(name, 0.0) / 1000 for hour in shown], COLOURS[name]) for name in uses]
+    chart = (
+        stacked(
+            [clock(hour.start_ms)[11:13] for hour in shown],
+            layers,
+            [hour.limit_w / 1000 or None for hour in shown],
+            "what is to run, by hour, and the limit",
+            "kW",
+        )
+        if shown
+        else None
+    )
+    price = [(float(n), hour.usd_kwh * 100) for n, hour in enumerate(shown)]
+    marginal = [(float(n), hour.marginal_usd_kwh * 100) for n, hour in enumerate(shown)]
+    prices = (
+        lines([("price", price), ("what one more kWh would be worth", marginal)], "price of power and its marginal worth", "US¢/kWh")
+        if shown
+        else None
+    )
+    return page("power.html", frame, found=found, chart=chart, prices=prices, fillers=fillers, layers=[(name, COLOURS[name]) for name in uses],
+                earns=sum(use.earns_usd_h for use in found.uses), pays=sum(use.power_usd_h for use in found.uses))  # fmt: skip
