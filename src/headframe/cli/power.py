@@ -50,16 +50,11 @@ def prices(
     """Tell a market's day-ahead prices, which a tariff names."""
     with refusals():
         rows = _prices(file, column, factor)
+    parts = [tuple(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
     with client() as cloud:
-        for start in range(0, len(rows), CHUNK):
-            told = cloud.tell_market(MarketBody(market=market, prices=tuple(rows[start : start + CHUNK]), source=file.name))
-    show(
-        told,
-        json,
-        lambda: out.print(
-            f"{market}: {len(rows)} hours read; {told.days} days from today on are known" + (f", until {clock(told.until_ms)}" if told.days else "")
-        ),
-    )
+        told = [cloud.tell_market(MarketBody(market=market, prices=part, source=file.name)) for part in parts][-1]
+    known = f", until {clock(told.until_ms)}" if told.days else ""
+    show(told, json, lambda: out.print(f"{market}: {len(rows)} hours read; {told.days} days from today on are known{known}"))
 
 
 @power_app.command("signal")

@@ -126,7 +126,7 @@ class Mines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Filler(msgspec.Struct, frozen=True, kw_only=True, tag="filler", omit_defaults=True):
     """What idle cards may do: mine a coin, or the operator's own work of a known worth (`usd_gpu_h`). `run` is started for each card; `program` is the file whose
-    SHA-256 has to be `sha256` ("" for what is no closed program). `stats` names how its figures are read at `port`. Of a model that `models` does not name it does nothing.
+    SHA-256 has to be `sha256` ("" for what is no closed program). `failures` counts ends of its own fault in a row, after which it waits until `not_before_ms`. `stats` names how its figures are read at `port`. Of a model that `models` does not name it does nothing.
     """
 
     id: str
@@ -146,6 +146,9 @@ class Filler(msgspec.Struct, frozen=True, kw_only=True, tag="filler", omit_defau
     cpu_milli: int = 100
     memory_mib: int = 1024
     enabled: bool = True
+    failures: int = 0
+    not_before_ms: int = 0
+    why: str = ""
     created_ms: int = 0
     removed: bool = False
 

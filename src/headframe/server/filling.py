@@ -19,8 +19,8 @@ from headframe.model.ids import ENTROPY_BYTES, AllocationId, KeyId, NodeId, Rack
 from headframe.model.people import Project
 from headframe.model.power import Asic, AsicState, Filler, LoadClass, Posture
 from headframe.model.states import AllocationState, NodeState, Reason, WorkloadState
-from headframe.model.units import MILLI, counted
-from headframe.model.work import FILLER, Allocation, GpuRequest, Part, Resources, Retry, Share, Spec, Tier, Workload
+from headframe.model.units import MILLI, counted, duration
+from headframe.model.work import FILLER, Allocation, Facts, GpuRequest, Part, Resources, Retry, Share, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.power import rack_w
 from headframe.reconcile.jobs import stop
@@ -29,6 +29,8 @@ from headframe.server.qualify import HOUSE
 CAP_STEP = 0.05
 """A cap that changes by less is left as it is."""
 CLASSES = (LoadClass.ONLINE, LoadClass.BATCH, LoadClass.SPOT, LoadClass.FILLER)
+OWN_FAULT = frozenset({Reason.FINISHED, Reason.FAILED, Reason.SETUP_FAILED, Reason.START_FAILED})
+PAUSE_FIRST_MS, PAUSE_MAX_MS, WELL_MS = 10_000, 600_000, 600_000
 STATS_PORT = 4100
 """Where a filler's own figures are read, plus the card's number, unless its file names a port."""
 
@@ -106,6 +108,25 @@ def over(world: World, now_ms: int) -> Iterator[Draft]:
             yield Draft(kind=Kind.SIGNAL_OVER, subject=row.id, text=f"{row.source}: {row.event} is over", rows=(done,))
 
 
+def failed(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
+    """Fillers that ended by their own fault: each such end in a row doubles the pause before the next start. To be decided before the end is."""
+    for seen in facts.observations:
+        held = world.held.get(seen.allocation_id)
+        if held is None or held.tier is not Tier.FILLER or seen.state is not AllocationState.ENDED or seen.reason not in OWN_FAULT:
+            continue
+        filler = world.fillers.get(world.workloads[held.workload_id].spec.name.rpartition("@")[0])
+        if filler is None or now_ms < filler.not_before_ms:
+            continue  # one end of many that happened together
+        lasted_ms = seen.ended_ms - (held.started_ms or held.granted_ms)
+        failures = 1 if lasted_ms >= WELL_MS else filler.failures + 1
+        pause_ms = min(PAUSE_MAX_MS, PAUSE_FIRST_MS * 2 ** (failures - 1))
+        why = f"it ended, {seen.reason}" + (f" with {seen.exit_code}" if seen.exit_code else "") + (f": {seen.detail}" if seen.detail else "")
+        row = msgspec.structs.replace(filler, failures=failures, not_before_ms=now_ms + pause_ms, why=why)
+        yield Draft(
+            kind=Kind.FILLER_CHANGED, subject=row.id, text=f"{row.name}: {why}; the next start in {duration(pause_ms)} at the earliest", rows=(row,)
+        )
+
+
 # The ladder
 
 
@@ -168,7 +189,7 @@ def filled(world: World, survey: Survey, resting: Mapping[NodeId, int]) -> Itera
     for model in survey.cards:
         posture = world.postures.get(posture_id(survey.site, model))
         filler = next((row for row in world.fillers.values() if posture and row.enabled and row.name == posture.filler), None)
-        if posture is not None and filler is not None:
+        if posture is not None and filler is not None and survey.now_ms >= filler.not_before_ms:
             yield from _begun(world, survey, model, filler, posture.most - len(running.get(model, ())), left, resting)
 
 

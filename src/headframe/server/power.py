@@ -113,7 +113,7 @@ def out_of_range(signal: Signal, now_ms: int) -> str:
 def _filler(world: World, filler: Filler, now_ms: int) -> Iterator[Draft]:
     known = world.fillers.get(filler.id)
     row = msgspec.structs.replace(filler, created_ms=known.created_ms if known else now_ms)
-    if row == known:
+    if known is not None and row == msgspec.structs.replace(known, failures=0, not_before_ms=0, why="") and not known.failures:
         return
     if row.coin and row.coin not in world.coins:
         raise Conflicting(

@@ -32,7 +32,7 @@ def power_view(world: World, site: fleet.Site, dispatcher: Dispatcher, now_ms: i
         tariff=site.tariff.name if site.tariff else "", usd_kwh=survey.usd_kwh, meter_w=survey.meter.total_w, going_w=survey.meter.going_w,
         measured=read / drawn if drawn else 1.0, net_usd_h=sum(use.earns_usd_h - use.power_usd_h for use in uses), uses=uses,
         hours=tuple(_hours(planned)) if planned else (), ladder=tuple(StepView(**msgspec.structs.asdict(step)) for step in ladder(loads(world, survey))),
-        postures=tuple(row for key, row in sorted(world.postures.items()) if row.site_id == site.id),
+        postures=tuple(row for _, row in sorted(world.postures.items()) if row.site_id == site.id),
         signals=tuple(sorted((row for row in world.signals.values() if row.site_id == site.id), key=lambda row: (row.start_ms, row.id))),
         spot_floor_usd_h=spot_floors(survey, planned), reached_w=site.reached_w, planned_ms=planned.at_ms if planned else 0,
     )  # fmt: skip
@@ -114,7 +114,7 @@ def filler_views(world: World, site: fleet.Site, dispatcher: Dispatcher, now_ms:
         }  # fmt: skip
         whys = [row.why for model in survey.cards if mines(filler, model) and (row := world.postures.get(posture_id(site, model)))]
         found.append(FillerView(filler=filler, cards=len(there), usd_h=sum(_filler_usd_h(world, each) for each in there), watts=sum(each.watts for each in there),
-                                break_even_usd_kwh=even, why="" if filler.enabled and not whys else whys[0] if whys else "switched off"))  # fmt: skip
+                                break_even_usd_kwh=even, why="switched off" if not filler.enabled else filler.why if now_ms < filler.not_before_ms else whys[0] if whys else "no card of these models is in service"))  # fmt: skip
     return found
 
 

@@ -35,6 +35,7 @@ from headframe.server.decide import live_rate_nano
 from headframe.server.demand import Demand
 from headframe.server.desk import Desk
 from headframe.server.enrol import unchecked
+from headframe.server.filling import failed
 from headframe.server.idle import give_way, idle_checks
 from headframe.server.machines import machines
 from headframe.server.operate import moves
@@ -168,6 +169,7 @@ def decisions(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> I
         yield from unchecked(world, now_ms)
         yield from idle_checks(world, now_ms)
         yield from silent(world, now_ms)
+    yield from failed(world, facts, now_ms)
     yield from jobs(world, facts, now_ms)
     yield from endpoints(world, facts, now_ms)
     yield from reservations(world, now_ms)
