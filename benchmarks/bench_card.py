@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import msgspec
 from headframe.agent import checks, handover, nvml
 from headframe.agent.cards import opened
 from headframe.client import Client
+from headframe.model.api import SiteBody
 from headframe.model.health import Depth
 
 OUT = Path(sys.argv[1] if len(sys.argv) > 1 else "card").resolve()
@@ -103,27 +104,9 @@ def environment() -> dict[str, str]:
 def through_a_server() -> dict[str, Any]:
     """`headframe up` checks the new card by itself, then a job runs on it."""
     found: dict[str, Any] = {}
-    argv = [
-        sys.executable,
-        "-m",
-        "headframe",
-        "up",
-        "--data",
-        str(OUT / "state" / "data"),
-        "--port",
-        str(PORT),
-        "--no-gateway",
-        "--watch-interval",
-        "2",
-    ]
-    with (OUT / "server.log").open("wb") as log:
-        server = subprocess.Popen(argv, env=environment(), stdout=log, stderr=log)
-    try:
-        wait(lambda: (OUT / "state" / "config.json").exists(), 60)
-        key = json.loads((OUT / "state" / "config.json").read_text())["key"]
-        began = time.monotonic()
-        with Client(f"http://127.0.0.1:{PORT}", key) as cloud:
-            wait(lambda: all(card.state == "ready" for node in cloud.nodes() for card in node.gpus), 240)
+    began = time.monotonic()
+    with serving() as cloud:
+        wait(lambda: all(card.state == "ready" for node in cloud.nodes() for card in node.gpus), 240)
         found["new to ready, s"] = round(time.monotonic() - began, 1)
         found["gpu show"] = headframe("gpu", "show", uuid())
         headframe("price", "*", "--on-demand", "2")
@@ -133,17 +116,89 @@ def through_a_server() -> dict[str, Any]:
         began = time.monotonic()
         found["run"] = headframe("run", "--project", "bench", "--yes", str(OUT / "state" / "heat.yaml"))
         found["run, s"] = round(time.monotonic() - began, 1)
-        for name, words in (
-            ("ps", ("ps", "--all")),
-            ("nodes", ("nodes",)),
-            ("node show", ("node", "ls")),
-            ("gpu json", ("gpu", "show", uuid(), "--json")),
-        ):
+        for name, words in (("ps", ("ps", "--all")), ("nodes", ("nodes",)), ("gpu json", ("gpu", "show", uuid(), "--json"))):
             found[name] = headframe(*words)
+    return found
+
+
+FILLER = """
+name: own
+value: 0.5
+models: {any: {watts: 600}}
+run: |
+  exec python3 -c "
+  import torch
+  a = torch.randn(8192, 8192, device='cuda', dtype=torch.bfloat16)
+  print('filling', flush=True)
+  while True:
+      for _ in range(50): a @ a
+      torch.cuda.synchronize()
+  "
+memory: 4GiB
+"""
+
+
+def filled() -> dict[str, Any]:
+    """A filler on the idle card; how long a tenant waits for it, and how soon a grid's signal takes its watts away."""
+    found: dict[str, Any] = {}
+    with serving("--no-check-new") as cloud:
+        headframe("price", "*", "--on-demand", "2")
+        headframe("project", "create", "filled")
+        headframe("project", "credit", "filled", "5")
+        site = cloud.sites().items[0].name
+        cloud.set_site(site, SiteBody(contract_w=2000, pue=1.1, tariff="name: flat\nenergy: [{price: 0.05}]\n"))
+        cloud.set_filler(FILLER)
+        wait(lambda: power_w() > 400, 90)
+        found["filler draws, W"], found["power"] = power_w(), headframe("power")
+        found["explain"] = headframe("dispatch", "explain", uuid())
+        (OUT / "state" / "paid.yaml").write_text(JOB.replace("heat", "paid").replace("+ 12", "+ 2"))
+        began = time.monotonic()
+        made = headframe("run", "--project", "filled", "--yes", "--json", str(OUT / "state" / "paid.yaml"))
+        key = json.loads(made)["workload"]["id"]
+        wait(lambda: cloud.workload(key).workload.started_ms > 0, 60)
+        view = cloud.workload(key).workload
+        found["tenant: submitted to started, s"] = round((view.started_ms - view.submitted_ms) / 1000, 2)
+        wait(lambda: bool(cloud.logs(key).lines), 60)
+        found["tenant: submitted to its first line (PyTorch loaded), s"] = round(time.monotonic() - began, 2)
+        wait(lambda: cloud.workload(key).workload.ended_ms > 0, 60)
+        began = time.monotonic()
+        wait(lambda: power_w() > 400, 120)
+        found["filler again after, s"] = round(time.monotonic() - began, 1)
+        began = time.monotonic()
+        headframe("power", "signal", "level", "1", "--for", "10m")
+        wait(lambda: power_w() < 200, 60)
+        found["signal to watts gone, s"], found["W after"] = round(time.monotonic() - began, 1), power_w()
+        found["events"] = [event.text for event in cloud.events().items][:40]
+    return found
+
+
+def power_w() -> float:
+    with opened() as cards:
+        return cards[0].vendor.sample(cards[0].number, "it", 0, slow=False).power_w or 0.0
+
+
+@contextlib.contextmanager
+def serving(*options: str) -> Iterator[Client]:
+    """A server of its own on a new directory, until the end."""
+    (OUT / "state" / "config.json").unlink(missing_ok=True)
+    data = OUT / "state" / f"data-{len(options)}"
+    argv = [sys.executable, "-m", "headframe", "up", "--data", str(data), "--port", str(PORT), "--no-gateway", "--watch-interval", "1", *options]
+    with (OUT / "server.log").open("ab") as log:
+        server = subprocess.Popen(argv, env=environment(), stdout=log, stderr=log)
+    try:
+        wait(lambda: (OUT / "state" / "config.json").exists(), 60)
+        with Client(f"http://127.0.0.1:{PORT}", json.loads((OUT / "state" / "config.json").read_text())["key"]) as cloud:
+            wait(lambda: all(node.node.state == "ready" for node in cloud.nodes()), 30)
+            yield cloud
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(20)
-    return found
+
+
+def eight_bits() -> dict[str, float]:
+    """int8 and float8 products, in 10^12 operations a second."""
+    code = "import torch; from headframe.agent import steps as s; b = s.Bench(0, torch.device('cuda', 0), {'product': 2.0}); print({k: 2 * 8192**3 / 1e12 * b.rate(s._product(b, k, 8192), 2.0) for k in s.EIGHT_BITS})"
+    return {"said": subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout}  # type: ignore[dict-item]
 
 
 def hurried() -> object:
@@ -224,7 +279,7 @@ def main() -> None:
     parts: dict[str, Callable[[], object]] = {
         "nvml": answers, "draws": draws, "handover": hand_over, "server": through_a_server,
         "check": lambda: json.loads(subprocess.run([sys.executable, "-m", "headframe", "check", "--json"], capture_output=True, text=True, check=False, env=environment()).stdout),
-        "full": hurried,
+        "full": hurried, "filler": filled, "eight_bits": eight_bits,
     }  # fmt: skip
     for name, part in parts.items():
         if len(sys.argv) > 2 and name not in sys.argv[2:]:

@@ -121,7 +121,7 @@ class Dispatcher:
 
         def decided(world: World, now_ms: int) -> Iterator[Draft]:
             there = surveyed(world, world.sites[site_id], now_ms, self.known)
-            return settled(world, there, asked, schedule, choices(world, there))
+            return settled(world, there, asked, schedule, picked)
 
         if await self._desk.write(decided, epoch):
             self._look.set()
