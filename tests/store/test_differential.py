@@ -308,8 +308,8 @@ def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
 
 LATER = """
 from alembic import op
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 
 
 def upgrade():
@@ -329,7 +329,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0007_later.py").write_text(LATER)
+    (later / "versions" / "0008_later.py").write_text(LATER)
     with monkeypatch.context() as newer:
         newer.setattr(opening, "MIGRATIONS", later)
         migrated = open_store(f"sqlite:///{path}")
@@ -337,7 +337,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
         with migrated._engine.connect() as db:
             assert "later" in {row[1] for row in db.exec_driver_sql("PRAGMA table_info(node)")}
         migrated.close()
-    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0006.bak'}").dump() == before
+    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0007.bak'}").dump() == before
     with pytest.raises(StoreMismatch, match="newer"):
         open_store(f"sqlite:///{path}")
 
@@ -346,7 +346,24 @@ def test_a_store_of_the_first_schema_gets_the_tables_that_came_later(tmp_path):
     path = tmp_path / "a.db"
     store = open_store(f"sqlite:///{path}")
     with store._engine.begin() as db:
-        for table in ("reservation", "volume", "rig", "hour", "engine", "endpoint", "gateway", "allowance", "served"):
+        for table in (
+            "reservation",
+            "volume",
+            "rig",
+            "hour",
+            "engine",
+            "endpoint",
+            "gateway",
+            "allowance",
+            "served",
+            "market_day",
+            "signal",
+            "coin",
+            "filler",
+            "asic",
+            "posture",
+            "node_yield",
+        ):
             db.exec_driver_sql(f"DROP TABLE {table}")
         db.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     store.close()
@@ -368,13 +385,13 @@ def test_an_older_postgresql_store_is_copied_into_a_schema_of_its_own_before_it_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0007_later.py").write_text(LATER)
+    (later / "versions" / "0008_later.py").write_text(LATER)
     monkeypatch.setattr(opening, "MIGRATIONS", later)
     migrated = open_store(postgres.url)
     assert migrated.dump() == before
     with migrated._engine.connect() as db:
-        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0006.entry").scalar() == 1
-        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0006.alembic_version").scalar() == "0006"
+        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0007.entry").scalar() == 1
+        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0007.alembic_version").scalar() == "0006"
         assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0007"
     migrated.close()
 

@@ -92,12 +92,13 @@ def node_set(
     taint: Annotated[list[str] | None, typer.Option(help="Keeps away work that does not tolerate it; give it again for more.")] = None,
     no_taints: Annotated[bool, typer.Option("--no-taints", help="Take all taints away.")] = False,
     idle: Annotated[str, typer.Option(help="Watts that it draws when idle.")] = "",
-    address: Annotated[str | None, typer.Option(help="Where gateways reach what it serves, such as 10.0.0.7; '' for nowhere.")] = None, json: Json = False,
+    address: Annotated[str | None, typer.Option(help="Where gateways reach what it serves, such as 10.0.0.7; '' for nowhere.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Who gets what it brings (`headframe profit --by owner`); '' for the operator.")] = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Say where a machine is, how it is reached, and what keeps work away from it."""
     taints = () if no_taints else tuple(taint) if taint else None
     with client() as cloud:
-        made = cloud.set_node(name, NodeBody(rack=rack, taints=taints, idle_w=watts(idle), address=address))
+        made = cloud.set_node(name, NodeBody(rack=rack, taints=taints, idle_w=watts(idle), address=address, owner=owner))
     taints_now = f", taints {', '.join(made.node.taints)}" if made.node.taints else ""
     show(made, json, lambda: out.print(f"{made.node.name}: in {made.node.rack_id}{taints_now}"))
 

@@ -15,7 +15,7 @@ from headframe.client.flight_sheet import filler_files
 from headframe.model.errors import BadRequest
 from headframe.model.power import Asic, Coin, SignalKind
 from headframe.model.power_api import CoinBody, Explanation, FillerView, MarketBody, PowerView, SignalBody
-from headframe.model.units import MS_PER_HOUR, clock, hashes, parse_hashes
+from headframe.model.units import MS_PER_HOUR, clock, hashes, parse_hashes, usd
 
 power_app = typer.Typer(invoke_without_command=True, help="What the site's watts are spent on, now and for the next day.")
 dispatch_app = typer.Typer(no_args_is_help=True, help="Why a card mines, runs or sleeps.")
@@ -26,6 +26,7 @@ CHUNK = 24 * 365
 
 def add(app: typer.Typer) -> None:
     """Register this module's verbs."""
+    app.command()(profit)
     app.add_typer(power_app, name="power")
     app.add_typer(dispatch_app, name="dispatch")
     app.add_typer(mining_app, name="mining")
@@ -39,6 +40,39 @@ def power(context: typer.Context, site: Site = "", *, json: Json = False) -> Non
     with client() as cloud:
         found = cloud.power(site)
     show(found, json, lambda: _show_power(found))
+
+
+def profit(
+    *, by: Annotated[str, typer.Option(help="gpu | node | rack | model | owner | site")] = "model", days: Annotated[int, typer.Option(min=1, max=400)] = 7,
+    month: Annotated[str, typer.Option(help="Of a month instead, such as 2026-11.")] = "", fee: Annotated[float, typer.Option(min=0, max=100, help="By owner: per cent of what is left that the operator keeps.")] = 0.0,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """What cards brought and cost: sold, mined, energy, and what is left for each kWh; by owner it is a payout statement."""
+    if by not in {"gpu", "node", "rack", "model", "owner", "site"}:
+        fail(f"profits are not told by {by!r}", "by gpu, node, rack, model, owner or site", 2)
+    with client() as cloud:
+        found = cloud.profits(by, days, month)
+
+    def people() -> None:
+        payout = by == "owner"
+        shown = table(by, ">kWh", ">energy", ">sold", ">mined", ">left", ">US¢/kWh", ">measured", *([">paid out"] if payout else []))
+        for row in found.items:
+            per_kwh = f"{row.net_nano / 1e7 / row.kwh:+.2f}" if row.kwh else "–"
+            due = [usd(round(max(0, row.net_nano) * (1 - fee / 100)), 2) if row.name != "the operator" else "–"] if payout else []
+            shown.add_row(
+                row.name,
+                f"{row.kwh:.2f}",
+                usd(row.energy_nano),
+                usd(row.sold_nano),
+                usd(row.mined_nano),
+                usd(row.net_nano),
+                per_kwh,
+                f"{row.measured:.0%}",
+                *due,
+            )
+        out.print(shown if found.items else "nothing is added up yet: an hour is, a quarter of an hour after its end")
+
+    show(found, json, people)
 
 
 @power_app.command("prices")

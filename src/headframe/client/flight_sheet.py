@@ -58,28 +58,28 @@ def _file(name: str, item: dict[str, Any], addresses: dict[str, str]) -> str:
     url = str(config.get("url") or (urls[0] if urls else "")).split("\n")[0].removeprefix("stratum+tcp://")
     algo, address = str(config.get("algo") or ""), addresses.get(str(item.get("wal_id")), "")
     user = str(config.get("template") or "%WAL%.%WORKER_NAME%").replace("%WAL%", address or "WALLET").replace("%WORKER_NAME%", "$HOSTNAME")
-    lines = [f"# From the HiveOS flight sheet item {name}. Lines marked TODO need you."]
+    lines = [f"# From the HiveOS flight sheet item {name}. What is marked FILLIN needs you."]
     run = _run(known, miner, url, algo, user)
     todo = [what for what, missing in (("the miner's command line", known is None), ("the pool's address", not _HOST.fullmatch(url)), ("the algorithm", not _WORD.fullmatch(algo)),
                                        ("the wallet: give --wallets, or write its address", not address)) if missing]  # fmt: skip
-    lines += [f"# TODO: {what}" for what in todo]
+    lines += [f"# FILLIN: {what}" for what in todo]
     coin = str(item.get("coin") or "").upper()
     lines += [
         f"name: {name}",
-        f"coin: {coin if re.fullmatch('[A-Z0-9]{2,10}', coin) else 'TODO'}",
+        f"coin: {coin if re.fullmatch('[A-Z0-9]{2,10}', coin) else 'FILLIN'}",
         f"run: {run}",
         f"stats: {known[1] if known else 'prometheus'}",
     ]
-    lines += ["# TODO: where the program lies on your machines, and what `sha256sum` says of it", "program: /opt/miners/TODO", f"sha256: {'0' * 64}",
-              "# TODO: hashrate and watts of one card, by model, as your own rigs show them", "models:", "  RTX 3080: {hashrate: 1MH, watts: 220}", ""]  # fmt: skip
+    lines += ["# FILLIN: where the program lies on your machines, and what `sha256sum` says of it", "program: /opt/miners/FILLIN", f"sha256: {'0' * 64}",
+              "# FILLIN: hashrate and watts of one card, by model, as your own rigs show them", "models:", "  RTX 3080: {hashrate: 1MH, watts: 220}", ""]  # fmt: skip
     return "\n".join(lines)
 
 
 def _run(known: tuple[str, str, str] | None, miner: str, url: str, algo: str, user: str) -> str:
     if known is None:
-        return f"TODO-{_slug(miner)}"
-    words = {"algo": algo if _WORD.fullmatch(algo) else "TODO", "url": url if _HOST.fullmatch(url) else "TODO:0", "port": STATS_PORT}
-    return known[2].format(**words, user=user if re.fullmatch(r"[A-Za-z0-9._:/+$-]{1,300}", user) else "TODO")
+        return f"FILLIN-{_slug(miner)}"
+    words = {"algo": algo if _WORD.fullmatch(algo) else "FILLIN", "url": url if _HOST.fullmatch(url) else "FILLIN:0", "port": STATS_PORT}
+    return known[2].format(**words, user=user if re.fullmatch(r"[A-Za-z0-9._:/+$-]{1,300}", user) else "FILLIN")
 
 
 def _addresses(told: Any) -> dict[str, str]:

@@ -3,13 +3,15 @@
 import ssl
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import httpx
 import msgspec
 
+from headframe.client.paths import segment
+from headframe.client.power import PowerCalls
 from headframe.client.workdir import pack
 from headframe.model.agent import AddBody, Invitation
 from headframe.model.api import (
@@ -68,22 +70,6 @@ from headframe.model.api import (
 from headframe.model.fleet import Gpu, Reservation, Rig, Site
 from headframe.model.money import GpuPrice, Invoice, PriceList
 from headframe.model.people import Project, Scope
-from headframe.model.power import Asic, Coin, Signal
-from headframe.model.power_api import (
-    AsicBody,
-    AsicList,
-    CoinBody,
-    CoinList,
-    Explanation,
-    FillerList,
-    FillerView,
-    MarketBody,
-    MarketTold,
-    PowerView,
-    SignalBody,
-    SignalList,
-    TextBody,
-)
 from headframe.model.serving_api import EndpointList, EndpointView, LimitsBody
 from headframe.model.work import LogLine
 
@@ -104,7 +90,7 @@ class Unreachable(Exception):
     """No server answered."""
 
 
-class Client:
+class Client(PowerCalls):
     """One server and one key. Close it, or use it in a `with`."""
 
     def __init__(self, url: str, key: str = "", *, verify: bool | str | ssl.SSLContext = True, timeout_s: float = TIMEOUT_S) -> None:
@@ -146,7 +132,7 @@ class Client:
 
     def workload(self, name: str) -> WorkloadView:
         """One workload by id or name."""
-        return self._get(f"/v1/workloads/{_segment(name)}", WorkloadView)
+        return self._get(f"/v1/workloads/{segment(name)}", WorkloadView)
 
     def workloads(self, *, project: str = "", state: str = "", limit: int = 100) -> Iterator[WorkloadView]:
         """Workloads, newest first, page after page."""
@@ -160,22 +146,22 @@ class Client:
 
     def stop(self, name: str) -> WorkloadView:
         """Ask a workload to end."""
-        return self._send("POST", f"/v1/workloads/{_segment(name)}/stop", WorkloadView)
+        return self._send("POST", f"/v1/workloads/{segment(name)}/stop", WorkloadView)
 
     def remove(self, name: str) -> None:
         """Delete an ended workload's logs."""
-        self._response("DELETE", f"/v1/workloads/{_segment(name)}")
+        self._response("DELETE", f"/v1/workloads/{segment(name)}")
 
     def logs(self, name: str, after: int = 0, attempt: int = 0, limit: int = 500) -> LogPage:
         """A page of log lines."""
-        return self._get(f"/v1/workloads/{_segment(name)}/logs", LogPage, after=after, attempt=attempt, limit=limit)
+        return self._get(f"/v1/workloads/{segment(name)}/logs", LogPage, after=after, attempt=attempt, limit=limit)
 
     def follow(self, name: str) -> Iterator[LogLine | WorkloadView]:
         """Log lines as they come, and the workload whenever its state changes, until it ends; reconnects by itself."""
         after, attempt = 0, 0
         while True:
             try:
-                for event, identity, data in self._stream(f"/v1/workloads/{_segment(name)}/logs/stream", after=after, attempt=attempt):
+                for event, identity, data in self._stream(f"/v1/workloads/{segment(name)}/logs/stream", after=after, attempt=attempt):
                     if event == "line":
                         attempt, after = (int(part) for part in identity.split(":"))
                         yield msgspec.json.decode(data, type=LogLine)
@@ -197,15 +183,15 @@ class Client:
 
     def endpoint(self, name: str) -> EndpointView:
         """One endpoint by id or name."""
-        return self._get(f"/v1/endpoints/{_segment(name)}", EndpointView)
+        return self._get(f"/v1/endpoints/{segment(name)}", EndpointView)
 
     def stop_endpoint(self, name: str) -> EndpointView:
         """End an endpoint and its replicas."""
-        return self._send("POST", f"/v1/endpoints/{_segment(name)}/stop", EndpointView)
+        return self._send("POST", f"/v1/endpoints/{segment(name)}/stop", EndpointView)
 
     def set_limits(self, project: str, rpm: int, tpm: int) -> Project:
         """What a project may ask of endpoints per minute."""
-        return self._send("PUT", f"/v1/projects/{_segment(project)}/limits", Project, LimitsBody(rpm=rpm, tpm=tpm))
+        return self._send("PUT", f"/v1/projects/{segment(project)}/limits", Project, LimitsBody(rpm=rpm, tpm=tpm))
 
     def events(self, after: int = 0, *, latest: bool = False, limit: int = 100, subject: str = "") -> EventPage:
         """Events after a cursor."""
@@ -234,11 +220,11 @@ class Client:
 
     def node(self, name: str) -> NodeView:
         """One node by id or name."""
-        return self._get(f"/v1/nodes/{_segment(name)}", NodeView)
+        return self._get(f"/v1/nodes/{segment(name)}", NodeView)
 
     def check_node(self, name: str, body: CheckBody) -> NodeView:
         """Check a node's free cards, and grade them anew."""
-        return self._send("POST", f"/v1/nodes/{_segment(name)}/check", NodeView, body)
+        return self._send("POST", f"/v1/nodes/{segment(name)}/check", NodeView, body)
 
     def add_engine(self, body: EngineBody) -> EngineView:
         """Look at a Slurm cluster, and use it."""
@@ -250,23 +236,23 @@ class Client:
 
     def check_engine(self, name: str) -> EngineView:
         """Look at one again."""
-        return self._send("POST", f"/v1/engines/{_segment(name)}/check", EngineView)
+        return self._send("POST", f"/v1/engines/{segment(name)}/check", EngineView)
 
     def remove_engine(self, name: str) -> EngineList:
         """Use it no more."""
-        return self._send("DELETE", f"/v1/engines/{_segment(name)}", EngineList)
+        return self._send("DELETE", f"/v1/engines/{segment(name)}", EngineList)
 
     def reconciliation(self, name: str, hours: int = 24) -> Reconciliation:
         """The ledger beside its own accounting."""
-        return self._get(f"/v1/engines/{_segment(name)}/reconciliation", Reconciliation, hours=hours)
+        return self._get(f"/v1/engines/{segment(name)}/reconciliation", Reconciliation, hours=hours)
 
     def hours(self, name: str, days: int = 7) -> NodeHours:
         """What a node's cards said, hour by hour."""
-        return self._get(f"/v1/nodes/{_segment(name)}/hours", NodeHours, days=days)
+        return self._get(f"/v1/nodes/{segment(name)}/hours", NodeHours, days=days)
 
     def readings(self, name: str) -> NodeReadings:
         """What a node's cards say of themselves, now and in the last hours."""
-        return self._get(f"/v1/nodes/{_segment(name)}/readings", NodeReadings)
+        return self._get(f"/v1/nodes/{segment(name)}/readings", NodeReadings)
 
     def offers(self) -> Offers:
         """What can be had and what it costs."""
@@ -291,29 +277,29 @@ class Client:
 
     def grant_credit(self, project: str, amount_nano: int, memo: str = "") -> Project:
         """Give a project credit."""
-        return self._send("POST", f"/v1/projects/{_segment(project)}/credit", Project, CreditBody(amount_nano=amount_nano, memo=memo))
+        return self._send("POST", f"/v1/projects/{segment(project)}/credit", Project, CreditBody(amount_nano=amount_nano, memo=memo))
 
     def set_budget(self, project: str, hour_nano: int, month_nano: int) -> Project:
         """Limit a project."""
         body = BudgetBody(hour_nano=hour_nano, month_nano=month_nano)
-        return self._send("PUT", f"/v1/projects/{_segment(project)}/budget", Project, body)
+        return self._send("PUT", f"/v1/projects/{segment(project)}/budget", Project, body)
 
     def set_quota(self, project: str, quota_gpus_milli: int, guaranteed_gpus_milli: int) -> Project:
         """How much a project may hold, and is guaranteed."""
         body = QuotaBody(quota_gpus_milli=quota_gpus_milli, guaranteed_gpus_milli=guaranteed_gpus_milli)
-        return self._send("PUT", f"/v1/projects/{_segment(project)}/quota", Project, body)
+        return self._send("PUT", f"/v1/projects/{segment(project)}/quota", Project, body)
 
     def set_node(self, node: str, body: NodeBody) -> NodeView:
         """Say what a node is for."""
-        return self._send("PUT", f"/v1/nodes/{_segment(node)}", NodeView, body)
+        return self._send("PUT", f"/v1/nodes/{segment(node)}", NodeView, body)
 
     def move_node(self, node: str, body: ServiceBody) -> NodeView:
         """Drain, resume or retire a node."""
-        return self._send("PUT", f"/v1/nodes/{_segment(node)}/service", NodeView, body)
+        return self._send("PUT", f"/v1/nodes/{segment(node)}/service", NodeView, body)
 
     def move_gpu(self, gpu: str, body: EnableBody) -> Gpu:
         """Disable or enable a card."""
-        return self._send("PUT", f"/v1/gpus/{_segment(gpu)}/service", Gpu, body)
+        return self._send("PUT", f"/v1/gpus/{segment(gpu)}/service", Gpu, body)
 
     def sites(self) -> SiteList:
         """All sites."""
@@ -321,7 +307,7 @@ class Client:
 
     def set_site(self, site: str, body: SiteBody) -> Site:
         """What a site does by itself."""
-        return self._send("PUT", f"/v1/sites/{_segment(site)}", Site, body)
+        return self._send("PUT", f"/v1/sites/{segment(site)}", Site, body)
 
     def racks(self) -> RackList:
         """All racks."""
@@ -329,11 +315,11 @@ class Client:
 
     def set_rack(self, rack: str, body: RackBody) -> RackView:
         """Say what a rack can carry."""
-        return self._send("PUT", f"/v1/racks/{_segment(rack)}", RackView, body)
+        return self._send("PUT", f"/v1/racks/{segment(rack)}", RackView, body)
 
     def set_gpu(self, gpu: str, body: GpuBody) -> Gpu:
         """Say what a card is good for, and how it is shared."""
-        return self._send("PUT", f"/v1/gpus/{_segment(gpu)}", Gpu, body)
+        return self._send("PUT", f"/v1/gpus/{segment(gpu)}", Gpu, body)
 
     def reservations(self) -> ReservationList:
         """The reservations that this key may see."""
@@ -345,7 +331,7 @@ class Client:
 
     def cancel_reservation(self, name: str) -> Reservation:
         """Give the nodes back now."""
-        return self._send("DELETE", f"/v1/reservations/{_segment(name)}", Reservation)
+        return self._send("DELETE", f"/v1/reservations/{segment(name)}", Reservation)
 
     def defragmentation(self) -> Defragmentation:
         """What moving work together would gain and cost now."""
@@ -361,7 +347,7 @@ class Client:
 
     def remove_volume(self, name: str, project: str = "") -> VolumeView:
         """Delete a volume and what is in it."""
-        return self._call("DELETE", f"/v1/volumes/{_segment(name)}", VolumeView, params={"project": project} if project else {})
+        return self._call("DELETE", f"/v1/volumes/{segment(name)}", VolumeView, params={"project": project} if project else {})
 
     def rigs(self) -> RigList:
         """The machines that inventories listed."""
@@ -386,7 +372,7 @@ class Client:
 
     def revoke_key(self, key_id: str) -> KeyView:
         """Refuse a key from now on."""
-        return self._send("DELETE", f"/v1/keys/{_segment(key_id)}", KeyView)
+        return self._send("DELETE", f"/v1/keys/{segment(key_id)}", KeyView)
 
     def bill(self, project: str = "", month: str = "") -> Bill:
         """A project's month."""
@@ -402,59 +388,7 @@ class Client:
 
     def invoice(self, month: str, project: str = "") -> Invoice:
         """A month's invoice."""
-        return self._get(f"/v1/invoices/{_segment(month)}", Invoice, project=project)
-
-    def power(self, site: str = "") -> PowerView:
-        """What a site draws, earns and pays now."""
-        return self._get("/v1/power", PowerView, site=site)
-
-    def explain_dispatch(self, subject: str) -> Explanation:
-        """Why a card, rack or site does what it does."""
-        return self._get(f"/v1/dispatch/{_segment(subject)}", Explanation)
-
-    def tell_market(self, body: MarketBody) -> MarketTold:
-        """Day-ahead prices."""
-        return self._send("PUT", "/v1/market", MarketTold, body)
-
-    def signals(self) -> SignalList:
-        """Signals in force or to come."""
-        return self._get("/v1/signals", SignalList)
-
-    def signal(self, body: SignalBody) -> Signal:
-        """Ask something of a site."""
-        return self._send("POST", "/v1/signals", Signal, body)
-
-    def coins(self) -> CoinList:
-        """Coins and their terms."""
-        return self._get("/v1/coins", CoinList)
-
-    def tell_coin(self, coin: str, body: CoinBody) -> Coin:
-        """What a coin pays."""
-        return self._send("PUT", f"/v1/coins/{_segment(coin)}", Coin, body)
-
-    def fillers(self) -> FillerList:
-        """What idle cards may do."""
-        return self._get("/v1/fillers", FillerList)
-
-    def set_filler(self, file: str) -> FillerView:
-        """A filler's file."""
-        return self._send("PUT", "/v1/fillers", FillerView, TextBody(file=file))
-
-    def remove_filler(self, name: str) -> FillerView:
-        """No card does this any more."""
-        return self._send("DELETE", f"/v1/fillers/{_segment(name)}", FillerView)
-
-    def asics(self) -> AsicList:
-        """Mining machines."""
-        return self._get("/v1/asics", AsicList)
-
-    def tell_asics(self, asics: Sequence[Asic]) -> AsicList:
-        """Mining machines as they were found."""
-        return self._send("PUT", "/v1/asics", AsicList, AsicBody(asics=tuple(asics)))
-
-    def remove_asic(self, name: str) -> AsicList:
-        """A mining machine is no longer looked after."""
-        return self._send("DELETE", f"/v1/asics/{_segment(name)}", AsicList)
+        return self._get(f"/v1/invoices/{segment(month)}", Invoice, project=project)
 
     def _get(self, path: str, kind: type[T], **params: Any) -> T:
         return self._call("GET", path, kind, params={key: value for key, value in params.items() if value not in {"", None}})
@@ -519,8 +453,3 @@ def good(response: httpx.Response) -> httpx.Response:
         detail = f"{response.status_code} from {response.url.host}: this is no Headframe server, or something stands between"
         problem = Problem(title="Error", status=response.status_code, detail=detail, code="not_headframe")
     raise ApiError(problem)
-
-
-def _segment(text: str) -> str:
-    """A name as one path segment."""
-    return httpx.URL("/").copy_with(path="/" + text.replace("/", "%2F")).raw_path.decode()[1:] or "-"

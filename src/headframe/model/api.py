@@ -252,6 +252,7 @@ class NodeBody(msgspec.Struct, frozen=True, kw_only=True):
     taints: tuple[str, ...] | None = None
     idle_w: int | None = None
     address: str | None = None
+    owner: str | None = None
 
 
 class ServiceBody(msgspec.Struct, frozen=True, kw_only=True):

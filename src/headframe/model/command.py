@@ -162,6 +162,7 @@ class SetNode(msgspec.Struct, frozen=True, kw_only=True):
     taints: tuple[str, ...] | None = None
     idle_w: int | None = None
     address: str | None = None
+    owner: str | None = None
 
 
 class SetRack(msgspec.Struct, frozen=True, kw_only=True):

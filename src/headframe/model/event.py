@@ -8,22 +8,22 @@ from headframe.model.endpoint import Allowance, Endpoint, Gateway, Served
 from headframe.model.engine import EngineSetup
 from headframe.model.fleet import Gpu, Node, Rack, Reservation, Rig, Site, Volume
 from headframe.model.ids import ProjectId
-from headframe.model.money import Entry, PriceList, Usage
+from headframe.model.money import Entry, NodeYield, PriceList, Usage
 from headframe.model.people import Key, Project, User
 from headframe.model.power import Asic, Coin, Filler, MarketDay, Posture, Signal
 from headframe.model.work import Allocation, Workload
 
 Row = (
     Site | Rack | EngineSetup | Rig | Node | Gpu | Reservation | Volume | Project | User | Key | PriceList | Endpoint | Workload | Allocation | Gateway | Allowance
-    | MarketDay | Signal | Coin | Filler | Asic | Posture | Usage | Served | Entry
+    | MarketDay | Signal | Coin | Filler | Asic | Posture | NodeYield | Usage | Served | Entry
 )  # fmt: skip
 ROW_TYPES: tuple[type[Row], ...] = (
     Site, Rack, EngineSetup, Rig, Node, Gpu, Reservation, Volume, Project, User, Key, PriceList, Endpoint, Workload, Allocation, Gateway,
-    Allowance, MarketDay, Signal, Coin, Filler, Asic, Posture, Usage, Served, Entry,
+    Allowance, MarketDay, Signal, Coin, Filler, Asic, Posture, NodeYield, Usage, Served, Entry,
 )  # fmt: skip
 
 
-HISTORY: tuple[type[Row], ...] = (Usage, Served, Entry)
+HISTORY: tuple[type[Row], ...] = (Usage, Served, NodeYield, Entry)
 """What is only ever added: no decision looks at it, no row of it is ever changed."""
 
 

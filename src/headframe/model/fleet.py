@@ -104,7 +104,7 @@ class NodeGraded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
     """A machine, known by its own serial, never by its address. `taints` keep away work that does not tolerate them; `idle_w` is
     drawn by the machine without its cards' work; `faults` counts what broke under work here, older faults counting less
-    (as of `faults_ms`). `address` is where what it serves is reached, empty for this machine itself. `why` says why it is in its state; work that is still there at `drain_ms` has to go (0: it may finish).
+    (as of `faults_ms`). `address` is where what it serves is reached, empty for this machine itself; `owner` who gets what it brings, empty for the operator. `why` says why it is in its state; work that is still there at `drain_ms` has to go (0: it may finish).
     """
 
     id: NodeId
@@ -121,6 +121,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
     boot_id: str = ""
     arch: str = ""
     address: str = ""
+    owner: str = ""
     taints: tuple[str, ...] = ()
     idle_w: int = 0
     faults: float = 0.0

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from headframe.model.ids import AllocationId, PostingId, ProjectId, UsageId, WorkloadId
+from headframe.model.ids import AllocationId, GpuId, NodeId, PostingId, ProjectId, UsageId, WorkloadId
 from headframe.model.work import Tier
 
 ANY_MODEL = "*"
@@ -62,6 +62,8 @@ class EntryKind(StrEnum):
     USAGE = "usage"
     VOID = "void"
     REFUND = "refund"
+    ENERGY = "energy"
+    MINED = "mined"
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, tag="entry"):
@@ -76,6 +78,29 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, tag="entry"):
     workload_id: WorkloadId
     at_ms: int
     memo: str
+
+
+class CardYield(msgspec.Struct, frozen=True, kw_only=True):
+    """A card's hour: watt-hours at the meter and what they cost, what was sold of it, what it mined; `measured` where the watts were read."""
+
+    gpu_id: GpuId
+    wh: int
+    energy_nano: int
+    sold_nano: int
+    mined_nano: int
+    measured: bool
+
+
+class NodeYield(msgspec.Struct, frozen=True, kw_only=True, tag="node_yield"):
+    """A machine's hour: its cards', and what the machine itself drew. `owner` is who gets what it brings, "" the operator."""
+
+    id: str
+    node_id: NodeId
+    start_ms: int
+    owner: str
+    host_wh: int
+    host_energy_nano: int
+    cards: tuple[CardYield, ...]
 
 
 def credit_account(project: ProjectId) -> str:

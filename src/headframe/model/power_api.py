@@ -173,3 +173,24 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     usd_kwh: float | None
     alternatives: tuple[Alternative, ...]
     limits: tuple[str, ...] = ()
+
+
+class Profit(msgspec.Struct, frozen=True, kw_only=True):
+    """What something brought and cost: kWh at the meter, what they cost, what was sold, what was mined, what is left; `measured` is the share of the kWh that was read."""
+
+    name: str
+    kwh: float
+    energy_nano: int
+    sold_nano: int
+    mined_nano: int
+    net_nano: int
+    measured: float
+
+
+class ProfitList(msgspec.Struct, frozen=True, kw_only=True):
+    """Profits of a time, the best first, and all together."""
+
+    by: str
+    since_ms: int
+    until_ms: int
+    items: tuple[Profit, ...]

@@ -44,6 +44,7 @@ from headframe.server.dispatcher import Dispatcher
 from headframe.server.gateway import GatewaySetup, keep_gateway
 from headframe.server.history import keep_hours
 from headframe.server.lead import RENEW_MS, Leadership
+from headframe.server.profits import keep_yields
 from headframe.server.sessions import Sessions
 from headframe.server.tick import Tick
 from headframe.server.tls import pinned, self_signed
@@ -187,8 +188,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         ),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
         *([] if stage else [asyncio.create_task(slurm.run(), name="slurm")]),
-        asyncio.create_task(dispatcher.run(), name="dispatch"),
-        *([asyncio.create_task(Machines(desk, leadership, *hooks.asics).run(), name="asics")] if hooks.asics else []),
+        *_watts(dispatcher, desk, leadership, hooks),
         asyncio.create_task(keep_hours(desk, watch, clock_ms), name="hours"),
         *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
@@ -203,6 +203,12 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         with contextlib.suppress(HeadframeError):
             await leadership.resign()
         store.close()
+
+
+def _watts(dispatcher: Dispatcher, desk: Desk, leadership: Leadership, hooks: Hooks) -> list[asyncio.Task[None]]:
+    """What keeps watts at their best use, adds up what they brought, and looks after mining machines."""
+    machines = [asyncio.create_task(Machines(desk, leadership, *hooks.asics).run(), name="asics")] if hooks.asics else []
+    return [asyncio.create_task(dispatcher.run(), name="dispatch"), asyncio.create_task(keep_yields(desk, leadership), name="yields"), *machines]
 
 
 def _engines(config: Config, desk: Desk, node: Node, joined: JoinedEngine, slurm: SlurmEngine, clean: Clean | None) -> Several:

@@ -82,10 +82,15 @@ def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
     after = msgspec.structs.replace(
         node, rack_id=rack.id, taints=node.taints if command.taints is None else tuple(sorted(set(command.taints))),
         idle_w=node.idle_w if command.idle_w is None else command.idle_w, address=node.address if command.address is None else command.address,
+        owner=node.owner if command.owner is None else command.owner,
     )  # fmt: skip
     if after != node:
         taints = f", taints {', '.join(after.taints)}" if after.taints else ""
-        text = f"{node.name}: in {rack.name}{taints}" + (f", {after.idle_w} W idle" if after.idle_w else "")
+        text = (
+            f"{node.name}: in {rack.name}{taints}"
+            + (f", {after.idle_w} W idle" if after.idle_w else "")
+            + (f", of {after.owner}" if after.owner else "")
+        )
         yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=text, rows=(after,) if rack.id in world.racks else (rack, after))
 
 

@@ -55,8 +55,8 @@ async def show_node(context: Context, node: str) -> NodeView:
 @put("/v1/nodes/{node:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
 async def set_node(context: Context, request: Request[Principal, Any, Any], node: str, data: NodeBody) -> NodeView:
     """Which rack a node is in, which taints it has, what it draws when idle."""
-    if data.rack:
-        named(data.rack)
+    for name in filter(None, (data.rack, data.owner)):
+        named(name)
     if len(data.taints or ()) > TAINTS_MAX or not all(_TAINT.fullmatch(taint) for taint in data.taints or ()):
         raise BadRequest(f"a taint is lower-case letters, digits and dashes, and there are at most {TAINTS_MAX}")
     watts_good(data.idle_w)
@@ -67,7 +67,9 @@ async def set_node(context: Context, request: Request[Principal, Any, Any], node
 
     if data.address is not None and not _ADDRESS.fullmatch(data.address):
         raise BadRequest("an address is a name or a number of a machine, such as 10.0.0.7 or gpu-7.example", "leave out the port and the protocol")
-    command = SetNode(node_id=row.id, rack_id=RackId(drawn("rack")), rack=data.rack, taints=data.taints, idle_w=data.idle_w, address=data.address)
+    command = SetNode(
+        node_id=row.id, rack_id=RackId(drawn("rack")), rack=data.rack, taints=data.taints, idle_w=data.idle_w, address=data.address, owner=data.owner
+    )
     return await context.write(request, command, answer)
 
 

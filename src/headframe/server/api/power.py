@@ -2,9 +2,11 @@
 
 import math
 import re
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 from litestar import Request, Router, delete, get, post, put
+from litestar.params import Parameter
 
 from headframe.dispatch.survey import surveyed
 from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeSignal, TellAsics, TellCoin, TellMarket
@@ -24,6 +26,7 @@ from headframe.model.power_api import (
     MarketBody,
     MarketTold,
     PowerView,
+    ProfitList,
     SignalBody,
     SignalList,
     TextBody,
@@ -38,6 +41,7 @@ from headframe.server.operate import rack_named
 from headframe.server.power import DAY_MS
 from headframe.server.power_file import filler
 from headframe.server.power_view import explain_gpu, explain_many, filler_views, power_view
+from headframe.server.profits import By, kept, profits
 
 PRICES_MAX, ASICS_MAX = 24 * 400, 2000
 _TOKEN = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,79}$")
@@ -48,6 +52,24 @@ _COIN = re.compile(r"^[A-Z0-9]{2,10}$")
 async def show_power(context: Context, site: str = "") -> PowerView:
     """What the site draws, earns and pays now, the next day, what is shed next."""
     return power_view(context.world, site_named(context.world, site), context.dispatcher, context.clock_ms())
+
+
+@get("/v1/profits", opt={"scope": Scope.OPERATOR}, responses=answers(422))
+async def list_profits(context: Context, by: By = By.MODEL, days: Annotated[int, Parameter(ge=1, le=400)] = 7, month: str = "") -> ProfitList:
+    """What cards brought and cost, hour by hour added up: by card, machine, rack, model, owner or site; of the last days, or of a month (2026-11, UTC)."""
+    now_ms = context.clock_ms()
+    since_ms, until_ms = month_span(month) if month else (now_ms - days * DAY_MS, now_ms + 1)
+    rows = await context.read(lambda store: list(kept(store, since_ms, until_ms)))
+    return ProfitList(by=by, since_ms=since_ms, until_ms=until_ms, items=tuple(profits(context.world, iter(rows), by)))
+
+
+def month_span(month: str) -> tuple[int, int]:
+    """A month's first instant and the next one's."""
+    if not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", month):
+        raise BadRequest(f"{month[:20]!r} is no month", "write it like 2026-11")
+    year, number = int(month[:4]), int(month[5:])
+    first, after = datetime(year, number, 1, tzinfo=UTC), datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+    return int(first.timestamp() * 1000), int(after.timestamp() * 1000)
 
 
 @get("/v1/dispatch/{subject:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404))
@@ -223,7 +245,7 @@ def _token(text: str, what: str) -> None:
 ROUTER = Router(
     "/",
     route_handlers=[
-        show_power, explain, tell_market, list_signals, take_signal, list_coins, tell_coin, list_fillers, set_filler, remove_filler, list_asics, tell_asics, remove_asic,
+        show_power, list_profits, explain, tell_market, list_signals, take_signal, list_coins, tell_coin, list_fillers, set_filler, remove_filler, list_asics, tell_asics, remove_asic,
     ],
 )  # fmt: skip
 """All of this module's routes."""

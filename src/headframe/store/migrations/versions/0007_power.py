@@ -2,15 +2,17 @@
 
 from alembic import op
 
-from headframe.store.tables import metadata
+from headframe.store.tables import forbid, metadata
 
 revision = "0007"
 down_revision = "0006"
 
 
 def upgrade() -> None:
-    names = ("market_day", "signal", "coin", "filler", "asic", "posture")
-    metadata.create_all(op.get_bind(), tables=[metadata.tables[name] for name in names])
+    names = ("market_day", "signal", "coin", "filler", "asic", "posture", "node_yield")
+    db = op.get_bind()
+    metadata.create_all(db, tables=[metadata.tables[name] for name in names])
+    forbid(db, "node_yield")
 
 
 def downgrade() -> None:
