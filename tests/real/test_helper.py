@@ -9,11 +9,16 @@ import sys
 import pytest
 
 from headframe.agent.helper import ClockLimit, PowerLimit, StockClocks, ask
-from support import fake_nvml, wait_for
+from headframe.model.api import SiteBody
+from headframe.model.power_api import CoinBody
+from support import Server, fake_nvml, wait_for
 
 CARD = """
 -1.count 1
 0.uuid GPU-helped-1
+0.name NVIDIA GeForce RTX 3090
+0.memory_mib 24576
+0.bus 00000000:01:00.0
 0.may_set 1
 0.limit_mw 350000
 0.default_mw 350000
@@ -147,3 +152,29 @@ def test_without_a_driver_it_says_so_and_ends(tmp_path):
     )
     assert done.returncode == 1
     assert "NVML finds no driver" in done.stderr
+
+
+FILLER = """
+name: kawpow
+coin: RVN
+run: exec sleep 1000
+models: {any: {hashrate: 50MH, watts: 280}}
+"""
+
+
+def test_dispatch_caps_a_filler_through_the_helper_and_leaves_off_when_told(helper, tmp_path):
+    server = Server(tmp_path).start(
+        "--no-check-new", HEADFRAME_HELPER=str(helper.path), **{key: helper.env[key] for key in ("LD_LIBRARY_PATH", "FAKE_NVML_STATE")}
+    )
+    try:
+        with server.operator() as cloud:
+            site = cloud.sites().items[0].name
+            cloud.set_site(site, SiteBody(caps=True, contract_w=5000, tariff="name: flat\nenergy: [{price: 0.07}]\n"))
+            cloud.tell_coin("RVN", CoinBody(price_usd=0.02, network_hs=5e12, block_s=60, reward=2500))
+            cloud.set_filler(FILLER)
+            wait_for(lambda: helper.says("limit_mw") == "210000", limit_s=60)
+            assert cloud.power().postures[0].caps == {"filler": 0.75}
+            cloud.set_site(site, SiteBody(caps=False))
+            wait_for(lambda: helper.says("limit_mw") == "350000", limit_s=30)
+    finally:
+        server.kill()

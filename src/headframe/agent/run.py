@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import assert_never
 
 from headframe.agent.handover import clean
+from headframe.agent.limits import limit
 from headframe.agent.seat import Seat, hello, line, obeyed, renew
 from headframe.client import ApiError, Unreachable
 from headframe.client.agent import AgentClient
 from headframe.engines.local import LocalEngine
-from headframe.model.agent import BATCHES_MAX, Account, Batch, Discard, Erase, Forget, Lines, Order, Orders, Read, Start, Stop, Told
+from headframe.model.agent import BATCHES_MAX, Account, Batch, Discard, Erase, Forget, Limit, Lines, Order, Orders, Read, Start, Stop, Told
 from headframe.model.errors import Forbidden
 from headframe.model.health import Report
 from headframe.model.states import AllocationState
@@ -128,6 +129,8 @@ class Agent:
             case Read():
                 lines = await self._engine.logs(order.allocation, order.after, order.limit)
                 await asyncio.to_thread(self._server.lines, Lines(number=order.number, lines=tuple(lines)))
+            case Limit():
+                await asyncio.to_thread(limit, order.watts)
             case _:
                 assert_never(order)
 

@@ -42,12 +42,13 @@ def site_set(
     check_idle: Annotated[bool | None, typer.Option("--check-idle/--no-check-idle", help="Whether idle machines are checked again, once a day; work comes first.")] = None,
     contract: Annotated[str, typer.Option(help="What may be drawn at the meter, such as 1.2MW; 0 is no limit.")] = "",
     pue: Annotated[float | None, typer.Option(help="The meter's watts for each watt of the machines, such as 1.15.")] = None,
+    caps: Annotated[bool | None, typer.Option("--caps/--no-caps", help="Whether dispatch sets cards' power limits (needs `headframe agent helper` on the machines).")] = None,
     tariff: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="What a kWh costs: a tariff file (YAML).")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Say what a site does by itself, what it may draw and what power costs there."""
     body = SiteBody(
-        shadow=shadow, check_new=check_new, check_idle=check_idle, contract_w=watts(contract), pue=pue, tariff=tariff.read_text("utf-8", "replace") if tariff else None
+        shadow=shadow, check_new=check_new, check_idle=check_idle, contract_w=watts(contract), pue=pue, caps=caps, tariff=tariff.read_text("utf-8", "replace") if tariff else None
     )  # fmt: skip
     with client() as cloud:
         made = cloud.set_site(name, body)

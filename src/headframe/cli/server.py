@@ -46,6 +46,7 @@ def up(
     """Serve this machine's hardware as a cloud: API, console, scheduler and local engine in one process."""
     from headframe.agent import asics
     from headframe.agent.handover import clean
+    from headframe.agent.limits import limit
     from headframe.agent.probe import probe
     from headframe.agent.watch import reports
     from headframe.server.main import Config, Hooks, Started, run
@@ -74,6 +75,7 @@ def up(
                 reports=lambda: reports(watch_interval, kernel_log),
                 clean=clean,
                 asics=(asics.seen, asics.told) if asics.has_pyasic() else None,
+                limit=limit,
             ),
         )
 

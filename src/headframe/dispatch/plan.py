@@ -43,7 +43,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 class Work(msgspec.Struct, frozen=True, kw_only=True):
     """Something that cards can do: worth `usd_h` for each card-hour at full speed, on each of its pools drawing so many watts uncapped. `cards` is how many are asked for
     in each interval; of what `can_wait` it is what is added to the backlog in each interval, in card-hours. `waits` is the backlog at the start.
-    `speed` is a pool's, against what the demand is counted in.
+    `speed` is a pool's, against what the demand is counted in; no cap goes below `least` of the draw.
     """
 
     id: str
@@ -55,6 +55,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     waits: float = 0.0
     curve: tuple[tuple[float, float], ...] | None = None
     speed: dict[str, float] = {}
+    least: float = 0.0
 
 
 class Asics(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +166,7 @@ class Programme:
         self._pools = {pool.id: number for number, pool in enumerate(site.pools)}
         self._choices = [
             _Choice(number, self._pools[pool], mode.x, mode.speed * work.speed.get(pool, 1.0), max(draw * mode.x, site.pools[self._pools[pool]].idle_w))
-            for number, work in enumerate(site.work) for pool, draw in work.draw_w.items() if pool in self._pools for mode in modes(work.kind, work.curve)
+            for number, work in enumerate(site.work) for pool, draw in work.draw_w.items() if pool in self._pools for mode in modes(work.kind, work.curve, work.least)
         ]  # fmt: skip
         self._rows = _Rows()
         self._cost: list[Floats] = [np.zeros(0)]

@@ -37,10 +37,13 @@ class Mode(msgspec.Struct, frozen=True):
     speed: float
 
 
-def modes(kind: LoadClass, curve: Curve | None = None) -> tuple[Mode, ...]:
-    """The caps worth choosing among for a class, the uncapped first."""
-    points = hull(curve or CURVES[kind])
-    return tuple(Mode(x, speed) for x, speed in reversed(points) if x >= CAPPED_LEAST[kind] - 1e-9)
+def modes(kind: LoadClass, curve: Curve | None = None, least: float = 0.0) -> tuple[Mode, ...]:
+    """The caps worth choosing among for a class, the uncapped first; none below the class's own bound, or `least`."""
+    points, lowest = hull(curve or CURVES[kind]), max(CAPPED_LEAST[kind], least)
+    kept = [point for point in points if point[0] > lowest + 1e-9 or point[0] == 1.0]
+    if lowest < 1 and points[0][0] < 1:
+        kept.insert(0, (lowest, speed_at(points, lowest)))
+    return tuple(Mode(x, speed) for x, speed in reversed(kept))
 
 
 def speed_at(curve: Curve, x: float) -> float:

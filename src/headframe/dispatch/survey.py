@@ -18,7 +18,7 @@ from headframe.model import fleet
 from headframe.model.fleet import UNKNOWN_GPU_W, Gpu
 from headframe.model.ids import GpuId, NodeId, RackId
 from headframe.model.money import ANY_MODEL, PriceList
-from headframe.model.power import Asic, AsicState, Filler, LoadClass, Mines, Signal, SignalKind
+from headframe.model.power import Asic, AsicState, Filler, LoadClass, Mines, Posture, Signal, SignalKind
 from headframe.model.states import AllocationState, GpuState, NodeState
 from headframe.model.units import MS_PER_HOUR, NANO_PER_USD
 from headframe.model.work import Allocation, Tier, Workload
@@ -27,6 +27,8 @@ from headframe.model.world import World
 HOURS = 48
 """Two days: what can wait may wait for tomorrow night; hours whose price is not known yet cost the mean of those that are."""
 NO_LIMIT_W = 1e12
+UNCAPPED = ((1.0, 1.0),)
+"""The curve of cards whose limits nobody sets."""
 Known = Callable[[GpuId], float | None]
 """What a card was last read to draw (W), None where that is not known."""
 _RUNGS = {LoadClass.SPOT: Rung.SPOT, LoadClass.BATCH: Rung.BATCH}
@@ -276,7 +278,7 @@ def _pools(world: World, survey: Survey) -> tuple[tuple[Pool, ...], dict[str, st
 def _works(
     world: World, survey: Survey, pools: Sequence[Pool], models: Mapping[str, str], picked: Mapping[str, Choice], hours: int
 ) -> Iterable[Work]:
-    prices = _latest(world)
+    prices, curve = _latest(world), None if survey.site.caps else UNCAPPED
     running: dict[tuple[LoadClass, str], int] = {}
     for each in survey.held:
         if each.gpu.model in survey.cards:
@@ -294,6 +296,8 @@ def _works(
                     usd_h=worth,
                     draw_w={pool.id: limit * DRAW_SHARE[kind] for pool in mine},
                     cards=(float(count),) * hours,
+                    curve=curve,
+                    least=LIMIT_LEAST / DRAW_SHARE[kind],
                 )
         choice = picked.get(model)
         filler = next((row for row in world.fillers.values() if choice and row.name == choice.filler), None)
@@ -303,7 +307,7 @@ def _works(
             before = world.postures.get(posture_id(survey.site, model))
             on = before is not None and before.filler == filler.name
             yield Work(id=f"{LoadClass.FILLER}/{model}", kind=LoadClass.FILLER, usd_h=sticky(earned, on=on), draw_w={pool.id: does.watts for pool in mine},
-                       cards=(float(len(cards)),) * hours)  # fmt: skip
+                       cards=(float(len(cards)),) * hours, curve=curve, least=LIMIT_LEAST * max_w(cards[0]) / does.watts)  # fmt: skip
 
 
 def _asic_groups(world: World, survey: Survey) -> Iterable[Asics]:
@@ -377,3 +381,31 @@ def _loads_of(world: World, survey: Survey, key: str, cards: Sequence[Held], pri
 def shed_always(world: World, site: fleet.Site, now_ms: int) -> frozenset[Rung]:
     """The rungs that the level in force sheds whatever they save."""
     return LEVELS.get(min(3, max(0, level(world, site, now_ms))), frozenset())
+
+
+# Power limits
+
+
+def wished_limits(world: World, survey: Survey) -> dict[NodeId, dict[GpuId, int]]:
+    """What each card in service may draw (W), by machine, where dispatch sets limits: its own limit, or less under its posture's caps; never below LIMIT_LEAST of it."""
+    found: dict[NodeId, dict[GpuId, int]] = {}
+    if not survey.site.caps:
+        return found
+    kinds = {each.gpu.id: each.kind for each in survey.held}
+    for model, cards in survey.cards.items():
+        posture = world.postures.get(posture_id(survey.site, model))
+        for gpu in cards:
+            kind = kinds.get(gpu.id)
+            share = posture.caps.get(str(kind), 1.0) if posture and kind else 1.0
+            full = max_w(gpu)
+            watts = full if share >= 1 or kind is None else max(LIMIT_LEAST * full, share * _drawn(world, posture, gpu, kind, full))
+            if gpu.max_w:
+                found.setdefault(gpu.node_id, {})[gpu.id] = round(watts)
+    return found
+
+
+def _drawn(world: World, posture: Posture | None, gpu: Gpu, kind: LoadClass, full: float) -> float:
+    """What it draws uncapped at that work."""
+    filler = next((row for row in world.fillers.values() if posture and row.name == posture.filler), None) if kind is LoadClass.FILLER else None
+    does = mines(filler, gpu.model) if filler else None
+    return does.watts if does else DRAW_SHARE[kind] * full

@@ -7,15 +7,15 @@ repeated until it is seen to be fulfilled, at most every `AGAIN_MS`. A machine t
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
 from headframe.engines.base import NoShells, Sight
-from headframe.model.agent import ORDERS_MAX, VOUCH_MS, Account, Discard, Erase, Forget, Lines, Order, Read, Start, Stop
+from headframe.model.agent import ORDERS_MAX, VOUCH_MS, Account, Discard, Erase, Forget, Limit, Lines, Order, Read, Start, Stop
 from headframe.model.errors import Unavailable
 from headframe.model.fleet import Volume
-from headframe.model.ids import AllocationId, NodeId
+from headframe.model.ids import AllocationId, GpuId, NodeId
 from headframe.model.states import AllocationState, Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -184,6 +184,10 @@ class JoinedEngine(NoShells):
     async def discard(self, allocation: Allocation) -> None:
         for part in allocation.parts:
             self._link(part.node_id).want(f"discard {allocation.id}", Discard(allocation=allocation), self._clock_ms())
+
+    def limit(self, node: NodeId, watts: Mapping[GpuId, int]) -> None:
+        """A machine's cards are to draw at most so much."""
+        self._link(node).want("limit", Limit(watts=dict(watts)), self._clock_ms())
 
     def knows(self, allocation: AllocationId) -> bool:
         """Whether a machine tells of it."""

@@ -4,7 +4,7 @@ import msgspec
 
 from headframe.model.fleet import Gpu, Node, Volume
 from headframe.model.health import Report
-from headframe.model.ids import AllocationId, NodeId
+from headframe.model.ids import AllocationId, GpuId, NodeId
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -110,7 +110,13 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, tag="read"):
     limit: int
 
 
-Order = Start | Stop | Forget | Discard | Erase | Read
+class Limit(msgspec.Struct, frozen=True, kw_only=True, tag="limit"):
+    """Cards are to draw at most so many watts, by UUID."""
+
+    watts: dict[GpuId, int]
+
+
+Order = Start | Stop | Forget | Discard | Erase | Read | Limit
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):

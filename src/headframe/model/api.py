@@ -280,7 +280,7 @@ class CheckBody(msgspec.Struct, frozen=True, kw_only=True):
 class SiteBody(msgspec.Struct, frozen=True, kw_only=True):
     """With `shadow`, what is wrong with the site's cards is told but nothing is done about it; with `check_new`, new cards are checked before they
     get work; with `check_idle`, machines that stand idle are checked again, once a day, and the check gives way to work. `contract_w` is what may be drawn at
-    the meter (W; 0 for no limit), `pue` the meter's watts for each watt of the machines. Null keeps each.
+    the meter (W; 0 for no limit), `pue` the meter's watts for each watt of the machines; with `caps`, dispatch sets cards' power limits. Null keeps each.
     """
 
     shadow: bool | None = None
@@ -288,6 +288,7 @@ class SiteBody(msgspec.Struct, frozen=True, kw_only=True):
     check_idle: bool | None = None
     contract_w: int | None = None
     pue: float | None = None
+    caps: bool | None = None
     tariff: str | None = None
     """A tariff file's text (YAML)."""
 

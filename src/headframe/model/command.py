@@ -220,6 +220,7 @@ class SetSite(msgspec.Struct, frozen=True, kw_only=True):
     check_idle: bool | None = None
     contract_w: int | None = None
     pue: float | None = None
+    caps: bool | None = None
     tariff: Tariff | None = None
 
 

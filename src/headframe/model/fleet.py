@@ -42,7 +42,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
     """A building with a power contract. With `defragment`, work that keeps checkpoints is moved together where that lets others
     start; without it, moves are only proposed. With `shadow`, what is wrong with cards is told but nothing is done about it.
     With `check_new`, cards get their first work once they have been checked; with `check_idle`, machines that stand idle are checked again.
-    `contract_w` is what may be drawn at the meter (0: no limit), `pue` the meter's watts for each of the machines'; `reached_w` the peaks of `month`, by demand charge.
+    `contract_w` is what may be drawn at the meter (0: no limit), `pue` the meter's watts for each of the machines', with `caps` dispatch sets cards' power limits; `reached_w` the peaks of `month`, by demand charge.
     """
 
     id: SiteId
@@ -54,6 +54,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
     check_idle: bool = False
     contract_w: int = 0
     pue: float = 1.0
+    caps: bool = False
     tariff: Tariff | None = None
     month: str = ""
     reached_w: dict[str, float] = {}

@@ -7,14 +7,14 @@ forgotten: the last problem, its schedule, and which machines are being freed fo
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import msgspec
 
 from headframe.dispatch.plan import Basis, Schedule, Site
-from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, surveyed
+from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, surveyed, wished_limits
 from headframe.dispatch.tariff import peaks
 from headframe.model import fleet
 from headframe.model.errors import HeadframeError
@@ -33,11 +33,19 @@ from headframe.server.watch import Watch
 LOOK_S, PLAN_MS = 5.0, 300_000
 REST_MS = 60_000
 """A machine on which a filler made room gets no new one for so long: what it made room for may need several of its cards."""
-STALE_MS = 60_000
+STALE_MS, LIMITS_AGAIN_MS = 60_000, 300_000
 AT_ONCE = frozenset(
     {Kind.SIGNAL_TAKEN, Kind.SITE_CHANGED, Kind.FILLER_CHANGED, Kind.COIN_TOLD, Kind.MARKET_TOLD, Kind.WORKLOAD_STARTING, Kind.RACK_CHANGED}
 )
 _log = logging.getLogger("headframe")
+
+
+Limits = Callable[[NodeId, Mapping[GpuId, int]], Awaitable[None]]
+"""Sets the power limits (W) of a machine's cards, or has them set; what can't be set stays."""
+
+
+async def _no_limits(_node: NodeId, _watts: Mapping[GpuId, int]) -> None:
+    """Nobody sets limits here."""
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +60,13 @@ class Dispatcher:
     """`solver` answers with a schedule, or none in time."""
 
     def __init__(
-        self, desk: Desk, leadership: Leadership, watch: Watch, wake: Callable[[], None], solver: Callable[..., Awaitable[Answer]] = solve
+        self,
+        desk: Desk,
+        leadership: Leadership,
+        watch: Watch,
+        wake: Callable[[], None],
+        solver: Callable[..., Awaitable[Answer]] = solve,
+        limit: Limits | None = None,
     ) -> None:
         self.budgets: dict[SiteId, Budget] = {}
         self.planned: dict[SiteId, Planned] = {}
@@ -60,6 +74,9 @@ class Dispatcher:
         self._resting: dict[NodeId, int] = {}
         self._basis: dict[SiteId, Basis | None] = {}
         self._asked: dict[SiteId, tuple[int, Site]] = {}
+        self._limits: dict[NodeId, dict[GpuId, int]] = {}
+        self._limited_ms = 0
+        self._set_limits = limit or _no_limits
         self._look = asyncio.Event()
         desk.listeners.append(self._heard)
 
@@ -90,6 +107,20 @@ class Dispatcher:
         epoch = self._leadership.epoch
         await self._desk.write(lambda world, now_ms: self._step(world, site_id, now_ms), epoch)
         await self._plan(site_id, epoch)
+        await self._limit(site_id)
+
+    async def _limit(self, site_id: SiteId) -> None:
+        """Cards' power limits as they are wished, told where they changed, and all again now and then."""
+        world, now_ms = self._desk.world, self._desk.clock_ms()
+        wished = wished_limits(world, surveyed(world, world.sites[site_id], now_ms, self.known))
+        if not wished:  # caps are left alone from now on: once more as they were
+            wished = {node: {gpu: world.gpus[gpu].max_w for gpu in watts if gpu in world.gpus} for node, watts in self._limits.items()}
+        again = now_ms - self._limited_ms >= LIMITS_AGAIN_MS
+        for node, watts in wished.items():
+            if again or self._limits.get(node) != watts:
+                await self._set_limits(node, watts)
+        self._limits = wished if world.sites[site_id].caps else {}
+        self._limited_ms = now_ms if again else self._limited_ms
 
     def _step(self, world: World, site_id: SiteId, now_ms: int) -> Iterator[Draft]:
         yield from over(world, now_ms)

@@ -125,9 +125,10 @@ def _enrolled(world: World, node: Node, gpus: Sequence[Gpu], now_ms: int) -> Ite
 def _changed(world: World, known: Node, node: Node, gpus: Sequence[Gpu], fresh: GpuState) -> Iterator[Draft]:
     same = msgspec.structs.replace(
         node, name=known.name, state=known.state, joined_ms=known.joined_ms, seen_ms=known.seen_ms, rack_id=known.rack_id, taints=known.taints, address=node.address or known.address,
-        idle_w=known.idle_w, faults=known.faults, faults_ms=known.faults_ms, why=known.why, drain_ms=known.drain_ms, graded=known.graded,
+        idle_w=known.idle_w, owner=known.owner, faults=known.faults, faults_ms=known.faults_ms, why=known.why, drain_ms=known.drain_ms, graded=known.graded,
     )  # fmt: skip
-    cards = [after for gpu in gpus if (after := _merged(world.gpus.get(gpu.id), gpu, fresh)) != world.gpus.get(gpu.id)]
+    capped = known.site_id in world.sites and world.sites[known.site_id].caps
+    cards = [after for gpu in gpus if (after := _merged(world.gpus.get(gpu.id), gpu, fresh, capped=capped)) != world.gpus.get(gpu.id)]
     if same != known or cards:
         yield Draft(kind=Kind.NODE_CHANGED, subject=node.id, text=f"{known.name}: inventory changed", rows=(same, *cards))
 
@@ -169,9 +170,12 @@ def _carded(gpu: Gpu, node_state: NodeState, *, checks: bool) -> Gpu:
     return msgspec.structs.replace(gpu, state=GpuState.NEW if checks else states[node_state])
 
 
-def _merged(known: Gpu | None, gpu: Gpu, fresh: GpuState) -> Gpu:
+def _merged(known: Gpu | None, gpu: Gpu, fresh: GpuState, *, capped: bool) -> Gpu:
     """What is found now, with what is known from before: its state, and a person's word."""
     if known is None:
         return msgspec.structs.replace(gpu, state=fresh)
     sharing = gpu.sharing if gpu.sharing is Sharing.EXCLUSIVE else known.sharing
-    return msgspec.structs.replace(known, sharing=sharing, **{name: getattr(gpu, name) for name in _FOUND})
+    found = {name: getattr(gpu, name) for name in _FOUND}
+    if capped and 0 < gpu.max_w < known.max_w:
+        found["max_w"] = known.max_w  # the limit that is read is one that dispatch has set
+    return msgspec.structs.replace(known, sharing=sharing, **found)

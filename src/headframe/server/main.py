@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,7 +29,7 @@ from headframe.model.command import Enrol, Found
 from headframe.model.errors import Conflicting, Fenced, HeadframeError
 from headframe.model.fleet import JOINED, LOCAL, SLURM, Node
 from headframe.model.health import Report
-from headframe.model.ids import AllocationId, NodeId, ProjectId, RackId, SiteId
+from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, RackId, SiteId
 from headframe.model.people import Scope
 from headframe.placement.fleet import LOOK_AHEAD_FROM, Fleet
 from headframe.placement.warm import warmed
@@ -40,7 +40,7 @@ from headframe.server.context import Context
 from headframe.server.decide import RACK, SITE, decide
 from headframe.server.demand import Demand
 from headframe.server.desk import Desk
-from headframe.server.dispatcher import Dispatcher
+from headframe.server.dispatcher import Dispatcher, Limits
 from headframe.server.gateway import GatewaySetup, keep_gateway
 from headframe.server.history import keep_hours
 from headframe.server.lead import RENEW_MS, Leadership
@@ -123,7 +123,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller brings: what this machine has, where the first key is kept, whom to tell when it serves,
-    what its cards say from then on, how they are handed from one holder to the next, how mining machines are read and told.
+    what its cards say from then on, how they are handed from one holder to the next, how mining machines are read and told, how power limits of this machine are set.
     """
 
     probe: Callable[[SiteId, RackId, Path, int], Enrol]
@@ -133,6 +133,7 @@ class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     reports: Callable[[], AsyncIterator[Report]] | None = None
     clean: Clean | None = None
     asics: tuple[Seen, Told] | None = None
+    limit: Callable[[Mapping[GpuId, int]], object] | None = None
 
 
 def run(config: Config, hooks: Hooks) -> None:
@@ -166,7 +167,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     watch, demand, wake = Watch(rules.watch), Demand(), asyncio.Event()
     sessions = Sessions(clock_ms, lambda card: sample.use if (sample := watch.latest(card)) else None)
     beside = _gateway(config) if config.gateway and not stage else None
-    dispatcher = Dispatcher(desk, leadership, watch, wake.set)
+    dispatcher = Dispatcher(desk, leadership, watch, wake.set, limit=_limits(desk, node, joined, hooks))
     context = Context(desk=desk, dispatcher=dispatcher, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       joined=None if stage else joined, pin=_pin(config), demand=demand, sessions=sessions, wake=wake.set,
                       gateway_url=config.gateway_url or (beside.url if beside else ""), gateway_ca=beside.ca if beside else "",
@@ -203,6 +204,18 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         with contextlib.suppress(HeadframeError):
             await leadership.resign()
         store.close()
+
+
+def _limits(desk: Desk, here: Node, joined: JoinedEngine, hooks: Hooks) -> Limits:
+    """Power limits of this machine's cards are set here, those of machines that joined by their agents; other engines have their own ways."""
+
+    async def limit(node: NodeId, watts: Mapping[GpuId, int]) -> None:
+        if node == here.id and hooks.limit:
+            await asyncio.to_thread(hooks.limit, watts)
+        elif node in desk.world.nodes and desk.world.nodes[node].engine == JOINED:
+            joined.limit(node, watts)
+
+    return limit
 
 
 def _watts(dispatcher: Dispatcher, desk: Desk, leadership: Leadership, hooks: Hooks) -> list[asyncio.Task[None]]:

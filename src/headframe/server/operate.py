@@ -97,6 +97,7 @@ def _set_node(world: World, command: SetNode, now_ms: int) -> Iterator[Draft]:
 _SITE_DOES = {
     "check_new": ("checks cards before their first work", "puts new cards to work unchecked"),
     "check_idle": ("checks idle machines again, once a day", "leaves idle machines alone"),
+    "caps": ("sets cards' power limits where that pays", "leaves cards' power limits alone"),
     "shadow": ("only tells what is wrong with cards", "takes bad cards out of service"),
 }
 

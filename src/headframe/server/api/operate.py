@@ -66,7 +66,7 @@ async def set_site(context: Context, request: Request[Principal, Any, Any], site
         raise BadRequest("a contract is between 0 and 1 GW, in watts")
     if data.pue is not None and not 1.0 <= data.pue <= 3.0:
         raise BadRequest(f"a PUE of {data.pue:g} is out of range", "1 to 3: the meter's watts for each watt of the machines")
-    command = SetSite(site_id=key, shadow=data.shadow, check_new=data.check_new, check_idle=data.check_idle, contract_w=data.contract_w, pue=data.pue,
+    command = SetSite(site_id=key, shadow=data.shadow, check_new=data.check_new, check_idle=data.check_idle, contract_w=data.contract_w, pue=data.pue, caps=data.caps,
                       tariff=tariff(data.tariff) if data.tariff is not None else None)  # fmt: skip
 
     def answer(world: World) -> Site:
