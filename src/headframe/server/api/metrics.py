@@ -10,10 +10,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from headframe.dispatch.survey import NO_LIMIT_W, surveyed
 from headframe.model.fleet import Gpu
 from headframe.model.health import Sample
 from headframe.model.people import Scope
 from headframe.model.units import MILLI
+from headframe.model.work import Tier
 from headframe.model.world import World
 from headframe.server.context import Context
 
@@ -81,10 +83,37 @@ def _fleet(world: World) -> Iterator[Metric]:
         if gpu.concern_rule:
             concerns.add_metric((gpu.id, world.nodes[gpu.node_id].name, gpu.concern_rule), 1)
     yield concerns
-    held = sum(share.milli for allocation in world.live() for part in allocation.parts for share in part.shares)
-    yield GaugeMetricFamily("headframe_gpus_held", "GPUs held by allocations.", value=held / MILLI)
+    held = {filler: sum(row.gpu_milli for row in world.held.values() if (row.tier is Tier.FILLER) is filler) for filler in (False, True)}
+    yield GaugeMetricFamily("headframe_gpus_held", "GPUs held by allocations other than fillers.", value=held[False] / MILLI)
+    yield GaugeMetricFamily("headframe_gpus_filling", "GPUs that fillers hold, and give up to whoever wants them.", value=held[True] / MILLI)
     yield GaugeMetricFamily("headframe_workloads_queued", "Workloads that wait.", value=len(world.queued))
     yield CounterMetricFamily("headframe_events", "Events committed.", value=world.version)
+
+
+class Power:
+    """The sites' watts, as prometheus_client's collectors are asked."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def collect(self) -> Iterator[Metric]:
+        """What each site draws by use, what it may, and the signals that were refused since this server started."""
+        context, now_ms = self._context, self._context.clock_ms()
+        drawn = GaugeMetricFamily("headframe_site_watts", "Watts at the meter, by use.", labels=("site", "use"))
+        limits = GaugeMetricFamily(
+            "headframe_site_limit_watts", "What may be drawn at the meter now; absent where there is no limit.", labels=("site",)
+        )
+        for site in context.world.sites.values():
+            survey = surveyed(context.world, site, now_ms, context.dispatcher.known)
+            for use in ("firm", "spot", "filler", "asic", "idle"):
+                drawn.add_metric((site.name, use), getattr(survey.meter, f"{use}_w"))
+            if survey.limit_w < NO_LIMIT_W:
+                limits.add_metric((site.name,), survey.limit_w)
+        yield drawn
+        yield limits
+        yield CounterMetricFamily(
+            "headframe_signals_refused", "Signals that were refused: out of range, or not understood.", value=context.refused_signals
+        )
 
 
 @get("/metrics", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type="text/plain")
@@ -92,6 +121,7 @@ async def metrics(context: Context) -> Response[bytes]:
     """For Prometheus, with an operator's key as its bearer token."""
     registry = CollectorRegistry()
     registry.register(Fleet(context.world, lambda gpu: context.watch.latest(gpu.id)))
+    registry.register(Power(context))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE)
 
 
