@@ -9,8 +9,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from headframe.server.api.metrics import READINGS, Fleet
-from support import fleet, needs
+from headframe.model.command import SetSite
+from headframe.server.api.metrics import READINGS, Fleet, Power
+from headframe.server.decide import SITE, decide
+from support import NOW_MS, commit, fleet, needs
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"
@@ -19,8 +21,12 @@ NAME = re.compile(r"\b(DCGM_FI_[A-Z0-9_]+|headframe_[a-z_]+)\b")
 
 def told():
     registry = CollectorRegistry()
-    registry.register(Fleet(fleet(), lambda _gpu: None))
-    return {metric.name for metric in registry.collect()} | set(READINGS)
+    world = fleet()
+    commit(world, decide(world, SetSite(site_id=SITE, contract_w=1000), NOW_MS))
+    registry.register(Fleet(world, lambda _gpu: None))
+    registry.register(Power(world, NOW_MS, lambda _gpu: None, 0))
+    counters = {f"{metric.name}_total" for metric in registry.collect() if metric.type == "counter"}
+    return {metric.name for metric in registry.collect()} | counters | set(READINGS)
 
 
 @pytest.mark.parametrize("command", ["check rules deploy/alerts.yml", "test rules tests/data/alerts_test.yml"])

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from headframe.dispatch.survey import NO_LIMIT_W, surveyed
+from headframe.dispatch.survey import NO_LIMIT_W, Known, surveyed
 from headframe.model.fleet import Gpu
 from headframe.model.health import Sample
 from headframe.model.people import Scope
@@ -93,27 +93,24 @@ def _fleet(world: World) -> Iterator[Metric]:
 class Power:
     """The sites' watts, as prometheus_client's collectors are asked."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, world: World, now_ms: int, known: Known, refused: int) -> None:
+        self._world, self._now_ms, self._known, self._refused = world, now_ms, known, refused
 
     def collect(self) -> Iterator[Metric]:
         """What each site draws by use, what it may, and the signals that were refused since this server started."""
-        context, now_ms = self._context, self._context.clock_ms()
         drawn = GaugeMetricFamily("headframe_site_watts", "Watts at the meter, by use.", labels=("site", "use"))
         limits = GaugeMetricFamily(
             "headframe_site_limit_watts", "What may be drawn at the meter now; absent where there is no limit.", labels=("site",)
         )
-        for site in context.world.sites.values():
-            survey = surveyed(context.world, site, now_ms, context.dispatcher.known)
+        for site in self._world.sites.values():
+            survey = surveyed(self._world, site, self._now_ms, self._known)
             for use in ("firm", "spot", "filler", "asic", "idle"):
                 drawn.add_metric((site.name, use), getattr(survey.meter, f"{use}_w"))
             if survey.limit_w < NO_LIMIT_W:
                 limits.add_metric((site.name,), survey.limit_w)
         yield drawn
         yield limits
-        yield CounterMetricFamily(
-            "headframe_signals_refused", "Signals that were refused: out of range, or not understood.", value=context.refused_signals
-        )
+        yield CounterMetricFamily("headframe_signals_refused", "Signals that were refused: out of range, or not understood.", value=self._refused)
 
 
 @get("/metrics", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type="text/plain")
@@ -121,7 +118,7 @@ async def metrics(context: Context) -> Response[bytes]:
     """For Prometheus, with an operator's key as its bearer token."""
     registry = CollectorRegistry()
     registry.register(Fleet(context.world, lambda gpu: context.watch.latest(gpu.id)))
-    registry.register(Power(context))
+    registry.register(Power(context.world, context.clock_ms(), context.dispatcher.known, context.refused_signals))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE)
 
 
