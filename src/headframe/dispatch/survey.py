@@ -5,6 +5,7 @@ shape and the limits decide, not a forecast.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 
 import msgspec
 
@@ -31,6 +32,8 @@ UNCAPPED = ((1.0, 1.0),)
 """The curve of cards whose limits nobody sets."""
 Known = Callable[[GpuId], float | None]
 """What a card was last read to draw (W), None where that is not known."""
+CAPS_COST = 0.15
+"""Of what work brings, at its class's lowest cap: training keeps 85 % of its speed at 0.7 of its draw."""
 _RUNGS = {LoadClass.SPOT: Rung.SPOT, LoadClass.BATCH: Rung.BATCH}
 _SERVICE = frozenset({NodeState.READY, NodeState.DRAINING})
 
@@ -84,6 +87,12 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
     cards: dict[str, list[Gpu]] = {}
     held: list[Held] = []
     idle, static = 0.0, 0.0
+
+    @cache
+    def assumed(model: str, max_w: int, kind: LoadClass) -> float:
+        return assumed_w(world, site, alike[model, max_w], kind)
+
+    alike: dict[tuple[str, int], Gpu] = {}
     for node in world.nodes.values():
         if node.site_id != site.id or node.state is NodeState.RETIRED:
             continue
@@ -92,6 +101,7 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
         for gpu in world.node_gpus[node.id].values():
             if gpu.state is GpuState.RETIRED:
                 continue
+            alike.setdefault((gpu.model, gpu.max_w), gpu)
             if gpu.state is GpuState.READY and node.state in _SERVICE:
                 cards.setdefault(gpu.model, []).append(gpu)
             owner = holders.get(gpu.id)
@@ -99,7 +109,7 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
                 idle += known(gpu.id) or idle_w(max_w(gpu))
                 continue
             kind = kind_of(owner, world.workloads.get(owner.workload_id))
-            held.append(Held(gpu=gpu, allocation=owner, kind=kind, watts=known(gpu.id) or DRAW_SHARE[kind] * max_w(gpu)))
+            held.append(Held(gpu=gpu, allocation=owner, kind=kind, watts=known(gpu.id) or assumed(gpu.model, gpu.max_w, kind)))
     market = market_of(world, site)
     price = usd_kwh(site.tariff, market, now_ms) if site.tariff else None
     ordered = {model: tuple(sorted(there, key=lambda gpu: gpu.id)) for model, there in sorted(cards.items())}
@@ -353,29 +363,41 @@ def loads(world: World, survey: Survey) -> list[Load]:
     for each in survey.held:
         if each.kind not in {LoadClass.FIRM, LoadClass.ONLINE} and each.allocation.state is not AllocationState.STOPPING:
             by_allocation.setdefault(each.allocation.id, []).append(each)
+
+    @cache
+    def sold(model: str, kind: LoadClass) -> float:
+        return usd_of(prices, model, kind)
+
+    @cache
+    def mined(filler_id: str, model: str) -> float:
+        filler = world.fillers.get(filler_id)
+        does = mines(filler, model) if filler else None
+        return (mining.usd_h(filler, does, world.coins.get(filler.coin)) if filler and does else None) or 0.0
+
     for key in sorted(by_allocation):
-        found.extend(_loads_of(world, survey, key, by_allocation[key], prices))
+        cards = by_allocation[key]
+        kind, saved = cards[0].kind, sum(max(0.0, each.watts - idle_w(max_w(each.gpu))) for each in cards) * pue
+        if kind is LoadClass.FILLER:
+            workload = world.workloads.get(cards[0].allocation.workload_id)
+            name = workload.spec.name.rpartition("@")[0] if workload else ""
+            found.append(Load(id=key, rung=Rung.MINING, watts=saved, usd_h=sum(mined(name, each.gpu.model) for each in cards)))
+            continue
+        worth, capped = sum(sold(each.gpu.model, kind) for each in cards), sum(_cap_saves(world, survey, each) for each in cards) * pue
+        if capped > 0:
+            found.append(Load(id=f"cap/{key}", rung=Rung.CAPS, watts=capped, usd_h=worth * CAPS_COST))
+        found.append(Load(id=key, rung=_RUNGS[kind], watts=saved - capped, usd_h=worth))
     return found
 
 
-def _loads_of(world: World, survey: Survey, key: str, cards: Sequence[Held], prices: PriceList | None) -> Iterable[Load]:
-    pue, kind = survey.site.pue, cards[0].kind
-    saved = sum(max(0.0, each.watts - idle_w(max_w(each.gpu))) for each in cards) * pue
-    if kind is LoadClass.FILLER:
-        workload = world.workloads.get(cards[0].allocation.workload_id)
-        filler = next((row for row in world.fillers.values() if workload and row.id == workload.spec.name.rpartition("@")[0]), None)
-        does = mines(filler, cards[0].gpu.model) if filler else None
-        earned = (mining.usd_h(filler, does, world.coins.get(filler.coin)) if filler and does else None) or 0.0
-        yield Load(id=key, rung=Rung.MINING, watts=saved, usd_h=earned * len(cards))
-        return
-    worth = sum(usd_of(prices, each.gpu.model, kind) for each in cards)
-    capped = (
-        sum(max(0.0, each.watts - max(LIMIT_LEAST * max_w(each.gpu), CAPPED_LEAST[kind] * DRAW_SHARE[kind] * max_w(each.gpu))) for each in cards)
-        * pue
-    )
-    if capped > 0:
-        yield Load(id=f"cap/{key}", rung=Rung.CAPS, watts=capped, usd_h=worth * 0.15)
-    yield Load(id=key, rung=_RUNGS[kind], watts=saved - capped, usd_h=worth)
+def _cap_saves(world: World, survey: Survey, each: Held) -> float:
+    """Watts of a card that its class's lowest cap would still save; nothing where nobody sets limits, or where it is set already."""
+    if not survey.site.caps:
+        return 0.0
+    posture = world.postures.get(posture_id(survey.site, each.gpu.model))
+    if posture is not None and posture.caps.get(str(each.kind), 1.0) <= CAPPED_LEAST[each.kind] + 1e-9:
+        return 0.0
+    full = max_w(each.gpu)
+    return max(0.0, each.watts - max(LIMIT_LEAST * full, CAPPED_LEAST[each.kind] * DRAW_SHARE[each.kind] * full))
 
 
 def shed_always(world: World, site: fleet.Site, now_ms: int) -> frozenset[Rung]:
@@ -398,14 +420,21 @@ def wished_limits(world: World, survey: Survey) -> dict[NodeId, dict[GpuId, int]
             kind = kinds.get(gpu.id)
             share = posture.caps.get(str(kind), 1.0) if posture and kind else 1.0
             full = max_w(gpu)
-            watts = full if share >= 1 or kind is None else max(LIMIT_LEAST * full, share * _drawn(world, posture, gpu, kind, full))
+            watts = full if share >= 1 or kind is None else max(LIMIT_LEAST * full, share * _uncapped_w(world, posture, gpu, kind))
             if gpu.max_w:
                 found.setdefault(gpu.node_id, {})[gpu.id] = round(watts)
     return found
 
 
-def _drawn(world: World, posture: Posture | None, gpu: Gpu, kind: LoadClass, full: float) -> float:
-    """What it draws uncapped at that work."""
+def assumed_w(world: World, site: fleet.Site, gpu: Gpu, kind: LoadClass) -> float:
+    """What a card is taken to draw at some work where no reading says: its share of its limit, or what its filler's file says; less under a cap."""
+    posture = world.postures.get(posture_id(site, gpu.model))
+    uncapped = _uncapped_w(world, posture, gpu, kind)
+    share = posture.caps.get(str(kind), 1.0) if posture and site.caps else 1.0
+    return uncapped if share >= 1 else min(uncapped, max(LIMIT_LEAST * max_w(gpu), share * uncapped))
+
+
+def _uncapped_w(world: World, posture: Posture | None, gpu: Gpu, kind: LoadClass) -> float:
     filler = next((row for row in world.fillers.values() if posture and row.name == posture.filler), None) if kind is LoadClass.FILLER else None
     does = mines(filler, gpu.model) if filler else None
-    return does.watts if does else DRAW_SHARE[kind] * full
+    return does.watts if does else DRAW_SHARE[kind] * max_w(gpu)

@@ -77,6 +77,7 @@ class Dispatcher:
         self._limits: dict[NodeId, dict[GpuId, int]] = {}
         self._limited_ms = 0
         self._set_limits = limit or _no_limits
+        self._surveys: dict[SiteId, Survey] = {}
         self._look = asyncio.Event()
         desk.listeners.append(self._heard)
 
@@ -112,7 +113,7 @@ class Dispatcher:
     async def _limit(self, site_id: SiteId) -> None:
         """Cards' power limits as they are wished, told where they changed, and all again now and then."""
         world, now_ms = self._desk.world, self._desk.clock_ms()
-        wished = wished_limits(world, surveyed(world, world.sites[site_id], now_ms, self.known))
+        wished = wished_limits(world, self._surveys[site_id])
         if not wished:  # caps are left alone from now on: once more as they were
             wished = {node: {gpu: world.gpus[gpu].max_w for gpu in watts if gpu in world.gpus} for node, watts in self._limits.items()}
         again = now_ms - self._limited_ms >= LIMITS_AGAIN_MS
@@ -125,6 +126,7 @@ class Dispatcher:
     def _step(self, world: World, site_id: SiteId, now_ms: int) -> Iterator[Draft]:
         yield from over(world, now_ms)
         survey = surveyed(world, world.sites[site_id], now_ms, self.known)
+        self._surveys[site_id] = survey
         self._count(world, survey)
         shedding = False
         for draft in emergency(world, survey):
@@ -135,8 +137,7 @@ class Dispatcher:
         yield from _reached(survey)
 
     async def _plan(self, site_id: SiteId, epoch: int | None) -> None:
-        now_ms, world = self._desk.clock_ms(), self._desk.world
-        survey = surveyed(world, world.sites[site_id], now_ms, self.known)
+        now_ms, world, survey = self._desk.clock_ms(), self._desk.world, self._surveys[site_id]
         picked = choices(world, survey)
         asked = problem(world, survey, picked)
         before = self._asked.get(site_id)
