@@ -391,8 +391,8 @@ def test_an_older_postgresql_store_is_copied_into_a_schema_of_its_own_before_it_
     assert migrated.dump() == before
     with migrated._engine.connect() as db:
         assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0007.entry").scalar() == 1
-        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0007.alembic_version").scalar() == "0006"
-        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0007"
+        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0007.alembic_version").scalar() == "0007"
+        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0008"
     migrated.close()
 
 

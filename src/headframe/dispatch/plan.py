@@ -7,9 +7,10 @@ penalty, so that there is always an answer and the ladder (`shed.py`) has the la
 they lose 0.15 to 0.32 % (`whole`).
 """
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import highspy
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ import numpy.typing as npt
 from headframe.dispatch.power import modes
 from headframe.dispatch.tariff import Peak
 from headframe.model.power import LoadClass
+
+if TYPE_CHECKING:
+    import highspy
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -28,7 +32,7 @@ LEFT_SHARE, LEFT_PART = 0.97, 0.5
 """What work that still waits at the end of the horizon is worth, of what it would bring, as far as it came within the last half of it: older work that is left is worth
 nothing, or it would be put off for ever wherever watts are short.
 """
-INFINITY = highspy.kHighsInf
+INFINITY = math.inf
 
 
 class Pool(msgspec.Struct, frozen=True, kw_only=True):
@@ -279,7 +283,9 @@ class Programme:
         for columns, asics in zip(self._a, self.site.asics, strict=True):
             self._rows.put(rows, columns[which], self.site.pue * asics.watts)
 
-    def _model(self) -> highspy.HighsLp:
+    def _model(self) -> "highspy.HighsLp":
+        import highspy  # loaded where something is solved: a server that only looks does without
+
         rows, columns, values = np.concatenate(self._rows.row), np.concatenate(self._rows.column), np.concatenate(self._rows.value)
         order = np.lexsort((rows, columns))
         model = highspy.HighsLp()
@@ -296,6 +302,8 @@ class Programme:
         """The schedule, None where none was found in time; and where to start the next from. By the interior point method where `interior` says so: for years, and without
         a basis.
         """
+        import highspy
+
         solver = highspy.Highs()
         solver.setOptionValue("output_flag", False)
         solver.setOptionValue("threads", 1)
@@ -319,7 +327,7 @@ class Programme:
         kept = Basis(columns=tuple(int(each) for each in basis.col_status), rows=tuple(int(each) for each in basis.row_status))
         return self._schedule(solver), kept
 
-    def _schedule(self, solver: highspy.Highs) -> Schedule:
+    def _schedule(self, solver: "highspy.Highs") -> Schedule:
         site, solution = self.site, solver.getSolution()
         value, dual = np.asarray(solution.col_value), np.asarray(solution.row_dual)
         counts = value[self._n] if len(self._choices) else np.zeros((0, self.steps))
