@@ -10,6 +10,8 @@ from enum import IntEnum
 import msgspec
 import numpy as np
 
+from headframe.model.power_api import Step
+
 
 class Rung(IntEnum):
     """What goes first, and how soon it is gone (`SECONDS`)."""
@@ -44,17 +46,6 @@ class Shed(msgspec.Struct, frozen=True, kw_only=True):
     watts: float
     usd_h: float
     missing_w: float
-
-
-class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """A rung of the site's ladder as it stands."""
-
-    rung: str
-    loads: int
-    watts: float
-    usd_h: float
-    seconds: int
-    back_seconds: int
 
 
 def order(loads: Sequence[Load]) -> "np.typing.NDArray[np.int64]":

@@ -19,7 +19,7 @@ from headframe.model import fleet
 from headframe.model.fleet import UNKNOWN_GPU_W, Gpu
 from headframe.model.ids import GpuId, NodeId, RackId
 from headframe.model.money import ANY_MODEL, PriceList
-from headframe.model.power import Asic, AsicState, Filler, LoadClass, Mines, Posture, Signal, SignalKind
+from headframe.model.power import Asic, AsicState, Filler, LoadClass, Mines, Posture, Signal, SignalKind, filler_id
 from headframe.model.states import AllocationState, GpuState, NodeState
 from headframe.model.units import MS_PER_HOUR, NANO_PER_USD
 from headframe.model.work import Allocation, Tier, Workload
@@ -197,6 +197,17 @@ def mines(filler: Filler, gpu_model: str) -> Mines | None:
     return next((found for name, found in filler.models.items() if plain(name) in {plain(gpu_model), "any"}), None)
 
 
+def filler_of(world: World, workload: Workload | None) -> Filler | None:
+    """The filler that a workload runs, None where that is gone: its name is the filler's id and the card's."""
+    return world.fillers.get(workload.spec.name.rpartition("@")[0]) if workload else None
+
+
+def earned_usd_h(world: World, filler: Filler | None, model: str) -> float | None:
+    """US$ an hour that a card of a model earns with a filler, before its power; None where that can't be known."""
+    does = mines(filler, model) if filler else None
+    return mining.usd_h(filler, does, world.coins.get(filler.coin)) if filler and does else None
+
+
 def plain(name: str) -> str:
     """A model's name without makers, spaces and case."""
     letters = "".join(filter(str.isalnum, name.lower()))
@@ -214,7 +225,7 @@ def worths(world: World, survey: Survey, model: str) -> tuple[dict[str, float], 
     for key in sorted(world.fillers):
         filler = world.fillers[key]
         does = mines(filler, model) if filler.enabled else None
-        earned = mining.usd_h(filler, does, world.coins.get(filler.coin)) if does else None
+        earned = earned_usd_h(world, filler, model) if does else None
         if does is not None and earned is not None:
             earns[filler.name], costs[filler.name] = earned, does.watts * rate
     return earns, costs
@@ -310,9 +321,8 @@ def _works(
                     least=LIMIT_LEAST / DRAW_SHARE[kind],
                 )
         choice = picked.get(model)
-        filler = next((row for row in world.fillers.values() if choice and row.name == choice.filler), None)
-        does = mines(filler, model) if filler else None
-        earned = mining.usd_h(filler, does, world.coins.get(filler.coin)) if filler and does else None
+        filler = world.fillers.get(filler_id(choice.filler)) if choice else None
+        does, earned = mines(filler, model) if filler else None, earned_usd_h(world, filler, model)
         if filler and does and earned is not None:
             before = world.postures.get(posture_id(survey.site, model))
             on = before is not None and before.filler == filler.name
@@ -369,18 +379,16 @@ def loads(world: World, survey: Survey) -> list[Load]:
         return usd_of(prices, model, kind)
 
     @cache
-    def mined(filler_id: str, model: str) -> float:
-        filler = world.fillers.get(filler_id)
-        does = mines(filler, model) if filler else None
-        return (mining.usd_h(filler, does, world.coins.get(filler.coin)) if filler and does else None) or 0.0
+    def mined(key: str, model: str) -> float:
+        return earned_usd_h(world, world.fillers.get(key), model) or 0.0
 
     for key in sorted(by_allocation):
         cards = by_allocation[key]
         kind, saved = cards[0].kind, sum(max(0.0, each.watts - idle_w(max_w(each.gpu))) for each in cards) * pue
         if kind is LoadClass.FILLER:
-            workload = world.workloads.get(cards[0].allocation.workload_id)
-            name = workload.spec.name.rpartition("@")[0] if workload else ""
-            found.append(Load(id=key, rung=Rung.MINING, watts=saved, usd_h=sum(mined(name, each.gpu.model) for each in cards)))
+            filler = filler_of(world, world.workloads.get(cards[0].allocation.workload_id))
+            earned = sum(mined(filler.id, each.gpu.model) for each in cards) if filler else 0.0
+            found.append(Load(id=key, rung=Rung.MINING, watts=saved, usd_h=earned))
             continue
         worth, capped = sum(sold(each.gpu.model, kind) for each in cards), sum(_cap_saves(world, survey, each) for each in cards) * pue
         if capped > 0:
@@ -435,6 +443,6 @@ def assumed_w(world: World, site: fleet.Site, gpu: Gpu, kind: LoadClass) -> floa
 
 
 def _uncapped_w(world: World, posture: Posture | None, gpu: Gpu, kind: LoadClass) -> float:
-    filler = next((row for row in world.fillers.values() if posture and row.name == posture.filler), None) if kind is LoadClass.FILLER else None
+    filler = world.fillers.get(filler_id(posture.filler)) if posture and kind is LoadClass.FILLER else None
     does = mines(filler, gpu.model) if filler else None
     return does.watts if does else DRAW_SHARE[kind] * max_w(gpu)

@@ -153,6 +153,11 @@ class Filler(msgspec.Struct, frozen=True, kw_only=True, tag="filler", omit_defau
     removed: bool = False
 
 
+def filler_id(name: str) -> str:
+    """A filler is known by its name: one of that name replaces it."""
+    return f"filler-{name}"
+
+
 class AsicState(StrEnum):
     """What a mining machine does."""
 

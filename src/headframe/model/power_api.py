@@ -118,7 +118,7 @@ class HourView(msgspec.Struct, frozen=True, kw_only=True):
     marginal_usd_kwh: float
 
 
-class StepView(msgspec.Struct, frozen=True, kw_only=True):
+class Step(msgspec.Struct, frozen=True, kw_only=True):
     """A rung of the ladder: how many loads, watts at the meter, US$ an hour lost, seconds until they are gone and until they are back."""
 
     rung: str
@@ -145,7 +145,7 @@ class PowerView(msgspec.Struct, frozen=True, kw_only=True):
     net_usd_h: float
     uses: tuple[UseView, ...]
     hours: tuple[HourView, ...]
-    ladder: tuple[StepView, ...]
+    ladder: tuple[Step, ...]
     postures: tuple[Posture, ...]
     signals: tuple[Signal, ...]
     spot_floor_usd_h: dict[str, float]

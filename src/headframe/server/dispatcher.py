@@ -189,8 +189,8 @@ class Dispatcher:
 
 def concerned(world: World, site: fleet.Site) -> bool:
     """Whether there is anything to dispatch at a site: a limit, a price, a filler, a mining machine, a signal, or a filler that still runs."""
-    running = any(held.tier is Tier.FILLER for held in world.held.values()) if not world.fillers else False
-    return bool(site.contract_w or site.tariff or world.fillers or world.asics or world.signals or running)
+    told = site.contract_w or site.tariff or world.fillers or world.asics or world.signals
+    return bool(told) or any(held.tier is Tier.FILLER for held in world.held.values())
 
 
 def _reached(survey: Survey) -> Iterator[Draft]:

@@ -12,12 +12,12 @@ from headframe.dispatch.plan import Schedule
 from headframe.dispatch.power import CAPPED_LEAST
 from headframe.dispatch.settle import DWELL_MS, MARGIN, SLEEP, STEP_MS, Choice, starts_at_once
 from headframe.dispatch.shed import Rung, shed
-from headframe.dispatch.survey import NO_LIMIT_W, Held, Problem, Survey, loads, mines, posture_id, shed_always, worths
+from headframe.dispatch.survey import NO_LIMIT_W, Held, Problem, Survey, filler_of, loads, mines, posture_id, shed_always, worths
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Gpu, Grade, Rack
 from headframe.model.ids import ENTROPY_BYTES, AllocationId, KeyId, NodeId, RackId, allocation_id, workload_id
 from headframe.model.people import Project
-from headframe.model.power import Asic, AsicState, Filler, LoadClass, Posture
+from headframe.model.power import Asic, AsicState, Filler, LoadClass, Posture, filler_id
 from headframe.model.states import AllocationState, NodeState, Reason, WorkloadState
 from headframe.model.units import MILLI, counted, duration
 from headframe.model.work import FILLER, Allocation, Facts, GpuRequest, Part, Resources, Retry, Share, Spec, Tier, Workload
@@ -114,7 +114,7 @@ def failed(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
         held = world.held.get(seen.allocation_id)
         if held is None or held.tier is not Tier.FILLER or seen.state is not AllocationState.ENDED or seen.reason not in OWN_FAULT:
             continue
-        filler = world.fillers.get(world.workloads[held.workload_id].spec.name.rpartition("@")[0])
+        filler = filler_of(world, world.workloads.get(held.workload_id))
         if filler is None or now_ms < filler.not_before_ms:
             continue  # one end of many that happened together
         lasted_ms = seen.ended_ms - (held.started_ms or held.granted_ms)
@@ -188,19 +188,25 @@ def filled(world: World, survey: Survey, resting: Mapping[NodeId, int]) -> Itera
     left = _Left(world, survey)
     for model in survey.cards:
         posture = world.postures.get(posture_id(survey.site, model))
-        filler = next((row for row in world.fillers.values() if posture and row.enabled and row.name == posture.filler), None)
+        filler = _wanted(world, posture)
         if posture is not None and filler is not None and survey.now_ms >= filler.not_before_ms:
             yield from _begun(world, survey, model, filler, posture.most - len(running.get(model, ())), left, resting)
 
 
 def _ended(world: World, survey: Survey, model: str, running: Sequence[Held]) -> Iterator[Draft]:
     posture = world.postures.get(posture_id(survey.site, model))
-    filler = next((row for row in world.fillers.values() if posture and row.enabled and row.name == posture.filler), None)
+    filler = _wanted(world, posture)
     good = [each for each in running if filler is not None and world.workloads[each.allocation.workload_id].spec == _spec(filler, each.gpu)]
     kept = {each.allocation.id for each in sorted(good, key=lambda each: each.allocation.id)[: posture.most if posture else 0]}
     for each in running:
         if each.allocation.id not in kept:
             yield stop(world, world.allocations[each.allocation.id], Reason.CANCELLED, survey.now_ms)
+
+
+def _wanted(world: World, posture: Posture | None) -> Filler | None:
+    """The filler that a posture names, where it is still there and switched on."""
+    filler = world.fillers.get(filler_id(posture.filler)) if posture else None
+    return filler if filler is not None and filler.enabled else None
 
 
 class _Left:

@@ -10,7 +10,7 @@ from headframe.dispatch.tariff import trusted
 from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import Conflicting, NotFound, Unbelievable
 from headframe.model.event import Draft, Kind
-from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, Asic, Filler, MarketDay, Signal, SignalKind
+from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, Asic, Filler, MarketDay, Signal, SignalKind, filler_id
 from headframe.model.units import counted, duration
 from headframe.model.world import World
 
@@ -40,7 +40,7 @@ def power(world: World, command: Power, now_ms: int) -> Iterator[Draft]:
         case SetFiller():
             yield from _filler(world, command.filler, now_ms)
         case RemoveFiller():
-            row = next((row for row in world.fillers.values() if row.name == command.name), None)
+            row = world.fillers.get(filler_id(command.name))
             if row is None:
                 raise NotFound(f"no filler {command.name[:80]!r}", "list them: `headframe mining ls`")
             yield Draft(kind=Kind.FILLER_CHANGED, subject=row.id, text=f"{row.name}: removed", rows=(msgspec.structs.replace(row, removed=True),))

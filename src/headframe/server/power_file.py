@@ -9,7 +9,7 @@ import msgspec
 
 from headframe.dispatch.tariff import minute
 from headframe.model.errors import BadRequest
-from headframe.model.power import DemandCharge, EnergyCharge, Filler, Mines, Tariff, Window
+from headframe.model.power import DemandCharge, EnergyCharge, Filler, Mines, Tariff, Window, filler_id
 from headframe.model.units import MILLI, parse_duration_s, parse_hashes, parse_mib
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ def filler(text: str) -> Filler:
     }
     _need(not read.coin or all(each.hashes_s > 0 for each in models.values()), "filler: models: a coin needs a hashrate for each", "such as 52MH")
     return Filler(
-        id=f"filler-{read.name}", name=read.name, run=read.run, image=read.image, env=read.env, coin=read.coin, models=models, program=read.program, sha256=read.sha256,
+        id=filler_id(read.name), name=read.name, run=read.run, image=read.image, env=read.env, coin=read.coin, models=models, program=read.program, sha256=read.sha256,
         usd_gpu_h=_within(read.value or 0.0, 0, 1000, "value", "US$ per card-hour"), pool_fee=_within(read.pool_fee, 0, 0.5, "pool_fee", "a share"),
         program_fee=_within(read.program_fee, 0, 0.5, "program_fee", "a share"), stats=read.stats, port=read.port, enabled=read.enabled,
         cpu_milli=round(_within(read.cpu, 0.01, 64, "cpu", "cores") * MILLI), memory_mib=_said(lambda: parse_mib(read.memory), "memory", "a size such as 1GiB"),

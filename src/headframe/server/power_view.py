@@ -2,17 +2,30 @@
 
 from collections.abc import Iterable, Sequence
 
-import msgspec
-
 from headframe.dispatch import mining
 from headframe.dispatch.power import DRAW_SHARE, idle_w
 from headframe.dispatch.settle import SLEEP
 from headframe.dispatch.shed import ladder
-from headframe.dispatch.survey import NO_LIMIT_W, Held, Survey, active, loads, max_w, mines, plain, posture_id, surveyed, usd_of, worths
+from headframe.dispatch.survey import (
+    NO_LIMIT_W,
+    Held,
+    Survey,
+    active,
+    earned_usd_h,
+    filler_of,
+    loads,
+    max_w,
+    mines,
+    plain,
+    posture_id,
+    surveyed,
+    usd_of,
+    worths,
+)
 from headframe.model import fleet
 from headframe.model.fleet import Gpu
 from headframe.model.power import AsicState, LoadClass
-from headframe.model.power_api import Alternative, Explanation, FillerView, HourView, PowerView, StepView, UseView
+from headframe.model.power_api import Alternative, Explanation, FillerView, HourView, PowerView, UseView
 from headframe.model.states import GpuState
 from headframe.model.units import clock
 from headframe.model.world import World
@@ -31,7 +44,7 @@ def power_view(world: World, site: fleet.Site, dispatcher: Dispatcher, now_ms: i
         site=site.name, now_ms=now_ms, contract_w=site.contract_w, limit_w=0.0 if survey.limit_w >= NO_LIMIT_W else survey.limit_w, pue=site.pue,
         tariff=site.tariff.name if site.tariff else "", usd_kwh=survey.usd_kwh, meter_w=survey.meter.total_w, going_w=survey.meter.going_w,
         measured=read / drawn if drawn else 1.0, net_usd_h=sum(use.earns_usd_h - use.power_usd_h for use in uses), uses=uses,
-        hours=tuple(_hours(planned)) if planned else (), ladder=tuple(StepView(**msgspec.structs.asdict(step)) for step in ladder(loads(world, survey))),
+        hours=tuple(_hours(planned)) if planned else (), ladder=ladder(loads(world, survey)),
         postures=tuple(row for _, row in sorted(world.postures.items()) if row.site_id == site.id),
         signals=tuple(sorted((row for row in world.signals.values() if row.site_id == site.id), key=lambda row: (row.start_ms, row.id))),
         spot_floor_usd_h=spot_floors(survey, planned), reached_w=site.reached_w, planned_ms=planned.at_ms if planned else 0,
@@ -64,10 +77,7 @@ def _sold(each: Held) -> float:
 
 
 def _filler_usd_h(world: World, each: Held) -> float:
-    workload = world.workloads.get(each.allocation.workload_id)
-    filler = world.fillers.get(workload.spec.name.rpartition("@")[0]) if workload else None
-    does = mines(filler, each.gpu.model) if filler else None
-    return (mining.usd_h(filler, does, world.coins.get(filler.coin)) if filler and does else None) or 0.0
+    return earned_usd_h(world, filler_of(world, world.workloads.get(each.allocation.workload_id)), each.gpu.model) or 0.0
 
 
 def _hours(planned: Planned) -> Iterable[HourView]:

@@ -7,9 +7,8 @@ from enum import StrEnum
 from typing import TypeVar
 
 from headframe.billing.yields import Hour, postings, yields
-from headframe.dispatch import mining
 from headframe.dispatch.power import DRAW_SHARE, idle_w
-from headframe.dispatch.survey import market_of, max_w, mines
+from headframe.dispatch.survey import earned_usd_h, filler_of, market_of, max_w, mines
 from headframe.dispatch.tariff import usd_kwh
 from headframe.model import fleet
 from headframe.model.errors import HeadframeError
@@ -131,12 +130,10 @@ def _earned(world: World) -> Callable[[Allocation], float]:
     """US$ an hour that a filler's allocation earns, at the terms known now."""
 
     def earned(allocation: Allocation) -> float:
-        workload = world.workloads.get(allocation.workload_id)
-        share = allocation.parts[0].shares[0]
-        names = [workload.spec.name.rpartition("@")[0]] if workload else [key for key in world.fillers if mines(world.fillers[key], share.model)]
-        filler = world.fillers.get(names[0]) if names else None
-        does = mines(filler, share.model) if filler else None
-        return (mining.usd_h(filler, does, world.coins.get(filler.coin)) if filler and does else None) or 0.0
+        model = allocation.parts[0].shares[0].model
+        known = filler_of(world, world.workloads.get(allocation.workload_id))
+        filler = known or next((world.fillers[key] for key in sorted(world.fillers) if mines(world.fillers[key], model)), None)
+        return earned_usd_h(world, filler, model) or 0.0
 
     return earned
 

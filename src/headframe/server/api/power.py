@@ -14,7 +14,7 @@ from headframe.model.errors import BadRequest, HeadframeError, NotFound
 from headframe.model.fleet import Site
 from headframe.model.ids import GpuId
 from headframe.model.people import Scope
-from headframe.model.power import Coin, MarketDay, Signal
+from headframe.model.power import Coin, MarketDay, Signal, filler_id
 from headframe.model.power_api import (
     AsicBody,
     AsicList,
@@ -192,7 +192,7 @@ async def set_filler(context: Context, request: Request[Principal, Any, Any], da
 @delete("/v1/fillers/{name:str}", opt={"scope": Scope.OPERATOR}, status_code=200, responses=answers(404, 409))
 async def remove_filler(context: Context, request: Request[Principal, Any, Any], name: str) -> FillerView:
     """No card does this any more; what runs of it is ended."""
-    row = found(next((row for row in context.world.fillers.values() if row.name == name), None), f"filler {name[:80]!r}", "mining ls")
+    row = found(context.world.fillers.get(filler_id(name)), f"filler {name[:80]!r}", "mining ls")
 
     def answer(world: World) -> FillerView:
         del world
