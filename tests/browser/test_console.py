@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from headframe.model.api import SiteBody
 from support import Server, needs, wait_for
 
 FLAGS = [
@@ -156,7 +157,23 @@ PAGES = {
     "heat": "/floor?by=temperature",
     "billing": "/billing",
     "events": "/events",
+    "power": "/power",
+    "economics": "/economics?by=owner",
 }
+
+
+def test_power_is_shown_to_operators_with_its_limit_and_what_is_shed_next(open_page, place):
+    server, _, operator_key, _ = place
+    with server.operator() as cloud:
+        cloud.set_site(cloud.sites().items[0].name, SiteBody(contract_w=2500, tariff="name: by the clock\nenergy: [{price: 0.07}]\n"))
+        wait_for(lambda: cloud.power().hours)
+    page = open_page(key=operator_key)
+    page.goto("/power")
+    expect(page.locator("#now")).to_contain_text("of 2.5")
+    expect(page.locator("#now")).to_contain_text("7.00 US¢/kWh")
+    expect(page.locator("#ladder tbody tr")).to_have_count(4)
+    expect(page.locator("#next svg")).to_be_visible()
+    expect(open_page().get_by_role("link", name="Power")).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,10 +1,10 @@
-"""The Power page: what the site's watts are spent on, the next two days, and what is shed next. Values to HTML."""
+"""The pages Power and Economics: what the watts are spent on, the next two days, what is shed next; what cards brought and cost. Values to HTML."""
 
 from collections.abc import Sequence
 
 from headframe.console.charts import lines, stacked
 from headframe.console.views import Frame, page
-from headframe.model.power_api import FillerView, PowerView
+from headframe.model.power_api import FillerView, PowerView, Profit, ProfitHour
 from headframe.model.units import clock
 
 COLOURS = {"sold": 2, "served": 7, "batch": 1, "spot": 6, "fillers": 0, "mining machines": 3, "idle": 5}
@@ -36,3 +36,25 @@ def power(frame: Frame, found: PowerView, fillers: Sequence[FillerView]) -> str:
     )
     return page("power.html", frame, found=found, chart=chart, prices=prices, fillers=fillers, layers=[(name, COLOURS[name]) for name in uses],
                 earns=sum(use.earns_usd_h for use in found.uses), pays=sum(use.power_usd_h for use in found.uses))  # fmt: skip
+
+
+def economics(frame: Frame, hours: Sequence[ProfitHour], models: Sequence[Profit], by: str, days: int) -> str:
+    """What the last days brought, by the hour and by what is asked for."""
+    layers = [("sold", [hour.sold_usd for hour in hours], 2), ("mined", [hour.mined_usd for hour in hours], 0)]
+    names = [clock(hour.start_ms)[11:13] if len(hours) <= 48 else clock(hour.start_ms)[5:10] for hour in hours]
+    chart = (
+        stacked(names, layers, [hour.energy_usd for hour in hours], "what was sold and mined, by hour, and what the energy cost", "US$")
+        if hours
+        else None
+    )
+    spread = (
+        lines(
+            [("left for each kWh", [(float(n), max(0.0, hour.net_usd / hour.kwh * 100) if hour.kwh else 0.0) for n, hour in enumerate(hours)])],
+            "what was left for each kWh",
+            "US¢/kWh",
+        )
+        if hours
+        else None
+    )
+    total = [sum(getattr(row, name) for row in models) for name in ("sold_nano", "mined_nano", "energy_nano", "net_nano")]
+    return page("economics.html", frame, chart=chart, spread=spread, models=models, by=by, days=days, total=total, kwh=sum(row.kwh for row in models))

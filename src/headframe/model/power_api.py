@@ -187,6 +187,21 @@ class Profit(msgspec.Struct, frozen=True, kw_only=True):
     measured: float
 
 
+class ProfitHour(msgspec.Struct, frozen=True, kw_only=True):
+    """An hour of all together: kWh at the meter, US$."""
+
+    start_ms: int
+    kwh: float
+    energy_usd: float
+    sold_usd: float
+    mined_usd: float
+
+    @property
+    def net_usd(self) -> float:
+        """What was left."""
+        return self.sold_usd + self.mined_usd - self.energy_usd
+
+
 class ProfitList(msgspec.Struct, frozen=True, kw_only=True):
     """Profits of a time, the best first, and all together."""
 

@@ -1,13 +1,18 @@
-"""The console's Power page."""
+"""The console's pages Power and Economics."""
+
+from typing import Annotated
 
 from litestar import MediaType, Router, get
+from litestar.params import Parameter
 
-from headframe.console.power_page import power
+from headframe.console.power_page import economics, power
 from headframe.model.people import Scope
 from headframe.server.api.power import site_named
 from headframe.server.context import Context
 from headframe.server.pages import Req, frame_of
+from headframe.server.power import DAY_MS
 from headframe.server.power_view import filler_views, power_view
+from headframe.server.profits import By, hourly, kept, profits
 
 
 @get("/power", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type=MediaType.HTML)
@@ -18,5 +23,13 @@ async def show(context: Context, request: Req, site: str = "") -> str:
     return power(frame_of(context, request), found, filler_views(context.world, row, context.dispatcher, now_ms))
 
 
-ROUTER = Router("/", route_handlers=[show])
+@get("/economics", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type=MediaType.HTML)
+async def show_economics(context: Context, request: Req, by: By = By.MODEL, days: Annotated[int, Parameter(ge=1, le=92)] = 7) -> str:
+    """What cards brought and cost."""
+    now_ms = context.clock_ms()
+    rows = await context.read(lambda store: list(kept(store, now_ms - days * DAY_MS, now_ms + 1)))
+    return economics(frame_of(context, request), hourly(rows), profits(context.world, iter(rows), by), by, days)
+
+
+ROUTER = Router("/", route_handlers=[show, show_economics])
 """All of this module's routes."""

@@ -18,9 +18,9 @@ from headframe.model.health import NodeHour
 from headframe.model.ids import AllocationId, GpuId
 from headframe.model.money import CardYield, NodeYield, Usage
 from headframe.model.power import LoadClass
-from headframe.model.power_api import Profit
+from headframe.model.power_api import Profit, ProfitHour
 from headframe.model.states import GpuState
-from headframe.model.units import MS_PER_HOUR, counted, usd
+from headframe.model.units import MS_PER_HOUR, NANO_PER_USD, counted, usd
 from headframe.model.work import Allocation
 from headframe.model.world import World
 from headframe.server.desk import Desk
@@ -153,6 +153,26 @@ def profits(world: World, rows: Iterator[NodeYield], by: By) -> list[Profit]:
         for name, (wh, energy, sold, mined, known) in found.items() if name
     ]  # fmt: skip
     return sorted(made, key=lambda row: (-row.net_nano, row.name))
+
+
+def hourly(rows: Sequence[NodeYield]) -> list[ProfitHour]:
+    """All machines together, hour by hour, the oldest first."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        sums = found.setdefault(row.start_ms, [0.0] * 4)
+        cards = row.cards
+        more = (
+            row.host_wh + sum(card.wh for card in cards),
+            row.host_energy_nano + sum(card.energy_nano for card in cards),
+            sum(card.sold_nano for card in cards),
+            sum(card.mined_nano for card in cards),
+        )
+        for n, value in enumerate(more):
+            sums[n] += value
+    return [
+        ProfitHour(start_ms=start_ms, kwh=wh / 1000, energy_usd=energy / NANO_PER_USD, sold_usd=sold / NANO_PER_USD, mined_usd=mined / NANO_PER_USD)
+        for start_ms, (wh, energy, sold, mined) in sorted(found.items())
+    ]
 
 
 def _count(found: dict[str, list[float]], name: str, wh: int, energy: int, sold: int, mined: int, *, measured: bool) -> None:
