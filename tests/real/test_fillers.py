@@ -11,7 +11,7 @@ from headframe.client import ApiError
 from headframe.model.api import SiteBody
 from headframe.model.power import SignalKind
 from headframe.model.power_api import CoinBody, SignalBody
-from support import Server, fake_nvml, wait_for
+from support import Server, fake_nvml, free_port, wait_for
 from test_gpus import TWO_3090, file
 
 pytestmark = pytest.mark.slow
@@ -108,6 +108,31 @@ def test_a_program_that_is_not_the_one_allowed_is_not_started_and_its_filler_pau
         assert cloud.fillers().items[0].cards == 0
         cloud.set_filler(text.replace("SUM", good))
         wait_for(lambda: cloud.fillers().items[0].cards == 2, limit_s=40)
+
+
+STAND_IN = """
+name: speaks
+coin: RVN
+stats: t-rex
+run: |
+  exec python3 -c "
+  import http.server, json, os
+  class Talk(http.server.BaseHTTPRequestHandler):
+      def do_GET(self):
+          self.send_response(200); self.end_headers()
+          self.wfile.write(json.dumps({'hashrate': 45000000, 'gpus': [{'power': 270}], 'accepted_count': 3, 'uptime': 9, 'algorithm': 'kawpow'}).encode())
+      def log_message(self, *_): pass
+  http.server.HTTPServer(('127.0.0.1', int(os.environ['HEADFRAME_STATS_PORT'])), Talk).serve_forever()
+  "
+models: {RTX 3090: {hashrate: 50MH, watts: 280}}
+"""
+
+
+def test_what_miners_say_is_read_beside_what_their_files_promise(site):
+    with site.operator() as cloud:
+        cloud.set_filler(STAND_IN.replace("stats: t-rex", f"stats: t-rex\nport: {free_port()}"))
+        wait_for(lambda: cloud.fillers().items[0].read == 90e6, limit_s=60)
+        assert cloud.fillers().items[0].promised == 100e6
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from headframe.cli.jobs import Json
 from headframe.cli.session import client, err, fail, out, refusals, seconds, show, table, watts
 from headframe.client.flight_sheet import filler_files
 from headframe.model.errors import BadRequest
-from headframe.model.power import Asic, Coin, SignalKind
+from headframe.model.power import ADAPTERS, Asic, Coin, SignalKind
 from headframe.model.power_api import CoinBody, Explanation, FillerView, MarketBody, PowerView, SignalBody
 from headframe.model.units import MS_PER_HOUR, clock, hashes, parse_hashes, usd
 
@@ -177,6 +177,30 @@ def fillers(*, json: Json = False) -> None:
     show(found, json, lambda: _show_fillers(found.items))
 
 
+@mining_app.command("stats")
+def stats(
+    adapter: Annotated[str, typer.Argument(help=f"One of {', '.join(ADAPTERS[1:])}.")], *, port: Annotated[int, typer.Option(min=0, max=65_535, help="Of this machine; the miner's usual one without it.")] = 0,
+    script: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="With hiveos: the `h-stats.sh` to run.")] = None, json: Json = False,
+) -> None:  # fmt: skip
+    """What a miner on this machine says of itself."""
+    from headframe.agent import miners
+
+    if adapter not in miners.ADAPTERS:
+        fail(f"no adapter {adapter!r}", f"one of {', '.join(sorted(miners.ADAPTERS))}", 2)
+    try:
+        found = miners.hive_stats(str(script)) if script else miners.reading(adapter, port)
+    except miners.Unread as error:
+        fail(str(error), "is it running, with its API on, on loopback?", 1)
+    show(
+        found,
+        json,
+        lambda: out.print(
+            f"{hashes(found.hashes_s)}, {f'{found.watts:.0f} W' if found.watts else 'watts not told'}, {found.accepted} shares accepted, {found.rejected} rejected, up {found.uptime_s} s, {found.algorithm}",
+            markup=False,
+        ),
+    )
+
+
 @mining_app.command("rm")
 def remove_filler(name: str, *, json: Json = False) -> None:
     """No card does this any more."""
@@ -302,11 +326,21 @@ def _show_explanation(found: Explanation) -> None:
 
 
 def _show_fillers(rows: Sequence[FillerView]) -> None:
-    shown = table("filler", "does", ">cards", ">US$/h", ">W", "pays below", "why")
+    shown = table("filler", "does", ">cards", ">US$/h", ">W", ">hashes told", ">promised", "pays below", "why")
     for row in rows:
         does = f"mines {row.filler.coin}" if row.filler.coin else f"own work, US$ {row.filler.usd_gpu_h:g}/card-h"
         even = ", ".join(f"{model} {price * 100:.1f} US¢/kWh" for model, price in row.break_even_usd_kwh.items())
-        shown.add_row(row.filler.name, does, str(row.cards), f"{row.usd_h:.4f}", f"{row.watts:.0f}", even, row.why)
+        shown.add_row(
+            row.filler.name,
+            does,
+            str(row.cards),
+            f"{row.usd_h:.4f}",
+            f"{row.watts:.0f}",
+            hashes(row.read) if row.read else "–",
+            hashes(row.promised) if row.promised else "–",
+            even,
+            row.why,
+        )
     out.print(shown)
 
 

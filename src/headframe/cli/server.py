@@ -47,6 +47,7 @@ def up(
     from headframe.agent import asics
     from headframe.agent.handover import clean
     from headframe.agent.limits import limit
+    from headframe.agent.miners import reading
     from headframe.agent.probe import probe
     from headframe.agent.watch import reports
     from headframe.server.main import Config, Hooks, Started, run
@@ -76,6 +77,7 @@ def up(
                 clean=clean,
                 asics=(asics.seen, asics.told) if asics.has_pyasic() else None,
                 limit=limit,
+                miner=reading,
             ),
         )
 

@@ -10,6 +10,9 @@ MINUTES_A_DAY = 1440
 MARKET_MOST_USD_MWH, MARKET_LEAST_USD_MWH = 10_000.0, -1_000.0
 """No market clears beyond these: ERCOT's offers end at 5,000, Europe's day-ahead auction at 4,000 and -500. What lies outside is a mistake."""
 
+ADAPTERS = ("", "xmrig", "t-rex", "lolminer", "teamredminer", "gminer", "bzminer", "rigel", "srbminer", "hiveos", "prometheus")
+"""How miners are read: see `agent/miners.py`."""
+
 
 class LoadClass(StrEnum):
     """What a watt is spent on, firmest first."""

@@ -70,13 +70,17 @@ class CoinList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FillerView(msgspec.Struct, frozen=True, kw_only=True):
-    """A filler, how many cards it is on, what it brings now (US$ an hour, before power) and why it is not on more."""
+    """A filler, how many cards it is on, what it brings now (US$ an hour, before power) and why it is not on more. `promised` and `read` are hashes a second of the cards
+    of this machine whose miner answers: what its file says, what the miner says.
+    """
 
     filler: Filler
     cards: int = 0
     usd_h: float = 0.0
     watts: float = 0.0
     break_even_usd_kwh: dict[str, float] = {}
+    promised: float = 0.0
+    read: float = 0.0
     why: str = ""
 
 

@@ -20,6 +20,7 @@ from headframe.model.errors import BadRequest, IdempotencyMismatch, InFlight, No
 from headframe.model.event import Event
 from headframe.model.ids import ENTROPY_BYTES, base32
 from headframe.model.people import Scope
+from headframe.model.power import Reading
 from headframe.model.world import World
 from headframe.server.auth import SESSION_COOKIE, Auth, Principal
 from headframe.server.decide import decide
@@ -27,6 +28,7 @@ from headframe.server.demand import Demand
 from headframe.server.desk import Desk
 from headframe.server.dispatcher import Dispatcher
 from headframe.server.lead import Leadership
+from headframe.server.miners import Miners
 from headframe.server.sessions import Sessions
 from headframe.server.table import GatewayTable
 from headframe.server.watch import Watch
@@ -63,6 +65,7 @@ class Context:
         gateway_ca: str = "",
         wake: Callable[[], None] = lambda: None,
         dispatcher: Dispatcher | None = None,
+        miners: Miners | None = None,
     ) -> None:
         self.desk = desk
         self.auth = auth
@@ -81,6 +84,7 @@ class Context:
         self.gateway_ca = gateway_ca
         self.wake = wake
         self.dispatcher = dispatcher or Dispatcher(desk, leadership, self.watch, wake)
+        self.miners = miners or Miners(desk.world, _nobody)
         self.refused_signals = 0
         self.table = GatewayTable(desk.world)
         desk.listeners.append(self.table.heard)
@@ -135,6 +139,10 @@ class Context:
         finally:
             self._in_flight.discard(name)
         return made[-1]
+
+
+def _nobody(_adapter: str, _port: int) -> Reading:
+    raise NotFound("nobody reads miners here")
 
 
 def _replay(known: Reply, request_hash: str, answer: Callable[..., T]) -> T:

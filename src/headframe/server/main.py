@@ -44,6 +44,7 @@ from headframe.server.dispatcher import Dispatcher, Limits
 from headframe.server.gateway import GatewaySetup, keep_gateway
 from headframe.server.history import keep_hours
 from headframe.server.lead import RENEW_MS, Leadership
+from headframe.server.miners import Miners, Read
 from headframe.server.profits import keep_yields
 from headframe.server.sessions import Sessions
 from headframe.server.tick import Tick
@@ -123,7 +124,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     """What the caller brings: what this machine has, where the first key is kept, whom to tell when it serves,
-    what its cards say from then on, how they are handed from one holder to the next, how mining machines are read and told, how power limits of this machine are set.
+    what its cards say from then on, how they are handed from one holder to the next, how mining machines are read and told, how power limits of this machine are set, how its miners are read.
     """
 
     probe: Callable[[SiteId, RackId, Path, int], Enrol]
@@ -134,6 +135,7 @@ class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     clean: Clean | None = None
     asics: tuple[Seen, Told] | None = None
     limit: Callable[[Mapping[GpuId, int]], object] | None = None
+    miner: Read | None = None
 
 
 def run(config: Config, hooks: Hooks) -> None:
@@ -168,7 +170,8 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     sessions = Sessions(clock_ms, lambda card: sample.use if (sample := watch.latest(card)) else None)
     beside = _gateway(config) if config.gateway and not stage else None
     dispatcher = Dispatcher(desk, leadership, watch, wake.set, limit=_limits(desk, node, joined, hooks))
-    context = Context(desk=desk, dispatcher=dispatcher, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
+    miners = Miners(desk.world, hooks.miner) if hooks.miner else None
+    context = Context(desk=desk, dispatcher=dispatcher, miners=miners, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       joined=None if stage else joined, pin=_pin(config), demand=demand, sessions=sessions, wake=wake.set,
                       gateway_url=config.gateway_url or (beside.url if beside else ""), gateway_ca=beside.ca if beside else "",
                       secure=config.secure, note=stage.note if stage else "")  # fmt: skip
@@ -189,7 +192,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         ),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
         *([] if stage else [asyncio.create_task(slurm.run(), name="slurm")]),
-        *_watts(dispatcher, desk, leadership, hooks),
+        *_watts(context, leadership, hooks),
         asyncio.create_task(keep_hours(desk, watch, clock_ms), name="hours"),
         *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
@@ -218,10 +221,15 @@ def _limits(desk: Desk, here: Node, joined: JoinedEngine, hooks: Hooks) -> Limit
     return limit
 
 
-def _watts(dispatcher: Dispatcher, desk: Desk, leadership: Leadership, hooks: Hooks) -> list[asyncio.Task[None]]:
-    """What keeps watts at their best use, adds up what they brought, and looks after mining machines."""
-    machines = [asyncio.create_task(Machines(desk, leadership, *hooks.asics).run(), name="asics")] if hooks.asics else []
-    return [asyncio.create_task(dispatcher.run(), name="dispatch"), asyncio.create_task(keep_yields(desk, leadership), name="yields"), *machines]
+def _watts(context: Context, leadership: Leadership, hooks: Hooks) -> list[asyncio.Task[None]]:
+    """What keeps watts at their best use, adds up what they brought, and looks after miners and mining machines."""
+    desk = context.desk
+    loops = {"dispatch": context.dispatcher.run(), "yields": keep_yields(desk, leadership)}
+    if hooks.asics:
+        loops["asics"] = Machines(desk, leadership, *hooks.asics).run()
+    if hooks.miner:
+        loops["miners"] = context.miners.run()
+    return [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
 
 
 def _engines(config: Config, desk: Desk, node: Node, joined: JoinedEngine, slurm: SlurmEngine, clean: Clean | None) -> Several:

@@ -9,13 +9,12 @@ import msgspec
 
 from headframe.dispatch.tariff import minute
 from headframe.model.errors import BadRequest
-from headframe.model.power import DemandCharge, EnergyCharge, Filler, Mines, Tariff, Window, filler_id
+from headframe.model.power import ADAPTERS, DemandCharge, EnergyCharge, Filler, Mines, Tariff, Window, filler_id
 from headframe.model.units import MILLI, parse_duration_s, parse_hashes, parse_mib
 
 T = TypeVar("T")
 FILE_BYTES_MAX = 64 * 1024
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-ADAPTERS = ("", "xmrig", "t-rex", "lolminer", "teamredminer", "gminer", "bzminer", "rigel", "srbminer", "hiveos", "prometheus")
 _PATH = re.compile(r"^/[A-Za-z0-9._+/-]{1,200}$")
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$")
 

@@ -20,7 +20,7 @@ async def show(context: Context, request: Req, site: str = "") -> str:
     """What the site's watts are spent on, now and next."""
     row, now_ms = site_named(context.world, site), context.clock_ms()
     found = power_view(context.world, row, context.dispatcher, now_ms)
-    return power(frame_of(context, request), found, filler_views(context.world, row, context.dispatcher, now_ms))
+    return power(frame_of(context, request), found, filler_views(context.world, row, context.dispatcher, context.miners.readings, now_ms))
 
 
 @get("/economics", opt={"scope": Scope.OPERATOR}, include_in_schema=False, media_type=MediaType.HTML)

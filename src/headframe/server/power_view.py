@@ -1,6 +1,6 @@
 """A site's power in figures for people: what runs where, in kW and US$ an hour; the next day; what is shed next; and why a card does what it does. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from headframe.dispatch import mining
 from headframe.dispatch.power import DRAW_SHARE, idle_w
@@ -24,7 +24,8 @@ from headframe.dispatch.survey import (
 )
 from headframe.model import fleet
 from headframe.model.fleet import Gpu
-from headframe.model.power import AsicState, LoadClass
+from headframe.model.ids import AllocationId
+from headframe.model.power import AsicState, LoadClass, Reading
 from headframe.model.power_api import Alternative, Explanation, FillerView, HourView, PowerView, UseView
 from headframe.model.states import GpuState
 from headframe.model.units import clock
@@ -107,7 +108,7 @@ def spot_floors(survey: Survey, planned: Planned | None) -> dict[str, float]:
     return found
 
 
-def filler_views(world: World, site: fleet.Site, dispatcher: Dispatcher, now_ms: int) -> list[FillerView]:
+def filler_views(world: World, site: fleet.Site, dispatcher: Dispatcher, readings: Mapping[AllocationId, Reading], now_ms: int) -> list[FillerView]:
     """Fillers with what they bring now."""
     survey = surveyed(world, site, now_ms, dispatcher.known)
     found: list[FillerView] = []
@@ -122,9 +123,14 @@ def filler_views(world: World, site: fleet.Site, dispatcher: Dispatcher, now_ms:
             model: mining.break_even_usd_kwh(earned, does.watts * site.pue) for model, does in filler.models.items()
             if (earned := mining.usd_h(filler, does, world.coins.get(filler.coin))) is not None
         }  # fmt: skip
+        told = [
+            (does.hashes_s, readings[each.allocation.id].hashes_s)
+            for each in there
+            if each.allocation.id in readings and (does := mines(filler, each.gpu.model))
+        ]
         whys = [row.why for model in survey.cards if mines(filler, model) and (row := world.postures.get(posture_id(site, model)))]
         found.append(FillerView(filler=filler, cards=len(there), usd_h=sum(_filler_usd_h(world, each) for each in there), watts=sum(each.watts for each in there),
-                                break_even_usd_kwh=even, why="switched off" if not filler.enabled else filler.why if now_ms < filler.not_before_ms else whys[0] if whys else "no card of these models is in service"))  # fmt: skip
+                                break_even_usd_kwh=even, promised=sum(each for each, _ in told), read=sum(each for _, each in told), why="switched off" if not filler.enabled else filler.why if now_ms < filler.not_before_ms else whys[0] if whys else "no card of these models is in service"))  # fmt: skip
     return found
 
 

@@ -175,7 +175,9 @@ async def tell_coin(context: Context, request: Request[Principal, Any, Any], coi
 @get("/v1/fillers", opt={"scope": Scope.OPERATOR}, responses=answers())
 async def list_fillers(context: Context) -> FillerList:
     """What idle cards may do, and what it brings now."""
-    return FillerList(items=tuple(filler_views(context.world, site_named(context.world, ""), context.dispatcher, context.clock_ms())))
+    return FillerList(
+        items=tuple(filler_views(context.world, site_named(context.world, ""), context.dispatcher, context.miners.readings, context.clock_ms()))
+    )
 
 
 @put("/v1/fillers", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
