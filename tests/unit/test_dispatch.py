@@ -4,12 +4,11 @@ import math
 from datetime import UTC, datetime
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headframe.dispatch.heat import Body, carried_w, inlets, warmed
+from headframe.dispatch.heat import carried_w
 from headframe.dispatch.mining import break_even_usd_kwh, usd_h, usd_per_hash_day, why_not_believed
 from headframe.dispatch.plan import Asics, Pool, Schedule, Site, Work, solved, whole
 from headframe.dispatch.power import CURVES, hull, modes, speed_at
@@ -340,12 +339,7 @@ def test_starts_stay_below_the_limit_one_after_the_other(limit, drawn, wanted, m
 # Heat
 
 
-def test_a_card_warms_to_what_its_cooler_leaves_and_air_carries_what_it_can():
-    body, card = Body(), np.array([25.0])
-    for _ in range(200):
-        card = warmed(card, np.array([700.0]), np.array([25.0]), body, 5.0)
-    assert card[0] == pytest.approx(25 + 49, abs=0.1)
-    assert warmed(np.array([25.0]), np.array([700.0]), np.array([25.0]), body, 63.0)[0] == pytest.approx(25 + 49 * (1 - math.exp(-1)), abs=0.1)
-    watts = carried_w(airflow_m3_s=1.0, supply_c=25.0)
-    assert inlets(25.0, np.array([watts]), np.array([1.0]), np.array([[0.1]]))[0] == pytest.approx(35.0)
-    assert carried_w(1.0, 40.0) == 0.0
+def test_air_carries_what_keeps_the_inlet_below_its_limit_and_nothing_where_the_supply_is_too_warm():
+    assert carried_w(airflow_m3_s=0.055, supply_c=25.0) == pytest.approx(0.055 * 1206 * 10 / 0.1)
+    assert carried_w(1.0, 30.0) == pytest.approx(carried_w(1.0, 25.0) / 2)
+    assert carried_w(1.0, 40.0) == carried_w(0.0, 20.0) == 0.0

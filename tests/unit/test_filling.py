@@ -1,6 +1,7 @@
 """Fillers, limits and the ladder through the real tick: paid work comes first and is never shed, no limit is exceeded at any step, one filler a card, a poisoned figure switches nothing."""
 
 import math
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -9,16 +10,18 @@ from hypothesis import strategies as st
 
 from headframe.dispatch.plan import solved
 from headframe.dispatch.survey import choices, kind_of, limit_w, market_of, problem, surveyed
-from headframe.model.command import RemoveFiller, SetFiller, SetSite, Submit, TakeSignal, TellCoin, TellMarket
+from headframe.model.command import RemoveFiller, SetFiller, SetSite, Submit, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import HeadframeError, Unbelievable
 from headframe.model.event import Kind
 from headframe.model.ids import KeyId, WorkloadId
-from headframe.model.power import Budget, Coin, EnergyCharge, Filler, LoadClass, MarketDay, Mines, Signal, SignalKind, Tariff
+from headframe.model.power import Asic, AsicState, Budget, Coin, EnergyCharge, Filler, LoadClass, MarketDay, Mines, Signal, SignalKind, Tariff
 from headframe.model.states import AllocationState, GpuState
 from headframe.model.work import Facts, Observation, Tier
 from headframe.server.decide import SITE, decide
+from headframe.server.dispatcher import Dispatcher
 from headframe.server.filling import emergency, filled, over, settled
 from headframe.server.tick import decisions
+from headframe.server.watch import Watch
 from support import NOW_MS, PROJECT, commit, fleet, gpu, job, put, running, spec
 
 RVN = Coin(id="RVN", algorithm="kawpow", price_usd=0.02, network_hs=5e12, block_s=60, reward=2500)
@@ -36,6 +39,8 @@ class Site:
             self.world.put(msgspec.structs.replace(card, max_w=350))
         self.do(SetSite(site_id=SITE, contract_w=contract_w, pue=1.0, tariff=tariff), TellCoin(coin=RVN), SetFiller(filler=KAWPOW))
         self.events, self.peak_w, self.resting = [], 0.0, {}
+        desk = SimpleNamespace(world=self.world, listeners=[], clock_ms=lambda: self.now_ms)
+        self.dispatcher = Dispatcher(desk, SimpleNamespace(epoch=1), Watch(), lambda: None)
 
     def do(self, *commands):
         for command in commands:
@@ -60,10 +65,8 @@ class Site:
             self.events += commit(self.world, emergency(self.world, survey))
             self.events += commit(self.world, filled(self.world, self.survey(), self.resting))
             survey = self.survey()
-            budgets = {}
-            if survey.limit_w < 1e11:
-                firm = survey.meter.total_w - survey.meter.going_w - survey.meter.filler_w
-                budgets = {SITE: Budget(left_w=survey.limit_w - firm, limit_w=survey.limit_w, pue=1.0, at_ms=self.now_ms)}
+            self.dispatcher._count(self.world, survey)
+            budgets = dict(self.dispatcher.budgets)
             for _ in range(2):  # what was told, then what came of it
                 facts = Facts(nodes=dict.fromkeys(self.world.nodes, self.now_ms), observations=tuple(self.seen()), budgets=budgets)
                 self.events += commit(self.world, decisions(self.world, facts, self.now_ms))
@@ -405,3 +408,35 @@ def test_where_limits_may_be_set_caps_come_before_spot_is_stopped_and_the_ladder
     site.signal(SignalKind.LIMIT, 400, event="more")
     site.step(2)
     assert site.paid() == []
+
+
+def test_at_the_highest_level_spot_work_waits_until_it_is_over_and_does_not_flap():
+    site = Site(nodes=1, gpus_each=2)
+    put(site.world, there(2, [0], 1, tier=Tier.SPOT))
+    site.signal(SignalKind.LEVEL, 3, length_ms=120_000)
+    site.step(18)
+    stops = [event for event in site.events if event.kind is Kind.WORKLOAD_STOPPING and event.subject == "wl-2"]
+    assert len(stops) == 1
+    site.submit(5, tier=Tier.ON_DEMAND)
+    site.step(2)
+    assert site.paid() == ["wl-5"]
+    site.step(14)
+    assert site.paid() == ["wl-2", "wl-5"]
+
+
+def test_mining_machines_stay_off_while_a_level_says_so():
+    site = Site(nodes=1, gpus_each=1)
+    asic = Asic(id="asic-1", name="s21", ip="10.0.0.1", model="S21", coin="RVN", hashes_s=5e9, watts=3500, can_stop=True, state=AsicState.MINING)
+    site.do(TellAsics(asics=(asic,)))
+    site.signal(SignalKind.LEVEL, 1, length_ms=3_600_000)
+    site.step(2)
+    assert site.world.asics["asic-1"].wanted is AsicState.STOPPED
+    site.do(TellAsics(asics=(msgspec.structs.replace(asic, state=AsicState.STOPPED),)))
+    site.now_ms += 1_200_000
+    site.plan()
+    site.step(2)
+    assert site.world.asics["asic-1"].wanted is AsicState.STOPPED
+    site.now_ms += 3_600_000
+    site.step()
+    site.plan()
+    assert site.world.asics["asic-1"].wanted is AsicState.MINING

@@ -8,6 +8,7 @@ import typer
 
 from headframe.cli.jobs import Json, ProjectOption
 from headframe.cli.session import client, fail, out, seconds, show, table, watts
+from headframe.dispatch.heat import INLET_MOST_C, carried_w
 from headframe.model.api import Defragmentation, RackBody, RackView, ReservationBody, SiteBody, VolumeView
 from headframe.model.fleet import Reservation, Site
 from headframe.model.units import duration
@@ -66,10 +67,16 @@ def rack_ls(*, json: Json = False) -> None:
 @rack_app.command("set")
 def rack_set(
     name: str, *, breaker: Annotated[str, typer.Option(help="Watts that the breaker carries continuously, such as 5kW; 0 is no limit.")] = "",
-    cooling: Annotated[str, typer.Option(help="Watts of heat that can be taken away; 0 is no limit.")] = "", json: Json = False,
+    cooling: Annotated[str, typer.Option(help="Watts of heat that can be taken away; 0 is no limit.")] = "",
+    airflow: Annotated[float, typer.Option(min=0, help="Instead of --cooling: cubic metres of air a second through it.")] = 0.0,
+    supply: Annotated[float, typer.Option(min=-40, max=60, help="With --airflow: the supplied air's temperature in C, at its warmest.")] = 27.0, json: Json = False,
 ) -> None:  # fmt: skip
     """Say what a rack can carry; one that is not known is made."""
-    body = RackBody(power_limit_w=watts(breaker), cooling_limit_w=watts(cooling))
+    if airflow and cooling:
+        fail("--cooling and --airflow say the same", "give one of them", 2)
+    if airflow and carried_w(airflow, supply) < 1:
+        fail(f"air of {supply:g} C cools nothing below {INLET_MOST_C:g} C", "cool the supply, or give --cooling", 2)
+    body = RackBody(power_limit_w=watts(breaker), cooling_limit_w=round(carried_w(airflow, supply)) if airflow else watts(cooling))
     with client() as cloud:
         made = cloud.set_rack(name, body)
     show(made, json, lambda: _show_racks((made,)))

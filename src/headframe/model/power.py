@@ -209,7 +209,7 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True, tag="posture", omit_def
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """What a site has left for paid work at the meter (W), as of `at_ms`: fillers count as gone, since they make room. `until_ms` is when its limit changes (0: not known), `why` what limits."""
+    """What a site has left for paid work at the meter (W), as of `at_ms`: fillers count as gone, since they make room. `until_ms` is when its limit changes (0: not known), `why` what limits; with `no_spot`, spot work waits whatever is left."""
 
     left_w: float
     limit_w: float
@@ -217,6 +217,7 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     at_ms: int
     until_ms: int = 0
     why: str = ""
+    no_spot: bool = False
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

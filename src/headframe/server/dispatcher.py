@@ -14,7 +14,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from headframe.dispatch.plan import Basis, Schedule, Site
-from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, surveyed, wished_limits
+from headframe.dispatch.shed import Rung
+from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, shed_always, surveyed, wished_limits
 from headframe.dispatch.tariff import peaks
 from headframe.model import fleet
 from headframe.model.errors import HeadframeError
@@ -166,13 +167,15 @@ class Dispatcher:
     def _count(self, world: World, survey: Survey) -> None:
         """What placement may still give out."""
         meter, before = survey.meter, self.budgets.get(survey.site.id)
-        if survey.limit_w >= NO_LIMIT_W:
+        told = active(world, survey.site, survey.now_ms)
+        no_spot = Rung.SPOT in shed_always(world, survey.site, survey.now_ms)
+        if survey.limit_w >= NO_LIMIT_W and not no_spot:
             self.budgets.pop(survey.site.id, None)
             return
-        told = [signal for signal in active(world, survey.site, survey.now_ms) if signal.kind is SignalKind.LIMIT and signal.value == survey.limit_w]
+        limits = [signal for signal in told if no_spot or (signal.kind is SignalKind.LIMIT and signal.value == survey.limit_w)]
         firm_w = meter.total_w - meter.going_w - meter.filler_w - meter.asic_w
-        budget = Budget(left_w=survey.limit_w - firm_w, limit_w=survey.limit_w, pue=survey.site.pue, at_ms=survey.now_ms, until_ms=told[0].end_ms if told else 0,
-                        why=f"{told[0].source} asked for it" if told else "its contract")  # fmt: skip
+        budget = Budget(left_w=survey.limit_w - firm_w, limit_w=survey.limit_w, pue=survey.site.pue, at_ms=survey.now_ms, until_ms=limits[0].end_ms if limits else 0,
+                        why=f"{limits[0].source} asked for it" if limits else "its contract", no_spot=no_spot)  # fmt: skip
         self.budgets[survey.site.id] = budget
         if before is None or budget.left_w > before.left_w + 1:
             self._wake()

@@ -77,6 +77,7 @@ def _posture(world: World, survey: Survey, model: str, cards: int, choice: Choic
 def _mining_machines(world: World, survey: Survey, schedule: Schedule) -> Iterator[Draft]:
     """Of each group as many run as the schedule says; within a dwell none is switched."""
     groups: dict[str, list[Asic]] = {}
+    halted = Rung.MINING in shed_always(world, survey.site, survey.now_ms)
     for key in sorted(world.asics):
         asic = world.asics[key]
         name = "/".join((asic.model, "stops" if asic.can_stop else "always", "on" if asic.wanted is AsicState.MINING else "off"))
@@ -84,7 +85,7 @@ def _mining_machines(world: World, survey: Survey, schedule: Schedule) -> Iterat
     for name, there in groups.items():
         run = int(schedule.asics[name][0] + 1e-6) if name in schedule.asics else None
         for number, asic in enumerate(there if run is not None else ()):
-            wanted = AsicState.MINING if number < (run or 0) else AsicState.STOPPED
+            wanted = AsicState.MINING if number < (run or 0) and not halted else AsicState.STOPPED
             if asic.can_stop and wanted is not asic.wanted and survey.now_ms - asic.changed_ms >= DWELL_MS:
                 yield _switched(
                     asic,

@@ -199,7 +199,7 @@ def admitter(
 
     def admit(workload: Workload, parts: Sequence[Part], granted: dict[ProjectId, int]) -> Refusal | None:
         rate = rate_nano(prices, parts, workload.spec.tier)
-        refusal = _unaffordable(world, workload, rate, granted.get(workload.project_id, 0), now_ms) or watts.take(parts)
+        refusal = _unaffordable(world, workload, rate, granted.get(workload.project_id, 0), now_ms) or watts.take(workload, parts)
         if refusal is None:
             granted[workload.project_id] = granted.get(workload.project_id, 0) + rate
         return refusal
@@ -214,8 +214,18 @@ class Watts:
         self._world, self._budgets = world, budgets
         self._left = {key: budget.left_w - self._since(key, budget) for key, budget in budgets.items()}
 
-    def take(self, parts: Sequence[Part]) -> Refusal | None:
+    def take(self, workload: Workload, parts: Sequence[Part]) -> Refusal | None:
         """Count a placement, or say how many watts are missing, and until when."""
+        for key, budget in self._budgets.items():
+            if budget.no_spot and workload.spec.tier is Tier.SPOT and any(self._at(part, key) for part in parts):
+                until = clock(budget.until_ms) if budget.until_ms else "it is over"
+                return Refusal(
+                    rule="power",
+                    need="a grid as usual",
+                    have=f"{self._world.sites[key].name}: {budget.why}",
+                    nodes=0,
+                    change=f"spot work waits until {until}",
+                )
         needs = {key: self._needed(key, budget, parts) for key, budget in self._budgets.items()}
         for key, need in needs.items():
             if need > self._left[key]:
@@ -228,8 +238,12 @@ class Watts:
         return None
 
     def _needed(self, key: SiteId, budget: Budget, parts: Sequence[Part]) -> float:
-        there = {node_id for part in parts if (node_id := part.node_id) in self._world.nodes and self._world.nodes[node_id].site_id == key}
+        there = {part.node_id for part in parts if self._at(part, key)}
         return budget.pue * drawn_w(self._world, parts, there)
+
+    def _at(self, part: Part, key: SiteId) -> bool:
+        node = self._world.nodes.get(part.node_id)
+        return node is not None and node.site_id == key
 
     def _since(self, key: SiteId, budget: Budget) -> float:
         young = (row for row in self._world.unsteady.values() if row.granted_ms > budget.at_ms and row.tier is not Tier.FILLER)
