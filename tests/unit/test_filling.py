@@ -15,7 +15,7 @@ from headframe.model.errors import HeadframeError, Unbelievable
 from headframe.model.event import Kind
 from headframe.model.ids import KeyId, WorkloadId
 from headframe.model.power import Asic, AsicState, Budget, Coin, EnergyCharge, Filler, LoadClass, MarketDay, Mines, Signal, SignalKind, Tariff
-from headframe.model.states import AllocationState, GpuState
+from headframe.model.states import AllocationState, GpuState, NodeState
 from headframe.model.work import Facts, Observation, Tier
 from headframe.server.decide import SITE, decide
 from headframe.server.dispatcher import Dispatcher
@@ -440,3 +440,15 @@ def test_mining_machines_stay_off_while_a_level_says_so():
     site.step()
     site.plan()
     assert site.world.asics["asic-1"].wanted is AsicState.MINING
+
+
+def test_a_machine_that_drains_and_a_card_that_is_out_of_service_are_filled_no_more():
+    site = Site(nodes=2, gpus_each=2)
+    site.plan()
+    site.step(8)
+    assert len(site.filling()) == 4
+    site.world.put(msgspec.structs.replace(site.world.nodes["node-0"], state=NodeState.DRAINING))
+    site.world.put(msgspec.structs.replace(site.world.gpus["GPU-1-0"], state=GpuState.SUSPECT, why="it said so"))
+    site.step(3)
+    assert site.filling() == ["GPU-1-1"]
+    assert site.world.nodes["node-0"].state is NodeState.MAINTENANCE

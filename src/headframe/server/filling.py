@@ -18,7 +18,7 @@ from headframe.model.fleet import Gpu, Grade, Rack
 from headframe.model.ids import ENTROPY_BYTES, AllocationId, KeyId, NodeId, RackId, allocation_id, workload_id
 from headframe.model.people import Project
 from headframe.model.power import Asic, AsicState, Filler, LoadClass, Posture, filler_id
-from headframe.model.states import AllocationState, NodeState, Reason, WorkloadState
+from headframe.model.states import AllocationState, GpuState, NodeState, Reason, WorkloadState
 from headframe.model.units import MILLI, counted, duration
 from headframe.model.work import FILLER, Allocation, Facts, GpuRequest, Part, Resources, Retry, Share, Spec, Tier, Workload
 from headframe.model.world import World
@@ -197,11 +197,20 @@ def filled(world: World, survey: Survey, resting: Mapping[NodeId, int]) -> Itera
 def _ended(world: World, survey: Survey, model: str, running: Sequence[Held]) -> Iterator[Draft]:
     posture = world.postures.get(posture_id(survey.site, model))
     filler = _wanted(world, posture)
-    good = [each for each in running if filler is not None and world.workloads[each.allocation.workload_id].spec == _spec(filler, each.gpu)]
+    good = [
+        each
+        for each in running
+        if filler is not None and _stays(world, each) and world.workloads[each.allocation.workload_id].spec == _spec(filler, each.gpu)
+    ]
     kept = {each.allocation.id for each in sorted(good, key=lambda each: each.allocation.id)[: posture.most if posture else 0]}
     for each in running:
         if each.allocation.id not in kept:
             yield stop(world, world.allocations[each.allocation.id], Reason.CANCELLED, survey.now_ms)
+
+
+def _stays(world: World, each: Held) -> bool:
+    """Whether a card may go on being filled: one that is out of service, or on a machine that drains, would never come free."""
+    return each.gpu.state is GpuState.READY and world.nodes[each.gpu.node_id].state is NodeState.READY
 
 
 def _wanted(world: World, posture: Posture | None) -> Filler | None:
