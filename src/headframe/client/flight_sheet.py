@@ -9,7 +9,7 @@ from typing import Any
 
 from headframe.model.errors import BadRequest
 
-STATS_PORT = "$HEADFRAME_STATS_PORT"
+STATS_PORT, PLACE = "$HEADFRAME_STATS_PORT", "/opt/miners"
 MINERS: dict[str, tuple[str, str, str]] = {
     "t-rex": (
         "t-rex",
@@ -70,16 +70,16 @@ def _file(name: str, item: dict[str, Any], addresses: dict[str, str]) -> str:
         f"run: {run}",
         f"stats: {known[1] if known else 'prometheus'}",
     ]
-    lines += ["# FILLIN: where the program lies on your machines, and what `sha256sum` says of it", "program: /opt/miners/FILLIN", f"sha256: {'0' * 64}",
+    lines += ["# FILLIN: where the program lies on your machines, and what `sha256sum` says of it", f"program: {PLACE}/{known[0] if known else 'FILLIN'}", f"sha256: '{'0' * 64}'",
               "# FILLIN: hashrate and watts of one card, by model, as your own rigs show them", "models:", "  RTX 3080: {hashrate: 1MH, watts: 220}", ""]  # fmt: skip
     return "\n".join(lines)
 
 
 def _run(known: tuple[str, str, str] | None, miner: str, url: str, algo: str, user: str) -> str:
     if known is None:
-        return f"FILLIN-{_slug(miner)}"
+        return f"{PLACE}/FILLIN {_slug(miner)}"
     words = {"algo": algo if _WORD.fullmatch(algo) else "FILLIN", "url": url if _HOST.fullmatch(url) else "FILLIN:0", "port": STATS_PORT}
-    return known[2].format(**words, user=user if re.fullmatch(r"[A-Za-z0-9._:/+$-]{1,300}", user) else "FILLIN")
+    return f"exec {PLACE}/" + known[2].format(**words, user=user if re.fullmatch(r"[A-Za-z0-9._:/+$-]{1,300}", user) else "FILLIN")
 
 
 def _addresses(told: Any) -> dict[str, str]:

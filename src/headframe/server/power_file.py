@@ -112,6 +112,7 @@ def filler(text: str) -> Filler:
         f"filler: program: {read.program!r}",
         "an absolute path of letters, digits, dots, dashes and underscores",
     )
+    _need(read.program in read.run, "filler: run: does not start the program that is allowed", f"write {read.program} in it")
     _need(
         not read.sha256 or bool(re.fullmatch(r"[0-9a-f]{64}", read.sha256)),
         "filler: sha256: no hash",
