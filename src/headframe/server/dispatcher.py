@@ -102,11 +102,10 @@ class Dispatcher:
 
     async def once(self, site_id: SiteId) -> None:
         """Look at a site, shed, plan where it is time to, fill."""
-        world = self._desk.world
-        if not concerned(world, world.sites[site_id]):
+        world, epoch = self._desk.world, self._leadership.epoch
+        if epoch is None or not concerned(world, world.sites[site_id]):
             self.budgets.pop(site_id, None)
             return
-        epoch = self._leadership.epoch
         await self._desk.write(lambda world, now_ms: self._step(world, site_id, now_ms), epoch)
         await self._plan(site_id, epoch)
         await self._limit(site_id)
@@ -137,7 +136,7 @@ class Dispatcher:
             yield from filled(world, survey, self._resting)
         yield from _reached(survey)
 
-    async def _plan(self, site_id: SiteId, epoch: int | None) -> None:
+    async def _plan(self, site_id: SiteId, epoch: int) -> None:
         now_ms, world, survey = self._desk.clock_ms(), self._desk.world, self._surveys[site_id]
         picked = choices(world, survey)
         asked = problem(world, survey, picked)

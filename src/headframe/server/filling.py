@@ -87,12 +87,8 @@ def _mining_machines(world: World, survey: Survey, schedule: Schedule) -> Iterat
         for number, asic in enumerate(there if run is not None else ()):
             wanted = AsicState.MINING if number < (run or 0) and not halted else AsicState.STOPPED
             if asic.can_stop and wanted is not asic.wanted and survey.now_ms - asic.changed_ms >= DWELL_MS:
-                yield _switched(
-                    asic,
-                    wanted,
-                    survey.now_ms,
-                    "mining pays" if wanted is AsicState.MINING else "its power costs more than it earns, or finds no room",
-                )
+                off = "a signal sheds mining" if halted else "its power costs more than it earns, or finds no room"
+                yield _switched(asic, wanted, survey.now_ms, "mining pays" if wanted is AsicState.MINING else off)
 
 
 def _switched(asic: Asic, wanted: AsicState, now_ms: int, why: str) -> Draft:
