@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headframe.dispatch.plan import solved
-from headframe.dispatch.survey import choices, kind_of, limit_w, market_of, problem, surveyed
-from headframe.model.command import RemoveFiller, SetFiller, SetSite, Submit, TakeSignal, TellAsics, TellCoin, TellMarket
+from headframe.dispatch.survey import choices, kind_of, latest, limit_w, market_of, problem, surveyed, usd_of
+from headframe.model.command import RemoveFiller, SetFiller, SetPrices, SetSite, Submit, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import HeadframeError, Unbelievable
 from headframe.model.event import Kind
 from headframe.model.ids import KeyId, WorkloadId
+from headframe.model.money import GpuPrice
 from headframe.model.power import Asic, AsicState, Budget, Coin, EnergyCharge, Filler, LoadClass, MarketDay, Mines, Signal, SignalKind, Tariff
 from headframe.model.states import AllocationState, GpuState, NodeState
+from headframe.model.units import NANO_PER_USD
 from headframe.model.work import Facts, Observation, Tier
 from headframe.server.decide import SITE, decide
 from headframe.server.dispatcher import Dispatcher
@@ -440,6 +442,23 @@ def test_mining_machines_stay_off_while_a_level_says_so():
     site.step()
     site.plan()
     assert site.world.asics["asic-1"].wanted is AsicState.MINING
+
+
+def test_a_mining_machine_that_does_not_answer_takes_no_other_ones_place():
+    site = Site(nodes=1, gpus_each=1)
+    mute, well = (Asic(id=f"asic-{n}", name=f"s21-{n}", ip=f"10.0.0.{n}", model="S21", coin="RVN", hashes_s=5e9, watts=3500, can_stop=True, state=state)
+                  for n, state in enumerate((AsicState.UNKNOWN, AsicState.MINING)))  # fmt: skip
+    site.do(TellAsics(asics=(mute, well)))
+    site.now_ms += 1_200_000
+    site.plan()
+    assert {key: row.wanted for key, row in site.world.asics.items()} == {mute.id: AsicState.MINING, well.id: AsicState.MINING}
+
+
+def test_work_is_worth_what_its_model_is_sold_for_however_the_price_list_spells_it():
+    site = Site(nodes=1, gpus_each=1)
+    site.do(SetPrices(gpus=(GpuPrice(model="RTX 3090", on_demand_nano=2 * NANO_PER_USD, spot_nano=NANO_PER_USD, reserved_nano=NANO_PER_USD),)))
+    assert usd_of(latest(site.world), "NVIDIA GeForce RTX 3090", LoadClass.FIRM) == 2.0
+    assert usd_of(latest(site.world), "NVIDIA GeForce RTX 3090", LoadClass.BATCH) == 1.0
 
 
 def test_a_machine_that_drains_and_a_card_that_is_out_of_service_are_filled_no_more():

@@ -1,10 +1,9 @@
 """What an allocation costs per hour, and what a specification would: whole price lists, pinned per interval."""
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 from headframe.model.fleet import Gpu
-from headframe.model.money import ANY_MODEL, GpuPrice, PriceList, Quote, QuoteLine
+from headframe.model.money import PriceList, Quote, QuoteLine
 from headframe.model.people import Project
 from headframe.model.units import MILLI, cost_nano, gpus, mib
 from headframe.model.work import UNTIMED, Part, Spec, Tier
@@ -22,20 +21,13 @@ def price_at(prices: Sequence[PriceList], at_ms: int) -> PriceList:
     return in_force[-1] if in_force else prices[0]
 
 
-def gpu_price(prices: PriceList, model: str) -> GpuPrice:
-    """The price of a model, else that of `*`."""
-    plain = _plain(model)
-    found = next((price for price in prices.gpus if _plain(price.model) == plain), None)
-    return found or next(price for price in prices.gpus if price.model == ANY_MODEL)
-
-
 def rate_nano(prices: PriceList, parts: Iterable[Part], tier: Tier) -> int:
     """US$ per hour of these parts: GPUs by model and tier, CPU, memory and disk. Nothing where time is not sold."""
     return 0 if tier in UNTIMED else sum(_part_nano(prices, part, tier) for part in parts)
 
 
 def _part_nano(prices: PriceList, part: Part, tier: Tier) -> int:
-    cards = sum(share.milli * gpu_price(prices, share.model).nano(tier) // MILLI for share in part.shares)
+    cards = sum(share.milli * prices.of(share.model).nano(tier) // MILLI for share in part.shares)
     cpu = part.cpu_milli * prices.cpu_core_hour_nano // MILLI
     memory = part.memory_mib * prices.memory_gib_hour_nano // 1024
     disk = part.disk_mib * prices.disk_gib_hour_nano // 1024
@@ -54,7 +46,7 @@ def spec_lines(prices: PriceList, spec: Spec, model: str) -> tuple[QuoteLine, ..
     if spec.tier in UNTIMED:
         return ()
     if need.gpu.milli:
-        unit = gpu_price(prices, model).nano(spec.tier)
+        unit = prices.of(model).nano(spec.tier)
         each.append((f"GPU {model} ({spec.tier})", gpus(need.gpu.milli * count), unit, need.gpu.milli * unit // MILLI))
     cpu, memory, disk = prices.cpu_core_hour_nano, prices.memory_gib_hour_nano, prices.disk_gib_hour_nano
     each.append(("CPU cores", f"{need.cpu_milli * count / MILLI:g}", cpu, need.cpu_milli * cpu // MILLI))
@@ -79,8 +71,3 @@ def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project)
         hold_nano=cost_nano(covers_s * 1000, rates[-1][0]), hold_covers_s=covers_s,
         credit_nano=project.credit_nano,
     )  # fmt: skip
-
-
-@lru_cache(maxsize=1024)
-def _plain(model: str) -> str:
-    return model if model == ANY_MODEL else "".join(filter(str.isalnum, model.lower())).replace("nvidia", "").replace("geforce", "")

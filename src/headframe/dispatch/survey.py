@@ -16,9 +16,9 @@ from headframe.dispatch.settle import SLEEP, Choice, chosen, sticky
 from headframe.dispatch.shed import LEVELS, Load, Rung
 from headframe.dispatch.tariff import Market, peaks, series, usd_kwh
 from headframe.model import fleet
-from headframe.model.fleet import UNKNOWN_GPU_W, Gpu
+from headframe.model.fleet import UNKNOWN_GPU_W, Gpu, plain_model
 from headframe.model.ids import GpuId, NodeId, RackId
-from headframe.model.money import ANY_MODEL, PriceList
+from headframe.model.money import PriceList
 from headframe.model.power import Asic, AsicState, Filler, LoadClass, Mines, Posture, Signal, SignalKind, filler_id
 from headframe.model.states import AllocationState, GpuState, NodeState
 from headframe.model.units import MS_PER_HOUR, NANO_PER_USD
@@ -89,8 +89,8 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
     idle, static = 0.0, 0.0
 
     @cache
-    def assumed(model: str, max_w: int, kind: LoadClass) -> float:
-        return assumed_w(world, site, alike[model, max_w], kind)
+    def assumed(model: str, watts: int, kind: LoadClass) -> float:
+        return assumed_w(world, site, alike[model, watts], kind)
 
     alike: dict[tuple[str, int], Gpu] = {}
     for node in world.nodes.values():
@@ -106,7 +106,7 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
                 cards.setdefault(gpu.model, []).append(gpu)
             owner = holders.get(gpu.id)
             if owner is None:
-                idle += known(gpu.id) or idle_w(max_w(gpu))
+                idle += known(gpu.id) or idle_w(gpu.full_w)
                 continue
             kind = kind_of(owner, world.workloads.get(owner.workload_id))
             held.append(Held(gpu=gpu, allocation=owner, kind=kind, watts=known(gpu.id) or assumed(gpu.model, gpu.max_w, kind)))
@@ -133,23 +133,19 @@ def _meter(world: World, site: fleet.Site, held: Sequence[Held], idle: float) ->
     going = 0.0
     for each in held:
         drawn[each.kind] += each.watts
-        going += each.watts - idle_w(max_w(each.gpu)) if each.allocation.state is AllocationState.STOPPING else 0.0
-    asics = sum(asic.watts for asic in _asics(world, site) if asic.state is not AsicState.STOPPED)
-    going += sum(asic.watts for asic in _asics(world, site) if asic.state is AsicState.MINING and asic.wanted is AsicState.STOPPED)
+        going += each.watts - idle_w(each.gpu.full_w) if each.allocation.state is AllocationState.STOPPING else 0.0
+    machines = tuple(asics(world, site))
+    mined = sum(asic.watts for asic in machines if asic.state is not AsicState.STOPPED)
+    going += sum(asic.watts for asic in machines if asic.state is AsicState.MINING and asic.wanted is AsicState.STOPPED)
     firm, spot = drawn[LoadClass.FIRM] + drawn[LoadClass.ONLINE], drawn[LoadClass.SPOT] + drawn[LoadClass.BATCH]
     scale = site.pue
-    return Meter(total_w=scale * (sum(drawn.values()) + idle + asics), firm_w=scale * firm, spot_w=scale * spot, filler_w=scale * drawn[LoadClass.FILLER],
-                 asic_w=scale * asics, idle_w=scale * idle, going_w=scale * going)  # fmt: skip
+    return Meter(total_w=scale * (sum(drawn.values()) + idle + mined), firm_w=scale * firm, spot_w=scale * spot, filler_w=scale * drawn[LoadClass.FILLER],
+                 asic_w=scale * mined, idle_w=scale * idle, going_w=scale * going)  # fmt: skip
 
 
-def _asics(world: World, site: fleet.Site) -> Iterable[Asic]:
+def asics(world: World, site: fleet.Site) -> Iterable[Asic]:
     """Mining machines of a site: those in its racks, and those in none."""
     return (world.asics[key] for key in sorted(world.asics) if not (rack := world.racks.get(world.asics[key].rack_id)) or rack.site_id == site.id)
-
-
-def max_w(gpu: Gpu) -> float:
-    """A card's power limit, or what is assumed of one whose limit is not known."""
-    return float(gpu.max_w or UNKNOWN_GPU_W)
 
 
 # Prices and limits
@@ -194,7 +190,7 @@ def active(world: World, site: fleet.Site, at_ms: int) -> list[Signal]:
 
 def mines(filler: Filler, gpu_model: str) -> Mines | None:
     """What a filler does on a model, by the model's name as its file wrote it: letters and digits count."""
-    return next((found for name, found in filler.models.items() if plain(name) in {plain(gpu_model), "any"}), None)
+    return next((found for name, found in filler.models.items() if plain_model(name) in {plain_model(gpu_model), "any"}), None)
 
 
 def filler_of(world: World, workload: Workload | None) -> Filler | None:
@@ -208,18 +204,10 @@ def earned_usd_h(world: World, filler: Filler | None, model: str) -> float | Non
     return mining.usd_h(filler, does, world.coins.get(filler.coin)) if filler and does else None
 
 
-def plain(name: str) -> str:
-    """A model's name without makers, spaces and case."""
-    letters = "".join(filter(str.isalnum, name.lower()))
-    for noise in ("nvidia", "geforce", "amd", "radeon"):
-        letters = letters.removeprefix(noise)
-    return letters
-
-
 def worths(world: World, survey: Survey, model: str) -> tuple[dict[str, float], dict[str, float]]:
     """US$ per card-hour that each filler earns on a model, and what its power costs; sleeping's cost is among the latter."""
     cards = survey.cards.get(model, ())
-    limit = max_w(cards[0]) if cards else UNKNOWN_GPU_W
+    limit = cards[0].full_w if cards else UNKNOWN_GPU_W
     rate = (survey.usd_kwh or 0.0) * survey.site.pue / 1000
     earns, costs = dict[str, float](), {SLEEP: idle_w(limit) * rate}
     for key in sorted(world.fillers):
@@ -267,7 +255,7 @@ def problem(world: World, survey: Survey, picked: Mapping[str, Choice], hours: i
     return Problem(models=models, starts_ms=tuple(starts), site=Site(
         hours=1.0, usd_kwh=tuple(prices), limit_w=tuple(limit_w(world, row, max(at_ms, survey.now_ms)) for at_ms in starts), pue=row.pue,
         static_w=sum(node.idle_w for node in world.nodes.values() if node.site_id == row.id and node.state is not NodeState.RETIRED),
-        pools=pools, racks=racks, work=tuple(_works(world, survey, pools, models, picked, hours)), asics=tuple(_asic_groups(world, survey)),
+        pools=pools, racks=racks, work=tuple(_works(world, survey, pools, models, picked, hours)), asics=tuple(_alike(world, name, there) for name, there in sorted(asic_groups(world, row).items())),
         peaks=peaks(tariff, starts, lambda name: row.reached_w.get(name, 0.0)) if tariff else (),
     ))  # fmt: skip
 
@@ -291,7 +279,7 @@ def _pools(world: World, survey: Survey) -> tuple[tuple[Pool, ...], dict[str, st
         if limit:
             limits[rack] = limit * len(there)
         for model, count in models:
-            pools.append(Pool(id=f"{rack}/{model}", rack=rack, cards=count * len(there), idle_w=idle_w(max_w(survey.cards[model][0]))))
+            pools.append(Pool(id=f"{rack}/{model}", rack=rack, cards=count * len(there), idle_w=idle_w(survey.cards[model][0].full_w)))
             names[pools[-1].id] = model
     return tuple(pools), names, limits
 
@@ -299,14 +287,14 @@ def _pools(world: World, survey: Survey) -> tuple[tuple[Pool, ...], dict[str, st
 def _works(
     world: World, survey: Survey, pools: Sequence[Pool], models: Mapping[str, str], picked: Mapping[str, Choice], hours: int
 ) -> Iterable[Work]:
-    prices, curve = _latest(world), None if survey.site.caps else UNCAPPED
+    prices, curve = latest(world), None if survey.site.caps else UNCAPPED
     running: dict[tuple[LoadClass, str], int] = {}
     for each in survey.held:
         if each.gpu.model in survey.cards:
             running[each.kind, each.gpu.model] = running.get((each.kind, each.gpu.model), 0) + 1
     for model, cards in survey.cards.items():
         mine = [pool for pool in pools if models[pool.id] == model]
-        limit = max_w(cards[0])
+        limit = cards[0].full_w
         for kind in (LoadClass.FIRM, LoadClass.ONLINE, LoadClass.BATCH, LoadClass.SPOT):
             count = min(running.get((kind, model), 0), len(cards))
             if count:
@@ -327,35 +315,36 @@ def _works(
             before = world.postures.get(posture_id(survey.site, model))
             on = before is not None and before.filler == filler.name
             yield Work(id=f"{LoadClass.FILLER}/{model}", kind=LoadClass.FILLER, usd_h=sticky(earned, on=on), draw_w={pool.id: does.watts for pool in mine},
-                       cards=(float(len(cards)),) * hours, curve=curve, least=LIMIT_LEAST * max_w(cards[0]) / does.watts)  # fmt: skip
+                       cards=(float(len(cards)),) * hours, curve=curve, least=LIMIT_LEAST * cards[0].full_w / does.watts)  # fmt: skip
 
 
-def _asic_groups(world: World, survey: Survey) -> Iterable[Asics]:
-    groups: dict[tuple[str, bool, bool], list[float]] = {}
-    earned: dict[tuple[str, bool, bool], float] = {}
-    for asic in _asics(world, survey.site):
-        worth = mining.asic_usd_h(asic, world.coins.get(asic.coin))
-        if asic.watts <= 0 or asic.state is AsicState.UNKNOWN:
-            continue
-        key = (asic.model, asic.can_stop, asic.wanted is AsicState.MINING)
-        groups.setdefault(key, []).append(asic.watts)
-        earned[key] = earned.get(key, 0.0) + (worth or 0.0)
-    for key in sorted(groups):
-        count = len(groups[key])
-        yield Asics(id="/".join((key[0], "stops" if key[1] else "always", "on" if key[2] else "off")), count=count, watts=sum(groups[key]) / count,
-                    usd_h=sticky(earned[key] / count, on=key[2]), can_stop=key[1])  # fmt: skip
+def asic_groups(world: World, site: fleet.Site) -> dict[str, list[Asic]]:
+    """Mining machines that are alike, by their group's name in the programme; one whose draw or state is not known is in none."""
+    groups: dict[str, list[Asic]] = {}
+    for asic in asics(world, site):
+        if asic.watts > 0 and asic.state is not AsicState.UNKNOWN:
+            name = "/".join((asic.model, "stops" if asic.can_stop else "always", "on" if asic.wanted is AsicState.MINING else "off"))
+            groups.setdefault(name, []).append(asic)
+    return groups
+
+
+def _alike(world: World, name: str, there: Sequence[Asic]) -> Asics:
+    first, count = there[0], len(there)
+    earned = sum(mining.asic_usd_h(asic, world.coins.get(asic.coin)) or 0.0 for asic in there)
+    return Asics(id=name, count=count, watts=sum(asic.watts for asic in there) / count, usd_h=sticky(earned / count, on=first.wanted is AsicState.MINING),
+                 can_stop=first.can_stop)  # fmt: skip
 
 
 def usd_of(prices: PriceList | None, model: str, kind: LoadClass) -> float:
     """What an hour of a card is sold for."""
-    listed = {price.model: price for price in prices.gpus} if prices else {}
-    price = listed.get(model) or listed.get(ANY_MODEL)
-    if price is None:
+    if prices is None:
         return 0.0
+    price = prices.of(model)
     return (price.spot_nano if kind in {LoadClass.SPOT, LoadClass.BATCH} else price.on_demand_nano) / NANO_PER_USD
 
 
-def _latest(world: World) -> PriceList | None:
+def latest(world: World) -> PriceList | None:
+    """What things are sold for now; none before the store has a price list."""
     return max(world.price_lists.values(), key=lambda prices: prices.version, default=None)
 
 
@@ -364,9 +353,9 @@ def _latest(world: World) -> PriceList | None:
 
 def loads(world: World, survey: Survey) -> list[Load]:
     """What could be shed now, each at the meter. What is being stopped is gone already."""
-    prices, pue = _latest(world), survey.site.pue
+    prices, pue = latest(world), survey.site.pue
     found: list[Load] = []
-    for asic in _asics(world, survey.site):
+    for asic in asics(world, survey.site):
         if asic.can_stop and asic.state is AsicState.MINING and asic.wanted is AsicState.MINING:
             found.append(Load(id=asic.id, rung=Rung.MINING, watts=asic.watts * pue, usd_h=mining.asic_usd_h(asic, world.coins.get(asic.coin)) or 0.0))
     by_allocation: dict[str, list[Held]] = {}
@@ -384,7 +373,7 @@ def loads(world: World, survey: Survey) -> list[Load]:
 
     for key in sorted(by_allocation):
         cards = by_allocation[key]
-        kind, saved = cards[0].kind, sum(max(0.0, each.watts - idle_w(max_w(each.gpu))) for each in cards) * pue
+        kind, saved = cards[0].kind, sum(max(0.0, each.watts - idle_w(each.gpu.full_w)) for each in cards) * pue
         if kind is LoadClass.FILLER:
             filler = filler_of(world, world.workloads.get(cards[0].allocation.workload_id))
             earned = sum(mined(filler.id, each.gpu.model) for each in cards) if filler else 0.0
@@ -404,7 +393,7 @@ def _cap_saves(world: World, survey: Survey, each: Held) -> float:
     posture = world.postures.get(posture_id(survey.site, each.gpu.model))
     if posture is not None and posture.caps.get(str(each.kind), 1.0) <= CAPPED_LEAST[each.kind] + 1e-9:
         return 0.0
-    full = max_w(each.gpu)
+    full = each.gpu.full_w
     return max(0.0, each.watts - max(LIMIT_LEAST * full, CAPPED_LEAST[each.kind] * DRAW_SHARE[each.kind] * full))
 
 
@@ -427,7 +416,7 @@ def wished_limits(world: World, survey: Survey) -> dict[NodeId, dict[GpuId, int]
         for gpu in cards:
             kind = kinds.get(gpu.id)
             share = posture.caps.get(str(kind), 1.0) if posture and kind else 1.0
-            full = max_w(gpu)
+            full = gpu.full_w
             watts = full if share >= 1 or kind is None else max(LIMIT_LEAST * full, share * _uncapped_w(world, posture, gpu, kind))
             if gpu.max_w:
                 found.setdefault(gpu.node_id, {})[gpu.id] = round(watts)
@@ -439,10 +428,10 @@ def assumed_w(world: World, site: fleet.Site, gpu: Gpu, kind: LoadClass) -> floa
     posture = world.postures.get(posture_id(site, gpu.model))
     uncapped = _uncapped_w(world, posture, gpu, kind)
     share = posture.caps.get(str(kind), 1.0) if posture and site.caps else 1.0
-    return uncapped if share >= 1 else min(uncapped, max(LIMIT_LEAST * max_w(gpu), share * uncapped))
+    return uncapped if share >= 1 else min(uncapped, max(LIMIT_LEAST * gpu.full_w, share * uncapped))
 
 
 def _uncapped_w(world: World, posture: Posture | None, gpu: Gpu, kind: LoadClass) -> float:
     filler = world.fillers.get(filler_id(posture.filler)) if posture and kind is LoadClass.FILLER else None
     does = mines(filler, gpu.model) if filler else None
-    return does.watts if does else DRAW_SHARE[kind] * max_w(gpu)
+    return does.watts if does else DRAW_SHARE[kind] * gpu.full_w

@@ -1,6 +1,7 @@
 """What the operator owns: sites, racks, nodes and GPUs."""
 
 from enum import StrEnum
+from functools import lru_cache
 from typing import TypeVar
 
 import msgspec
@@ -257,6 +258,20 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
     faults: float = 0.0
     faults_ms: int = 0
     joined_ms: int
+
+    @property
+    def full_w(self) -> int:
+        """Its power limit, or what is assumed of one whose limit is not known."""
+        return self.max_w or UNKNOWN_GPU_W
+
+
+@lru_cache(maxsize=1024)
+def plain_model(model: str) -> str:
+    """One spelling for a model: "NVIDIA GeForce RTX 3090" and "RTX3090" are the same."""
+    text = model.lower()
+    for noise in ("nvidia", "geforce", "amd", "radeon", "tesla", "graphics"):
+        text = text.replace(noise, "")
+    return "".join(filter(str.isalnum, text))
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """Money's nouns: price lists, usage intervals, ledger entries. All amounts are integer nano-dollars."""
 
 from enum import StrEnum
+from functools import lru_cache
 
 import msgspec
 
@@ -34,6 +35,17 @@ class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
     cpu_core_hour_nano: int
     memory_gib_hour_nano: int
     disk_gib_hour_nano: int
+
+    def of(self, model: str) -> GpuPrice:
+        """The price of a model, however its name is spelled, else that of `*`."""
+        plain = _plain(model)
+        found = next((price for price in self.gpus if _plain(price.model) == plain), None)
+        return found or next(price for price in self.gpus if price.model == ANY_MODEL)
+
+
+@lru_cache(maxsize=1024)
+def _plain(model: str) -> str:
+    return model if model == ANY_MODEL else "".join(filter(str.isalnum, model.lower())).replace("nvidia", "").replace("geforce", "")
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):

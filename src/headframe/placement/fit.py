@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import msgspec
 
-from headframe.model.fleet import DIALS_OUT, SLURM, TOGETHER, Gpu, Grade, Node, Sharing
+from headframe.model.fleet import DIALS_OUT, SLURM, TOGETHER, Gpu, Grade, Node, Sharing, plain_model
 from headframe.model.ids import GpuId
 from headframe.model.states import GpuState, NodeState
 from headframe.model.units import MILLI, gpus, mib
@@ -225,15 +225,6 @@ def _of_kind(request: GpuRequest, gpu: Gpu) -> bool:
 
 def _kind_asked(request: GpuRequest) -> str:
     return request.model or (f"≥ {mib(request.memory_min_mib)}" if request.memory_min_mib else "any model")
-
-
-@lru_cache(maxsize=1024)
-def plain_model(model: str) -> str:
-    """One spelling for a model: "NVIDIA GeForce RTX 3090" and "RTX3090" are the same."""
-    text = model.lower()
-    for noise in ("nvidia", "geforce", "amd", "radeon", "tesla", "graphics"):
-        text = text.replace(noise, "")
-    return "".join(filter(str.isalnum, text))
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from headframe.dispatch.plan import Schedule
 from headframe.dispatch.power import CAPPED_LEAST
 from headframe.dispatch.settle import DWELL_MS, MARGIN, SLEEP, STEP_MS, Choice, starts_at_once
 from headframe.dispatch.shed import Rung, shed
-from headframe.dispatch.survey import NO_LIMIT_W, Held, Problem, Survey, filler_of, loads, mines, posture_id, shed_always, worths
+from headframe.dispatch.survey import NO_LIMIT_W, Held, Problem, Survey, asic_groups, filler_of, loads, mines, posture_id, shed_always, worths
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Gpu, Grade, Rack
 from headframe.model.ids import ENTROPY_BYTES, AllocationId, KeyId, NodeId, RackId, allocation_id, workload_id
@@ -76,16 +76,13 @@ def _posture(world: World, survey: Survey, model: str, cards: int, choice: Choic
 
 def _mining_machines(world: World, survey: Survey, schedule: Schedule) -> Iterator[Draft]:
     """Of each group as many run as the schedule says; within a dwell none is switched."""
-    groups: dict[str, list[Asic]] = {}
     halted = Rung.MINING in shed_always(world, survey.site, survey.now_ms)
-    for key in sorted(world.asics):
-        asic = world.asics[key]
-        name = "/".join((asic.model, "stops" if asic.can_stop else "always", "on" if asic.wanted is AsicState.MINING else "off"))
-        groups.setdefault(name, []).append(asic)
-    for name, there in groups.items():
-        run = int(schedule.asics[name][0] + 1e-6) if name in schedule.asics else None
-        for number, asic in enumerate(there if run is not None else ()):
-            wanted = AsicState.MINING if number < (run or 0) and not halted else AsicState.STOPPED
+    for name, there in asic_groups(world, survey.site).items():
+        if name not in schedule.asics:
+            continue
+        run = int(schedule.asics[name][0] + 1e-6)
+        for number, asic in enumerate(there):
+            wanted = AsicState.MINING if number < run and not halted else AsicState.STOPPED
             if asic.can_stop and wanted is not asic.wanted and survey.now_ms - asic.changed_ms >= DWELL_MS:
                 off = "a signal sheds mining" if halted else "its power costs more than it earns, or finds no room"
                 yield _switched(asic, wanted, survey.now_ms, "mining pays" if wanted is AsicState.MINING else off)

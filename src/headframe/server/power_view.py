@@ -11,19 +11,19 @@ from headframe.dispatch.survey import (
     Held,
     Survey,
     active,
+    asics,
     earned_usd_h,
     filler_of,
+    latest,
     loads,
-    max_w,
     mines,
-    plain,
     posture_id,
     surveyed,
     usd_of,
     worths,
 )
 from headframe.model import fleet
-from headframe.model.fleet import Gpu
+from headframe.model.fleet import Gpu, plain_model
 from headframe.model.ids import AllocationId
 from headframe.model.power import AsicState, LoadClass, Reading
 from headframe.model.power_api import Alternative, Explanation, FillerView, HourView, PowerView, UseView
@@ -54,7 +54,7 @@ def power_view(world: World, site: fleet.Site, dispatcher: Dispatcher, now_ms: i
 
 def _uses(world: World, survey: Survey) -> Iterable[UseView]:
     pue, rate = survey.site.pue, survey.usd_kwh or 0.0
-    prices = max(world.price_lists.values(), key=lambda row: row.version, default=None)
+    prices = latest(world)
     for kind in LoadClass:
         there = [each for each in survey.held if each.kind is kind]
         if not there:
@@ -62,10 +62,10 @@ def _uses(world: World, survey: Survey) -> Iterable[UseView]:
         watts = sum(each.watts for each in there) * pue
         earns = sum(_filler_usd_h(world, each) if kind is LoadClass.FILLER else usd_of(prices, each.gpu.model, kind) * _sold(each) for each in there)
         yield UseView(what=NAMES[kind], watts=watts, earns_usd_h=earns, power_usd_h=watts / 1000 * rate)
-    asics = [asic for asic in world.asics.values() if asic.state is AsicState.MINING]
-    if asics:
-        watts = sum(asic.watts for asic in asics) * pue
-        earns = sum(mining.asic_usd_h(asic, world.coins.get(asic.coin)) or 0.0 for asic in asics)
+    machines = [asic for asic in asics(world, survey.site) if asic.state is AsicState.MINING]
+    if machines:
+        watts = sum(asic.watts for asic in machines) * pue
+        earns = sum(mining.asic_usd_h(asic, world.coins.get(asic.coin)) or 0.0 for asic in machines)
         yield UseView(what="mining machines", watts=watts, earns_usd_h=earns, power_usd_h=watts / 1000 * rate)
     yield UseView(what="idle", watts=survey.meter.idle_w, earns_usd_h=0.0, power_usd_h=survey.meter.idle_w / 1000 * rate)
 
@@ -103,7 +103,7 @@ def spot_floors(survey: Survey, planned: Planned | None) -> dict[str, float]:
         pools = [key for key, name in planned.problem.models.items() if name == model] if planned else []
         card = max((planned.schedule.card_usd_h[key][0] for key in pools), default=0.0) if planned else 0.0
         kwh = (survey.usd_kwh or 0.0) + (planned.schedule.kwh_usd[0] if planned else 0.0)
-        limit = max_w(cards[0])
+        limit = cards[0].full_w
         found[model] = round(card + (limit * DRAW_SHARE[LoadClass.SPOT] - idle_w(limit)) * survey.site.pue / 1000 * kwh, 6)
     return found
 
@@ -143,12 +143,12 @@ def explain_gpu(world: World, survey: Survey, gpu: Gpu) -> Explanation:
     posture = world.postures.get(posture_id(survey.site, gpu.model))
     earns, costs = worths(world, survey, gpu.model)
     rate = (survey.usd_kwh or 0.0) * survey.site.pue / 1000
-    prices = max(world.price_lists.values(), key=lambda row: row.version, default=None)
+    prices = latest(world)
     running = _filler_name(world, holder) if holder and holder.kind is LoadClass.FILLER else ""
     rows: list[Alternative] = []
     for kind in (LoadClass.FIRM, LoadClass.SPOT):
         now = holder is not None and (holder.kind is kind or (kind is LoadClass.SPOT and holder.kind is LoadClass.BATCH))
-        worth, power = usd_of(prices, gpu.model, kind), max_w(gpu) * DRAW_SHARE[kind] * rate
+        worth, power = usd_of(prices, gpu.model, kind), gpu.full_w * DRAW_SHARE[kind] * rate
         rows.append(
             Alternative(
                 what=f"{NAMES[kind]} work",
@@ -184,7 +184,7 @@ def _said(world: World, survey: Survey, gpu: Gpu, holder: Held | None, running: 
         return "sleeps", "no filler is known: `headframe mining set FILE`"
     if survey.usd_kwh is None:
         why = why or "it is not known what power costs: `headframe site set NAME --tariff FILE`"
-    return "sleeps", why or f"no filler is known for {plain(gpu.model)}"
+    return "sleeps", why or f"no filler is known for {plain_model(gpu.model)}"
 
 
 def _filler_name(world: World, each: Held) -> str:
@@ -194,12 +194,12 @@ def _filler_name(world: World, each: Held) -> str:
 def explain_many(world: World, survey: Survey, name: str, cards: Sequence[Gpu]) -> Explanation:
     """A rack's or a site's cards by what they do: earned, spent, left, all together."""
     rate = (survey.usd_kwh or 0.0) * survey.site.pue / 1000
-    prices = max(world.price_lists.values(), key=lambda row: row.version, default=None)
+    prices = latest(world)
     ids, held = {gpu.id for gpu in cards}, {each.gpu.id: each for each in survey.held}
     rows: dict[str, list[float]] = {}
     for gpu in cards:
         each = held.get(gpu.id)
-        watts = each.watts if each else idle_w(max_w(gpu))
+        watts = each.watts if each else idle_w(gpu.full_w)
         what = "sleep" if each is None else _filler_name(world, each) if each.kind is LoadClass.FILLER else f"{NAMES[each.kind]} work"
         earned = (
             0.0

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from headframe.billing.yields import Hour, postings, yields
 from headframe.dispatch.power import DRAW_SHARE, idle_w
-from headframe.dispatch.survey import earned_usd_h, filler_of, market_of, max_w, mines
+from headframe.dispatch.survey import earned_usd_h, filler_of, market_of, mines
 from headframe.dispatch.tariff import usd_kwh
 from headframe.model import fleet
 from headframe.model.errors import HeadframeError
@@ -120,7 +120,7 @@ def _pages(store: Store, kind: type[Hourly], since_ms: int, until_ms: int) -> It
 
 def _assumed(world: World) -> Callable[[GpuId, float], float]:
     def watts(key: GpuId, busy: float) -> float:
-        limit = max_w(world.gpus[key]) if key in world.gpus else float(fleet.UNKNOWN_GPU_W)
+        limit = world.gpus[key].full_w if key in world.gpus else fleet.UNKNOWN_GPU_W
         return busy * DRAW_SHARE[LoadClass.FIRM] * limit + (1 - busy) * idle_w(limit)
 
     return watts

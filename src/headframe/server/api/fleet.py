@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from litestar import Request, Router, get, post, put
 from litestar.params import Parameter
 
-from headframe.billing.price import gpu_price
 from headframe.model.api import CheckBody, NodeBody, NodeHours, NodePage, NodeReadings, NodeView, Offer, Offers, PricesBody, ServiceBody
 from headframe.model.command import MoveNode, Qualify, SetNode, SetPrices
 from headframe.model.errors import BadRequest
@@ -183,7 +182,7 @@ def offers(world: World) -> Offers:
             models.setdefault(gpu.model, []).append(gpu)
     items: list[Offer] = []
     for model in sorted(models):
-        price, cards = gpu_price(prices, model), models[model]
+        price, cards = prices.of(model), models[model]
         free = sum(
             world.free[card.node_id].gpu_milli.get(card.id, 0) == MILLI for card in cards if world.nodes[card.node_id].state is NodeState.READY
         )
