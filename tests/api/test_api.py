@@ -62,6 +62,7 @@ def test_many_at_once_under_one_key_make_one_workload(tenant):
     assert len([item for item in tenant.workloads() if item.workload.name == "racing"]) == 1
 
 
+@pytest.mark.usefixtures("tenant")
 def test_a_repeated_key_creation_does_not_show_the_secret_again(shared):
     with shared.operator() as operator:
         answers = [

@@ -12,7 +12,7 @@ from headframe.dispatch.heat import carried_w
 from headframe.dispatch.mining import break_even_usd_kwh, usd_h, usd_per_hash_day, why_not_believed
 from headframe.dispatch.plan import Asics, Pool, Schedule, Site, Work, solved, whole
 from headframe.dispatch.power import CURVES, hull, modes, speed_at
-from headframe.dispatch.settle import DWELL_MS, GAIN, SLEEP, chosen, starts_at_once, within
+from headframe.dispatch.settle import DWELL_MS, GAIN, SLEEP, Room, chosen, starts_at_once
 from headframe.dispatch.shed import Load, Rung, ladder, shed
 from headframe.dispatch.tariff import Peak, holds, minute, peaks, series, usd_kwh
 from headframe.model.power import Coin, DemandCharge, EnergyCharge, Filler, LoadClass, Mines, Tariff, Window
@@ -176,8 +176,8 @@ def test_no_schedule_exceeds_cards_racks_or_the_meter(site):
             resting = sum(pool.cards * pool.idle_w for pool in there.values())
             drawn = resting + sum(use.cards[t] * (use.watts - there[use.pool].idle_w) for use in schedule.uses if use.pool in there)
             assert drawn <= max(limit, resting) + 1e-3
-        rounded = whole(schedule, t)
-        assert sum(rounded.values()) <= sum(pool.cards for pool in site.pools)
+        rounded = [whole(use.cards[t]) for use in schedule.uses]
+        assert sum(rounded) <= sum(pool.cards for pool in site.pools)
 
 
 @settings(max_examples=40)
@@ -330,7 +330,12 @@ def test_within_the_dwell_nothing_is_switched_but_a_filler_that_is_gone_is_left(
 
 @given(st.floats(100, 1e6), st.floats(0, 1e6), st.lists(st.floats(1, 500), max_size=30), st.integers(1, 10))
 def test_starts_stay_below_the_limit_one_after_the_other(limit, drawn, wanted, most):
-    count = within(limit, drawn, wanted, most)
+    room, count = Room(limit, drawn), 0
+    for watts in wanted[:most]:
+        if not room.fits(watts):
+            break
+        room.take(watts)
+        count += 1
     assert count <= most
     assert count == 0 or drawn + sum(wanted[:count]) <= limit
     assert starts_at_once(0) == 1

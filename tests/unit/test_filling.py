@@ -17,11 +17,12 @@ from headframe.model.ids import KeyId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.power import Asic, AsicState, Budget, Coin, EnergyCharge, Filler, LoadClass, MarketDay, Mines, Signal, SignalKind, Tariff
 from headframe.model.states import AllocationState, GpuState, NodeState
-from headframe.model.units import NANO_PER_USD
+from headframe.model.units import MS_PER_DAY, NANO_PER_USD
 from headframe.model.work import Facts, Observation, Tier
 from headframe.server.decide import SITE, decide
 from headframe.server.dispatcher import Dispatcher
 from headframe.server.filling import emergency, filled, over, settled
+from headframe.server.power import DAYS_KEPT
 from headframe.server.tick import decisions
 from headframe.server.watch import Watch
 from support import NOW_MS, PROJECT, commit, fleet, gpu, job, put, running, spec
@@ -452,6 +453,19 @@ def test_a_mining_machine_that_does_not_answer_takes_no_other_ones_place():
     site.now_ms += 1_200_000
     site.plan()
     assert {key: row.wanted for key, row in site.world.asics.items()} == {mute.id: AsicState.MINING, well.id: AsicState.MINING}
+
+
+def test_days_of_prices_leave_the_world_three_days_after_they_are_over():
+    site = Site(nodes=1, gpus_each=1)
+    start = NOW_MS // MS_PER_DAY * MS_PER_DAY
+    days = tuple(MarketDay(id=f"hub/{n}", market="hub", start_ms=start + n * MS_PER_DAY, usd_mwh=(40.0,) * 24) for n in range(2))
+    site.do(TellMarket(days=days))
+    site.now_ms = start + (DAYS_KEPT + 1) * MS_PER_DAY - 1
+    assert not list(over(site.world, site.now_ms))
+    site.now_ms += 1
+    commit(site.world, over(site.world, site.now_ms))
+    assert set(site.world.market_days) == {"hub/1"}
+    assert not list(over(site.world, site.now_ms))
 
 
 def test_work_is_worth_what_its_model_is_sold_for_however_the_price_list_spells_it():

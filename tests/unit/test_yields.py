@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headframe.billing.yields import Hour, postings, yields
-from headframe.model.command import Enrol, Found, SetFiller, SetNode, SetSite, TellCoin
+from headframe.model.command import Enrol, Found, RemoveFiller, SetFiller, SetNode, SetSite, TellCoin
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Site
 from headframe.model.health import CardHour, NodeHour
@@ -120,6 +120,8 @@ def test_an_hour_is_added_up_once_late_enough_and_found_again_by_owner(store):
         )
         await desk.write(lambda _world, _now: iter((draft,)))
         store.keep_hours([NodeHour(node_id="node-0", hour_ms=START, cards=(CardHour(gpu_id="GPU-0-0", minutes=60, power_w=280.0),))], 0)
+        await do(RemoveFiller(name=KAWPOW.name))  # what it earned is still its own, not what the next one would
+        await do(SetFiller(filler=msgspec.structs.replace(KAWPOW, id="filler-next", name="next", coin="", usd_gpu_h=9.0)))
         clock[0] = START + HOUR + LATE_MS - 1
         await catch_up(desk, None)
         assert list(kept(store, 0, 1 << 50)) == []

@@ -10,14 +10,10 @@ _log = logging.getLogger("headframe")
 _told: dict[str, str] = {}
 
 
-def limit(watts: Mapping[GpuId, int]) -> dict[GpuId, str]:
-    """Set each card's limit (W); what could not be set, by UUID, with the reason, each told once in the log."""
-    failed: dict[GpuId, str] = {}
+def limit(watts: Mapping[GpuId, int]) -> None:
+    """Set each card's limit (W); why one could not be set is told once in the log."""
     for uuid in sorted(watts):
         done = ask(PowerLimit(gpu_id=uuid, watts=watts[uuid]))
-        if done.error:
-            failed[uuid] = done.error
-            if _told.get(uuid) != done.error:
-                _log.warning("the power limit of %s stays: %s", uuid, done.error)
+        if done.error and _told.get(uuid) != done.error:
+            _log.warning("the power limit of %s stays: %s", uuid, done.error)
         _told[uuid] = done.error
-    return failed

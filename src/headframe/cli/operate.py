@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from headframe.cli.jobs import Json, ProjectOption
-from headframe.cli.session import client, fail, out, seconds, show, table, watts
+from headframe.cli.session import client, fail, out, seconds, show, table, time_ms, watts
 from headframe.dispatch.heat import INLET_MOST_C, carried_w
 from headframe.model.api import Defragmentation, RackBody, RackView, ReservationBody, SiteBody, VolumeView
 from headframe.model.fleet import Reservation, Site
@@ -94,7 +94,7 @@ def reservation_create(
 ) -> None:  # fmt: skip
     """Set machines aside; only such as are sure to be free by then."""
     body = ReservationBody(name=name, project=project, nodes=nodes, gpu=gpu, on=tuple(on or ()), evict=evict,
-                           start_ms=_time_ms(start), length_s=seconds(length))  # fmt: skip
+                           start_ms=time_ms(start), length_s=seconds(length))  # fmt: skip
     with client() as cloud:
         made = cloud.reserve(body)
     show(made, json, lambda: _show_reservations((made,)))
@@ -152,16 +152,6 @@ def volume_rm(name: str, *, project: ProjectOption = "", json: Json = False) -> 
     with client() as cloud:
         gone = cloud.remove_volume(name, project)
     show(gone, json, lambda: out.print(f"{gone.volume.name} is deleted"))
-
-
-def _time_ms(text: str) -> int:
-    if text == "now":
-        return 0
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"{text!r} is no time", "write it like 2026-12-01T08:00, in UTC unless it says otherwise", 2)
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def _show_sites(rows: tuple[Site, ...]) -> None:

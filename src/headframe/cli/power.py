@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from headframe.cli.jobs import Json
-from headframe.cli.session import client, err, fail, out, refusals, seconds, show, table, watts
+from headframe.cli.session import client, err, fail, out, refusals, seconds, show, table, time_ms, watts
 from headframe.client.flight_sheet import filler_files
+from headframe.dispatch.mining import usd_per_hash_day
 from headframe.model.errors import BadRequest
 from headframe.model.power import ADAPTERS, Asic, Coin, SignalKind
 from headframe.model.power_api import CoinBody, Explanation, FillerView, MarketBody, PowerView, SignalBody
@@ -100,10 +101,9 @@ def signal(
     why: Annotated[str, typer.Option()] = "", site: Site = "", json: Json = False,
 ) -> None:  # fmt: skip
     """Ask the site to draw less, to count with another price, or to keep to a level."""
-    start_ms = 0 if start == "now" else _instant(start)
     said = float(watts(value) or 0) if kind is SignalKind.LIMIT else _number(value)
     name = event or f"{kind}-{secrets.token_hex(4)}"
-    body = SignalBody(site=site, source=source, event=name, kind=kind, value=said, start_ms=start_ms, length_s=seconds(length), why=why)
+    body = SignalBody(site=site, source=source, event=name, kind=kind, value=said, start_ms=time_ms(start), length_s=seconds(length), why=why)
     with client() as cloud:
         made = cloud.signal(body)
     show(made, json, lambda: out.print(f"{made.event}: {made.kind} {made.value:g} from {clock(made.start_ms)} to {clock(made.end_ms)}", markup=False))
@@ -347,7 +347,7 @@ def _show_fillers(rows: Sequence[FillerView]) -> None:
 def _show_coins(rows: Sequence[Coin]) -> None:
     shown = table("coin", "algorithm", ">US$", ">network", ">block s", ">reward", ">US$/day for 1 GH/s", "told")
     for row in rows:
-        day = row.price_usd * row.reward * 86_400 / row.block_s / row.network_hs * 1e9
+        day = usd_per_hash_day(row) * 1e9
         shown.add_row(
             row.id, row.algorithm, f"{row.price_usd:g}", hashes(row.network_hs), f"{row.block_s:g}", f"{row.reward:g}", f"{day:.6g}", clock(row.at_ms)
         )
@@ -382,13 +382,6 @@ def _prices(file: Path, column: str, factor: float) -> list[tuple[int, float]]:
     if not found:
         raise BadRequest(f"{file} has no prices", "one line for each hour: utc,price")
     return found
-
-
-def _instant(text: str) -> int:
-    try:
-        return int(datetime.fromisoformat(text.replace("Z", "")).replace(tzinfo=UTC).timestamp() * 1000)
-    except ValueError:
-        fail(f"{text!r} is no time", "write it like 2026-12-01T18:00 (UTC)", 2)
 
 
 def _number(text: str) -> float:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -128,6 +129,17 @@ def seconds(text: str) -> int:
         return parse_duration_s(text)
     except ValueError as error:
         fail(str(error), "write it like 12h or 90d", 2)
+
+
+def time_ms(text: str) -> int:
+    """An instant as people write it, in UTC unless it says otherwise, in milliseconds; 0 for `now`; exit 2 where it is none."""
+    if text == "now":
+        return 0
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        fail(f"{text!r} is no time", "write it like 2026-12-01T08:00, in UTC unless it says otherwise", 2)
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def watts(text: str) -> int | None:

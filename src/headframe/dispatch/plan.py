@@ -47,7 +47,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 class Work(msgspec.Struct, frozen=True, kw_only=True):
     """Something that cards can do: worth `usd_h` for each card-hour at full speed, on each of its pools drawing so many watts uncapped. `cards` is how many are asked for
     in each interval; of what `can_wait` it is what is added to the backlog in each interval, in card-hours. `waits` is the backlog at the start.
-    `speed` is a pool's, against what the demand is counted in; no cap goes below `least` of the draw.
+    No cap goes below `least` of the draw.
     """
 
     id: str
@@ -58,7 +58,6 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     can_wait: bool = False
     waits: float = 0.0
     curve: tuple[tuple[float, float], ...] | None = None
-    speed: dict[str, float] = {}
     least: float = 0.0
 
 
@@ -115,7 +114,6 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     asics: dict[str, tuple[float, ...]]
     short: float
     waiting: dict[str, float]
-    optimal: bool = True
 
 
 class Basis(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +167,7 @@ class Programme:
         self.price: Floats = np.asarray(site.usd_kwh, dtype=np.float64)
         self._pools = {pool.id: number for number, pool in enumerate(site.pools)}
         self._choices = [
-            _Choice(number, self._pools[pool], mode.x, mode.speed * work.speed.get(pool, 1.0), max(draw * mode.x, site.pools[self._pools[pool]].idle_w))
+            _Choice(number, self._pools[pool], mode.x, mode.speed, max(draw * mode.x, site.pools[self._pools[pool]].idle_w))
             for number, work in enumerate(site.work) for pool, draw in work.draw_w.items() if pool in self._pools for mode in modes(work.kind, work.curve, work.least)
         ]  # fmt: skip
         self._rows = _Rows()
@@ -228,7 +226,7 @@ class Programme:
             firm = work.kind is LoadClass.FIRM
             rows = self._rows.new(asked if firm else np.full(self.steps, -INFINITY), asked)
             for n in mine:
-                self._rows.put(rows, self._n[n], 1.0 if firm else self.site.work[number].speed.get(self.site.pools[self._choices[n].pool].id, 1.0))
+                self._rows.put(rows, self._n[n], 1.0)
             if firm:
                 short = self._columns(np.full(self.steps, -SHORT_USD_H * self.site.hours), INFINITY)
                 self._rows.put(rows, short, 1.0)
@@ -355,6 +353,6 @@ def solved(site: Site, time_limit_s: float = 60.0, start: Basis | None = None, *
     return Programme(site).solve(time_limit_s, start, interior=interior)
 
 
-def whole(schedule: Schedule, at: int = 0) -> dict[tuple[str, str, float], int]:
-    """The cards of one interval as whole numbers, rounded down: nothing is then drawn that the programme did not allow."""
-    return {(use.work, use.pool, use.x): int(use.cards[at] + 1e-6) for use in schedule.uses if use.cards[at] >= 1 - 1e-6}
+def whole(count: float) -> int:
+    """Cards or machines of one interval as a whole number, rounded down: nothing is then drawn that the programme did not allow."""
+    return int(count + 1e-6)

@@ -4,7 +4,7 @@ What runs is worth a little more than what does not (`sticky`), so that a price 
 shares and times, never amounts: scaling all prices changes no choice.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
 
@@ -51,15 +51,19 @@ def starts_at_once(cards: int) -> int:
     return max(START_LEAST, int(cards * START_SHARE))
 
 
-def within(limit_w: float, drawn_w: float, wanted_w: Sequence[float], most: int) -> int:
-    """How many of the next starts fit below a limit with its margin, in order, at most so many: each is counted before the next."""
-    left, count = limit_w * (1 - MARGIN) - drawn_w, 0
-    for watts in wanted_w[:most]:
-        left -= watts
-        if left < 0:
-            break
-        count += 1
-    return count
+class Room:
+    """What a limit leaves for starts, its margin kept (W): each start is counted before the next."""
+
+    def __init__(self, limit_w: float, drawn_w: float) -> None:
+        self.left_w = limit_w * (1 - MARGIN) - drawn_w
+
+    def fits(self, watts: float) -> bool:
+        """Whether one more start of so many watts does."""
+        return watts <= self.left_w
+
+    def take(self, watts: float) -> None:
+        """Count it."""
+        self.left_w -= watts
 
 
 def _why(best: str, net: Mapping[str, float], costs: Mapping[str, float]) -> str:

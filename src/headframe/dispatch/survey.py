@@ -21,7 +21,7 @@ from headframe.model.ids import GpuId, NodeId, RackId
 from headframe.model.money import PriceList
 from headframe.model.power import Asic, AsicState, Filler, LoadClass, Mines, Posture, Signal, SignalKind, filler_id
 from headframe.model.states import AllocationState, GpuState, NodeState
-from headframe.model.units import MS_PER_HOUR, NANO_PER_USD
+from headframe.model.units import MS_PER_DAY, MS_PER_HOUR, NANO_PER_USD
 from headframe.model.work import Allocation, Tier, Workload
 from headframe.model.world import World
 
@@ -161,7 +161,7 @@ def market_of(world: World, site: fleet.Site) -> Market:
         for signal in sorted(told, key=lambda row: (-row.received_ms, row.id)):
             if signal.start_ms <= at_ms < signal.end_ms:
                 return signal.value
-        day_ms = at_ms // (24 * MS_PER_HOUR) * (24 * MS_PER_HOUR)
+        day_ms = at_ms // MS_PER_DAY * MS_PER_DAY
         row, hour = days.get(day_ms), (at_ms - day_ms) // MS_PER_HOUR
         return row.usd_mwh[hour] if row is not None and hour < len(row.usd_mwh) else None
 
@@ -193,9 +193,14 @@ def mines(filler: Filler, gpu_model: str) -> Mines | None:
     return next((found for name, found in filler.models.items() if plain_model(name) in {plain_model(gpu_model), "any"}), None)
 
 
+def filler_key(workload: Workload) -> str:
+    """The id of the filler that a workload runs: its name is that and the card's."""
+    return workload.spec.name.rpartition("@")[0]
+
+
 def filler_of(world: World, workload: Workload | None) -> Filler | None:
-    """The filler that a workload runs, None where that is gone: its name is the filler's id and the card's."""
-    return world.fillers.get(workload.spec.name.rpartition("@")[0]) if workload else None
+    """The filler that a workload runs, None where that is gone."""
+    return world.fillers.get(filler_key(workload)) if workload else None
 
 
 def earned_usd_h(world: World, filler: Filler | None, model: str) -> float | None:

@@ -7,8 +7,9 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, MINUTES_A_DAY, DemandCharge, Tariff, Window
+from headframe.model.units import MS_PER_HOUR
 
-MWH_KWH, HOUR_MS = 1000.0, 3_600_000
+MWH_KWH = 1000.0
 Market = Callable[[int], float | None]
 """The market's price (US$ per MWh) at an instant (ms), None where it is not known."""
 
@@ -67,6 +68,17 @@ def peaks(tariff: Tariff, starts_ms: Sequence[int], reached_w: Callable[[str], f
     return tuple(found)
 
 
+def counting(tariff: Tariff, at_ms: int) -> list[str]:
+    """The demand charges, by name, that what is drawn at an instant counts for."""
+    local = _local(tariff, at_ms)
+    return [charge.name for charge in tariff.demand if _counts(charge, local)]
+
+
+def billing_month(tariff: Tariff, at_ms: int) -> str:
+    """Such as 2026-11, in the site's own time."""
+    return _local(tariff, at_ms).strftime("%Y-%m")
+
+
 def borne(here: int, left: int) -> float:
     """The share of a new peak's cost that some of the month's hours bear, of those that are left of it."""
     return min(1.0, here / left) if left else 1.0
@@ -95,7 +107,7 @@ def _left(tariff: Tariff, charge: DemandCharge, at_ms: int) -> int:
     """Hours in the charge's windows from an instant to the end of its month."""
     month, count = _local(tariff, at_ms).month, 0
     for hour in range(31 * 24):
-        local = _local(tariff, at_ms + hour * HOUR_MS)
+        local = _local(tariff, at_ms + hour * MS_PER_HOUR)
         if local.month != month:
             break
         count += _counts(charge, local)

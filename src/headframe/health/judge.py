@@ -14,10 +14,9 @@ from headframe.health.grade import numbers
 from headframe.health.rules import WATCH_RULES, Rule, fired, told
 from headframe.health.xid import Code, blamed
 from headframe.model.health import Cause, Finding, History, Level, Watched, Xid
-from headframe.model.units import MS_PER_HOUR
+from headframe.model.units import MS_PER_DAY
 
-DAY_MS = 24 * MS_PER_HOUR
-WEEK_MS = 7 * DAY_MS
+WEEK_MS = 7 * MS_PER_DAY
 REPLAYS_MIN = {1: 0.15, 2: 0.30, 3: 0.48, 4: 0.96, 5: 1.92, 6: 3.84}
 """PCIe replays a minute and lane that are normal, by generation (DCGM 4.6)."""
 POWER_MOST = 1.2
@@ -88,7 +87,7 @@ def _power_odd(watched: Watched) -> float | None:
 
 def _of_xids(xids: Sequence[Xid], codes: Mapping[int, Code], now_ms: int) -> Iterator[Finding]:
     """What the last day's Xids say, one finding per code."""
-    recent = [xid for xid in blamed(xids) if now_ms - min(xid.at_ms, now_ms) <= DAY_MS]
+    recent = [xid for xid in blamed(xids) if now_ms - min(xid.at_ms, now_ms) <= MS_PER_DAY]
     times = Counter(xid.code for xid in recent)
     for number in sorted(times):
         code, works = codes.get(number), len({xid.work for xid in recent if xid.code == number})

@@ -194,7 +194,7 @@ class Asic(msgspec.Struct, frozen=True, kw_only=True, tag="asic", omit_defaults=
 
 class Posture(msgspec.Struct, frozen=True, kw_only=True, tag="posture", omit_defaults=True):
     """What dispatch wants of a site's cards of one model from `since_ms` on: which filler ("" for none, the cards sleep), on at most how many of them, the share of their draw
-    that each class may have (1 where it is not named); and why, with what each alternative would bring in US$ per card-hour.
+    that each class may have (1 where it is not named); and why.
     """
 
     id: str
@@ -205,7 +205,6 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True, tag="posture", omit_def
     caps: dict[str, float] = {}
     since_ms: int = 0
     why: str = ""
-    usd_h: dict[str, float] = {}
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):

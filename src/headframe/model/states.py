@@ -76,6 +76,8 @@ class Reason(StrEnum):
 
 NODE_FAULTS = frozenset({Reason.NODE_LOST, Reason.NODE_FAULT})
 """Ends that are the operator's fault: what the attempt cost is credited back."""
+OWN_FAULTS = frozenset({Reason.FINISHED, Reason.FAILED, Reason.SETUP_FAILED, Reason.START_FAILED})
+"""Ends by itself, of what is to go on for ever: the next start waits the longer, the more of them there were in a row."""
 
 _N, _G, _W, _A = NodeState, GpuState, WorkloadState, AllocationState
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 NANO_PER_USD = 1_000_000_000
 MS_PER_HOUR = 3_600_000
+MS_PER_DAY = 24 * MS_PER_HOUR
 MILLI = 1000
 
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]i?B?)?$", re.IGNORECASE)
@@ -113,7 +114,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-HALF_LIFE_MS = 7 * 24 * MS_PER_HOUR
+HALF_LIFE_MS = 7 * MS_PER_DAY
 """What a project used, and what broke, counts half after a week: Slurm's usual choice for fair share."""
 
 

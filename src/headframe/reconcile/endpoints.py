@@ -12,7 +12,7 @@ from headframe.model.endpoint import Endpoint, EndpointState
 from headframe.model.event import Draft, Kind
 from headframe.model.ids import AllocationId, WorkloadId, allocation_id
 from headframe.model.serving import Load
-from headframe.model.states import WORKLOAD_ENDS, AllocationState, Reason, WorkloadState
+from headframe.model.states import OWN_FAULTS, WORKLOAD_ENDS, AllocationState, Reason, WorkloadState
 from headframe.model.units import counted, duration
 from headframe.model.work import REPLICA, Facts, Retry, Workload
 from headframe.model.world import World
@@ -23,7 +23,6 @@ DRAIN_MS = 600_000
 ROLL_WAIT_MS = 30_000
 """A new revision's replica that waits for room so long gets an old one's."""
 PAUSE_FIRST_MS, PAUSE_MAX_MS = 5_000, 300_000
-OWN_FAULT = frozenset({Reason.FINISHED, Reason.FAILED, Reason.SETUP_FAILED, Reason.START_FAILED})
 UNKNOWN = Load()
 
 
@@ -51,7 +50,7 @@ def _counted(world: World, key: WorkloadId, there: Sequence[Workload], load: Loa
     """Replicas that just ended by themselves, and the first that answers after some did."""
     endpoint = world.endpoints[key]
     for replica in there:
-        if replica.state in WORKLOAD_ENDS and replica.reason in OWN_FAULT and replica.revision == endpoint.revision:
+        if replica.state in WORKLOAD_ENDS and replica.reason in OWN_FAULTS and replica.revision == endpoint.revision:
             failures = endpoint.failures + 1
             pause_ms = min(PAUSE_FIRST_MS * 2 ** (failures - 1), PAUSE_MAX_MS)
             why = f"{replica.name} ended, {replica.reason}" + (f": {replica.detail}" if replica.detail else "")

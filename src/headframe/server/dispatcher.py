@@ -8,15 +8,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from zoneinfo import ZoneInfo
 
 import msgspec
 
 from headframe.dispatch.plan import Basis, Schedule, Site
 from headframe.dispatch.shed import Rung
 from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, shed_always, surveyed, wished_limits
-from headframe.dispatch.tariff import peaks
+from headframe.dispatch.tariff import billing_month, counting
 from headframe.model import fleet
 from headframe.model.errors import HeadframeError
 from headframe.model.event import Draft, Event, Kind
@@ -28,6 +26,7 @@ from headframe.model.world import World
 from headframe.server.desk import Desk
 from headframe.server.filling import emergency, filled, over, settled
 from headframe.server.lead import Leadership
+from headframe.server.qualify import HOUSE
 from headframe.server.solving import Answer, solve
 from headframe.server.watch import Watch
 
@@ -192,7 +191,7 @@ class Dispatcher:
 def concerned(world: World, site: fleet.Site) -> bool:
     """Whether there is anything to dispatch at a site: a limit, a price, a filler, a mining machine, a signal, or a filler that still runs."""
     told = site.contract_w or site.tariff or world.fillers or world.asics or world.signals
-    return bool(told) or any(held.tier is Tier.FILLER for held in world.held.values())
+    return bool(told) or (bool(world.gpu_use_milli.get(HOUSE)) and any(held.tier is Tier.FILLER for held in world.held.values()))
 
 
 def _reached(survey: Survey) -> Iterator[Draft]:
@@ -200,19 +199,13 @@ def _reached(survey: Survey) -> Iterator[Draft]:
     site = survey.site
     if site.tariff is None or not site.tariff.demand:
         return
-    month = month_of(site, survey.now_ms)
+    month = billing_month(site.tariff, survey.now_ms)
     reached = dict(site.reached_w) if site.month == month else {}
     drawn = survey.meter.total_w
-    for peak in peaks(site.tariff, [survey.now_ms], lambda _: 0.0):
-        if peak.within[0] and drawn > reached.get(peak.name, 0.0) * 1.01:
-            reached[peak.name] = round(drawn)
+    for name in counting(site.tariff, survey.now_ms):
+        if drawn > reached.get(name, 0.0) * 1.01:
+            reached[name] = round(drawn)
     if reached != site.reached_w or (site.reached_w and site.month != month):
         row = msgspec.structs.replace(site, month=month, reached_w=reached)
         said = ", ".join(f"{name} {watts / 1000:.1f} kW" for name, watts in reached.items()) or "none yet"
         yield Draft(kind=Kind.SITE_CHANGED, subject=site.id, text=f"{site.name}: the month's peaks: {said}", rows=(row,))
-
-
-def month_of(site: fleet.Site, at_ms: int) -> str:
-    """The billing month, in the site's own time."""
-    zone = site.tariff.zone if site.tariff else "UTC"
-    return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(ZoneInfo(zone)).strftime("%Y-%m")

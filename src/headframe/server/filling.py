@@ -8,28 +8,28 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from headframe.dispatch.plan import Schedule
+from headframe.dispatch.plan import Schedule, whole
 from headframe.dispatch.power import CAPPED_LEAST
-from headframe.dispatch.settle import DWELL_MS, MARGIN, SLEEP, STEP_MS, Choice, starts_at_once
+from headframe.dispatch.settle import DWELL_MS, SLEEP, STEP_MS, Choice, Room, starts_at_once
 from headframe.dispatch.shed import Rung, shed
-from headframe.dispatch.survey import NO_LIMIT_W, Held, Problem, Survey, asic_groups, filler_of, loads, mines, posture_id, shed_always, worths
+from headframe.dispatch.survey import NO_LIMIT_W, Held, Problem, Survey, asic_groups, filler_of, loads, mines, posture_id, shed_always
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Gpu, Grade, Rack
 from headframe.model.ids import ENTROPY_BYTES, AllocationId, KeyId, NodeId, RackId, allocation_id, workload_id
 from headframe.model.people import Project
 from headframe.model.power import Asic, AsicState, Filler, LoadClass, Posture, filler_id
-from headframe.model.states import AllocationState, GpuState, NodeState, Reason, WorkloadState
-from headframe.model.units import MILLI, counted, duration
+from headframe.model.states import OWN_FAULTS, AllocationState, GpuState, NodeState, Reason, WorkloadState
+from headframe.model.units import MILLI, MS_PER_DAY, counted, duration
 from headframe.model.work import FILLER, Allocation, Facts, GpuRequest, Part, Resources, Retry, Share, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.power import rack_w
 from headframe.reconcile.jobs import stop
+from headframe.server.power import DAYS_KEPT
 from headframe.server.qualify import HOUSE
 
 CAP_STEP = 0.05
 """A cap that changes by less is left as it is."""
 CLASSES = (LoadClass.ONLINE, LoadClass.BATCH, LoadClass.SPOT, LoadClass.FILLER)
-OWN_FAULT = frozenset({Reason.FINISHED, Reason.FAILED, Reason.SETUP_FAILED, Reason.START_FAILED})
 PAUSE_FIRST_MS, PAUSE_MAX_MS, WELL_MS = 10_000, 600_000, 600_000
 STATS_PORT = 4100
 """Where a filler's own figures are read, plus the card's number, unless its file names a port."""
@@ -55,7 +55,7 @@ def _posture(world: World, survey: Survey, model: str, cards: int, choice: Choic
     before = world.postures.get(key)
     mine = {pool for pool, name in problem.models.items() if name == model}
     used = {kind: [use for use in schedule.uses if use.pool in mine and use.work.startswith(f"{kind}/")] for kind in LoadClass}
-    filling = int(sum(use.cards[0] for use in used[LoadClass.FILLER]) + 1e-6)
+    filling = whole(sum(use.cards[0] for use in used[LoadClass.FILLER]))
     busy = sum(use.cards[0] for kind in LoadClass if kind is not LoadClass.FILLER for use in used[kind])
     most = 0 if choice.filler == SLEEP else cards if filling >= int(cards - busy) else filling
     caps: dict[str, float] = {}
@@ -66,12 +66,10 @@ def _posture(world: World, survey: Survey, model: str, cards: int, choice: Choic
         share = old if abs(share - old) < CAP_STEP and share < 1 else share
         if share < 1:
             caps[str(kind)] = share
-    earns, costs = worths(world, survey, model)
-    usd_h = {name or "sleep": round(earns.get(name, 0.0) - cost, 6) for name, cost in costs.items()}
     same = before is not None and before.filler == choice.filler
     limited = "" if most in {0, cards} else f"; {cards - int(busy) - most} more find no power"
     return Posture(id=key, site_id=survey.site.id, model=model, filler=choice.filler, most=most, caps=caps, since_ms=before.since_ms if same and before else now_ms,
-                   why=choice.why + limited, usd_h=usd_h)  # fmt: skip
+                   why=choice.why + limited)  # fmt: skip
 
 
 def _mining_machines(world: World, survey: Survey, schedule: Schedule) -> Iterator[Draft]:
@@ -80,7 +78,7 @@ def _mining_machines(world: World, survey: Survey, schedule: Schedule) -> Iterat
     for name, there in asic_groups(world, survey.site).items():
         if name not in schedule.asics:
             continue
-        run = int(schedule.asics[name][0] + 1e-6)
+        run = whole(schedule.asics[name][0])
         for number, asic in enumerate(there):
             wanted = AsicState.MINING if number < run and not halted else AsicState.STOPPED
             if asic.can_stop and wanted is not asic.wanted and survey.now_ms - asic.changed_ms >= DWELL_MS:
@@ -94,7 +92,14 @@ def _switched(asic: Asic, wanted: AsicState, now_ms: int, why: str) -> Draft:
 
 
 def over(world: World, now_ms: int) -> Iterator[Draft]:
-    """Signals whose time has passed."""
+    """Signals whose time has passed, and days of prices that are of no more use: the store keeps them."""
+    old = tuple(
+        msgspec.structs.replace(day, closed=True)
+        for _, day in sorted(world.market_days.items())
+        if now_ms >= day.start_ms + (DAYS_KEPT + 1) * MS_PER_DAY
+    )
+    if old:
+        yield Draft(kind=Kind.MARKET_TOLD, subject=old[0].market, text=f"prices of {counted(len(old), 'day')} are over", rows=old)
     for key in sorted(world.signals):
         row = world.signals[key]
         if now_ms >= row.end_ms:
@@ -106,7 +111,7 @@ def failed(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
     """Fillers that ended by their own fault: each such end in a row doubles the pause before the next start. To be decided before the end is."""
     for seen in facts.observations:
         held = world.held.get(seen.allocation_id)
-        if held is None or held.tier is not Tier.FILLER or seen.state is not AllocationState.ENDED or seen.reason not in OWN_FAULT:
+        if held is None or held.tier is not Tier.FILLER or seen.state is not AllocationState.ENDED or seen.reason not in OWN_FAULTS:
             continue
         filler = filler_of(world, world.workloads.get(held.workload_id))
         if filler is None or now_ms < filler.not_before_ms:
@@ -216,27 +221,29 @@ class _Left:
     """What limits leave for starts: of the site, of each rack, and of this step."""
 
     def __init__(self, world: World, survey: Survey) -> None:
-        self._world, self._survey = world, survey
+        self._world, self._pue = world, survey.site.pue
         lately = sum(each.kind is LoadClass.FILLER and survey.now_ms - each.allocation.granted_ms < STEP_MS for each in survey.held)
         self.count = max(0, starts_at_once(sum(len(cards) for cards in survey.cards.values())) - lately)
-        self.site_w = NO_LIMIT_W if survey.limit_w >= NO_LIMIT_W else survey.limit_w * (1 - MARGIN) - survey.meter.total_w
-        self._racks: dict[RackId, float] = {}
+        self._site = Room(survey.limit_w, survey.meter.total_w)
+        self._racks: dict[RackId, Room] = {}
 
     def take(self, rack: Rack | None, watts: float) -> bool:
         """Whether one more start of so many watts fits; then it is counted."""
-        meter_w = watts * self._survey.site.pue
-        if not self.count or meter_w > self.site_w:
+        there = self._room(rack)
+        if not self.count or not self._site.fits(watts * self._pue) or not there.fits(watts):
             return False
-        if rack is not None and rack.limit_w:
-            if rack.id not in self._racks:
-                nodes = {node.id: node for node in self._world.nodes.values() if node.rack_id == rack.id}
-                self._racks[rack.id] = rack.limit_w * (1 - MARGIN) - rack_w(self._world, nodes)
-            if watts > self._racks[rack.id]:
-                return False
-            self._racks[rack.id] -= watts
         self.count -= 1
-        self.site_w -= meter_w
+        self._site.take(watts * self._pue)
+        there.take(watts)
         return True
+
+    def _room(self, rack: Rack | None) -> Room:
+        if rack is None or not rack.limit_w:
+            return Room(NO_LIMIT_W, 0.0)
+        if rack.id not in self._racks:
+            nodes = {node.id: node for node in self._world.nodes.values() if node.rack_id == rack.id}
+            self._racks[rack.id] = Room(rack.limit_w, rack_w(self._world, nodes))
+        return self._racks[rack.id]
 
 
 def _begun(world: World, survey: Survey, model: str, filler: Filler, most: int, left: _Left, resting: Mapping[NodeId, int]) -> Iterator[Draft]:

@@ -134,7 +134,7 @@ class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     reports: Callable[[], AsyncIterator[Report]] | None = None
     clean: Clean | None = None
     asics: tuple[Seen, Told] | None = None
-    limit: Callable[[Mapping[GpuId, int]], object] | None = None
+    limit: Callable[[Mapping[GpuId, int]], None] | None = None
     miner: Read | None = None
 
 

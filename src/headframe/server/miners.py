@@ -1,7 +1,6 @@
 """What this machine's fillers say of themselves, now and then, beside what their files promise."""
 
 import asyncio
-import logging
 from collections.abc import Callable
 
 from headframe.dispatch.survey import filler_of
@@ -14,7 +13,6 @@ from headframe.model.world import World
 from headframe.server.filling import STATS_PORT
 
 LOOK_S, AT_ONCE = 10.0, 8
-_log = logging.getLogger("headframe")
 Read = Callable[[str, int], Reading]
 """Asks the miner at a port of this machine; an exception where it can't be read."""
 
@@ -24,7 +22,6 @@ class Miners:
 
     def __init__(self, world: World, read: Read) -> None:
         self.readings: dict[AllocationId, Reading] = {}
-        self.unread: dict[AllocationId, str] = {}
         self._world, self._read = world, read
 
     async def run(self) -> None:
@@ -41,15 +38,13 @@ class Miners:
         async def one(key: AllocationId, adapter: str, port: int) -> None:
             async with gate:
                 try:
-                    self.readings[key], _ = await asyncio.to_thread(self._read, adapter, port), self.unread.pop(key, None)
-                except Exception as error:
+                    self.readings[key] = await asyncio.to_thread(self._read, adapter, port)
+                except Exception:  # a miner may say anything, or nothing: what it said before counts no more
                     self.readings.pop(key, None)
-                    self.unread[key] = str(error)[:200]
 
         await asyncio.gather(*(one(key, adapter, port) for key, (adapter, port) in asked.items()))
-        for gone in (self.readings.keys() | self.unread.keys()) - asked.keys():
-            self.readings.pop(gone, None)
-            self.unread.pop(gone, None)
+        for gone in self.readings.keys() - asked.keys():
+            del self.readings[gone]
 
     def _asked(self) -> list[tuple[AllocationId, tuple[str, int]]]:
         found: list[tuple[AllocationId, tuple[str, int]]] = []

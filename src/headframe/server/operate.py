@@ -20,7 +20,7 @@ from headframe.model.command import (
 )
 from headframe.model.errors import Conflicting, Infeasible, NotFound
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import Rack, Reservation
+from headframe.model.fleet import Rack, Reservation, Site
 from headframe.model.ids import NodeId, RackId
 from headframe.model.states import Reason
 from headframe.model.units import gpus
@@ -66,6 +66,11 @@ def operate(world: World, command: Operate, now_ms: int) -> Iterator[Draft]:
 def rack_named(world: World, name: str) -> Rack | None:
     """The rack of that name or id."""
     return next((rack for rack in world.racks.values() if name in {rack.name, rack.id}), None)
+
+
+def site_named(world: World, name: str) -> Site | None:
+    """The site of that name or id."""
+    return next((site for site in world.sites.values() if name in {site.name, site.id}), None)
 
 
 def _rack(world: World, name: str, fresh: RackId, now_ms: int) -> Rack:

@@ -11,14 +11,13 @@ from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeSig
 from headframe.model.errors import Conflicting, NotFound, Unbelievable
 from headframe.model.event import Draft, Kind
 from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, Asic, Filler, MarketDay, Signal, SignalKind, filler_id
-from headframe.model.units import counted, duration
+from headframe.model.units import MS_PER_DAY, counted, duration
 from headframe.model.world import World
 
 Power = TellMarket | TakeSignal | TellCoin | SetFiller | RemoveFiller | TellAsics | RemoveAsic
 DAYS_KEPT = 3
 """Days of prices that are over and still of use; the store keeps all."""
-DAY_MS = 86_400_000
-SPAN_MOST_MS = 31 * DAY_MS
+SPAN_MOST_MS = 31 * MS_PER_DAY
 LIMIT_MOST_W, LEVEL_MOST = 1e9, 3
 ASICS_MOST = 20_000
 
@@ -62,7 +61,7 @@ def _market(world: World, days: tuple[MarketDay, ...], now_ms: int) -> Iterator[
             raise Unbelievable(
                 f"{day.market}: {wrong:g} US$/MWh is no market's price", f"it lies outside {MARKET_LEAST_USD_MWH:g} to {MARKET_MOST_USD_MWH:g}"
             )
-    fresh = tuple(day for day in days if world.market_days.get(day.id) != day and day.start_ms + DAYS_KEPT * DAY_MS > now_ms)
+    fresh = tuple(day for day in days if world.market_days.get(day.id) != day and day.start_ms + DAYS_KEPT * MS_PER_DAY > now_ms)
     if fresh:
         markets = ", ".join(dict.fromkeys(day.market for day in fresh))
         yield Draft(kind=Kind.MARKET_TOLD, subject=fresh[0].market, text=f"{markets}: prices of {counted(len(fresh), 'day')}", rows=fresh)

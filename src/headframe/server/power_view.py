@@ -13,16 +13,15 @@ from headframe.dispatch.survey import (
     active,
     asics,
     earned_usd_h,
+    filler_key,
     filler_of,
     latest,
     loads,
     mines,
     posture_id,
-    surveyed,
     usd_of,
     worths,
 )
-from headframe.model import fleet
 from headframe.model.fleet import Gpu, plain_model
 from headframe.model.ids import AllocationId
 from headframe.model.power import AsicState, LoadClass, Reading
@@ -35,14 +34,14 @@ from headframe.server.dispatcher import Dispatcher, Planned
 NAMES = {LoadClass.FIRM: "sold", LoadClass.ONLINE: "served", LoadClass.SPOT: "spot", LoadClass.BATCH: "batch", LoadClass.FILLER: "fillers"}
 
 
-def power_view(world: World, site: fleet.Site, dispatcher: Dispatcher, now_ms: int) -> PowerView:
+def power_view(world: World, survey: Survey, dispatcher: Dispatcher) -> PowerView:
     """See `PowerView`."""
-    survey = surveyed(world, site, now_ms, dispatcher.known)
+    site = survey.site
     uses, planned = tuple(_uses(world, survey)), dispatcher.planned.get(site.id)
     read = sum(each.watts for each in survey.held if dispatcher.known(each.gpu.id) is not None)
     drawn = sum(each.watts for each in survey.held)
     return PowerView(
-        site=site.name, now_ms=now_ms, contract_w=site.contract_w, limit_w=0.0 if survey.limit_w >= NO_LIMIT_W else survey.limit_w, pue=site.pue,
+        site=site.name, now_ms=survey.now_ms, contract_w=site.contract_w, limit_w=0.0 if survey.limit_w >= NO_LIMIT_W else survey.limit_w, pue=site.pue,
         tariff=site.tariff.name if site.tariff else "", usd_kwh=survey.usd_kwh, meter_w=survey.meter.total_w, going_w=survey.meter.going_w,
         measured=read / drawn if drawn else 1.0, net_usd_h=sum(use.earns_usd_h - use.power_usd_h for use in uses), uses=uses,
         hours=tuple(_hours(planned)) if planned else (), ladder=ladder(loads(world, survey)),
@@ -108,17 +107,13 @@ def spot_floors(survey: Survey, planned: Planned | None) -> dict[str, float]:
     return found
 
 
-def filler_views(world: World, site: fleet.Site, dispatcher: Dispatcher, readings: Mapping[AllocationId, Reading], now_ms: int) -> list[FillerView]:
+def filler_views(world: World, survey: Survey, readings: Mapping[AllocationId, Reading]) -> list[FillerView]:
     """Fillers with what they bring now."""
-    survey = surveyed(world, site, now_ms, dispatcher.known)
+    site = survey.site
     found: list[FillerView] = []
     for key in sorted(world.fillers):
         filler = world.fillers[key]
-        there = [
-            each
-            for each in survey.held
-            if each.kind is LoadClass.FILLER and world.workloads[each.allocation.workload_id].spec.name.startswith(f"{key}@")
-        ]
+        there = [each for each in survey.held if each.kind is LoadClass.FILLER and filler_key(world.workloads[each.allocation.workload_id]) == key]
         even = {
             model: mining.break_even_usd_kwh(earned, does.watts * site.pue) for model, does in filler.models.items()
             if (earned := mining.usd_h(filler, does, world.coins.get(filler.coin))) is not None
@@ -130,7 +125,7 @@ def filler_views(world: World, site: fleet.Site, dispatcher: Dispatcher, reading
         ]
         whys = [row.why for model in survey.cards if mines(filler, model) and (row := world.postures.get(posture_id(site, model)))]
         found.append(FillerView(filler=filler, cards=len(there), usd_h=sum(_filler_usd_h(world, each) for each in there), watts=sum(each.watts for each in there),
-                                break_even_usd_kwh=even, promised=sum(each for each, _ in told), read=sum(each for _, each in told), why="switched off" if not filler.enabled else filler.why if now_ms < filler.not_before_ms else whys[0] if whys else "no card of these models is in service"))  # fmt: skip
+                                break_even_usd_kwh=even, promised=sum(each for each, _ in told), read=sum(each for _, each in told), why="switched off" if not filler.enabled else filler.why if survey.now_ms < filler.not_before_ms else whys[0] if whys else "no card of these models is in service"))  # fmt: skip
     return found
 
 

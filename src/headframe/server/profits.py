@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from typing import TypeVar
+
+import msgspec
 
 from headframe.billing.yields import Hour, postings, yields
 from headframe.dispatch.power import DRAW_SHARE, idle_w
-from headframe.dispatch.survey import earned_usd_h, filler_of, market_of, mines
+from headframe.dispatch.survey import earned_usd_h, filler_key, market_of
 from headframe.dispatch.tariff import usd_kwh
 from headframe.model import fleet
 from headframe.model.errors import HeadframeError
@@ -17,19 +18,18 @@ from headframe.model.fleet import Node
 from headframe.model.health import NodeHour
 from headframe.model.ids import AllocationId, GpuId
 from headframe.model.money import CardYield, NodeYield, Usage
-from headframe.model.power import LoadClass
+from headframe.model.power import Filler, LoadClass
 from headframe.model.power_api import Profit, ProfitHour
 from headframe.model.states import GpuState
 from headframe.model.units import MS_PER_HOUR, NANO_PER_USD, counted, usd
-from headframe.model.work import Allocation
+from headframe.model.work import Allocation, Tier, Workload
 from headframe.model.world import World
 from headframe.server.desk import Desk
 from headframe.server.lead import Leadership
-from headframe.store.base import PAGE_MAX, Query, Store
+from headframe.store.base import Query, Store, every
 
 LOOK_S, LATE_MS, BACK_HOURS, CHUNK = 60.0, 15 * 60_000, 48, 250
 """An hour is added up a quarter of an hour after its end: until then its last usage and readings come in. What is billed later still is in the ledger, not in here."""
-Hourly = TypeVar("Hourly", Usage, NodeYield)
 _log = logging.getLogger("headframe")
 
 
@@ -78,17 +78,16 @@ async def catch_up(desk: Desk, epoch: int | None) -> None:
 async def _add(desk: Desk, site: fleet.Site, nodes: Sequence[tuple[Node, Sequence[GpuId]]], start_ms: int, chunk: int, epoch: int | None) -> None:
     world = desk.world
     gathered = await asyncio.to_thread(_gathered, desk.store, [node.id for node, _ in nodes], start_ms)
-    usages, allocations, readings = gathered
     price = usd_kwh(site.tariff, market_of(world, site), start_ms) if site.tariff else None
     hour = Hour(
         start_ms=start_ms,
         site=site,
-        usages=usages,
-        allocations=allocations,
-        readings=readings,
+        usages=gathered.usages,
+        allocations=gathered.allocations,
+        readings=gathered.readings,
         usd_kwh=price,
         assumed_w=_assumed(world),
-        filler_usd_h=_earned(world),
+        filler_usd_h=_earned(world, gathered.fillers),
     )
     rows = yields(hour, nodes)
     entries = postings(hour, rows, chunk)
@@ -101,21 +100,26 @@ async def _add(desk: Desk, site: fleet.Site, nodes: Sequence[tuple[Node, Sequenc
     await desk.write(lambda _world, _now_ms: iter((draft,)), epoch)
 
 
-def _gathered(store: Store, nodes: Sequence[str], start_ms: int) -> tuple[list[Usage], dict[AllocationId, Allocation], dict[str, NodeHour]]:
-    usages = list(_pages(store, Usage, start_ms, start_ms + MS_PER_HOUR))
+class _Gathered(msgspec.Struct, frozen=True, kw_only=True):
+    """What the store has of an hour: usage, whose it was, which filler's, and what some machines' cards said."""
+
+    usages: list[Usage]
+    allocations: dict[AllocationId, Allocation]
+    fillers: dict[AllocationId, Filler]
+    readings: dict[str, NodeHour]
+
+
+def _gathered(store: Store, nodes: Sequence[str], start_ms: int) -> _Gathered:
+    usages = list(every(store, Usage, Query(since_ms=start_ms, until_ms=start_ms + MS_PER_HOUR)))
     allocations = {key: row for key in dict.fromkeys(usage.allocation_id for usage in usages) if (row := store.get(Allocation, key)) is not None}
-    readings = {node: found[0] for node in nodes if (found := [row for row in store.hours(node, start_ms, 1) if row.hour_ms == start_ms])}
-    return usages, allocations, readings
-
-
-def _pages(store: Store, kind: type[Hourly], since_ms: int, until_ms: int) -> Iterator[Hourly]:
-    before: tuple[int, str] | None = None
-    while True:
-        page = store.page(kind, Query(since_ms=since_ms, until_ms=until_ms, before=before, limit=PAGE_MAX))
-        yield from page
-        if len(page) < PAGE_MAX:
-            return
-        before = (page[-1].start_ms, page[-1].id)
+    works = {key: work for key, row in allocations.items() if row.tier is Tier.FILLER and (work := store.get(Workload, row.workload_id)) is not None}
+    known = {key: filler for key in set(map(filler_key, works.values())) if (filler := store.get(Filler, key)) is not None}
+    return _Gathered(
+        usages=usages,
+        allocations=allocations,
+        fillers={key: known[filler_key(work)] for key, work in works.items() if filler_key(work) in known},
+        readings={node: found[0] for node in nodes if (found := [row for row in store.hours(node, start_ms, 1) if row.hour_ms == start_ms])},
+    )
 
 
 def _assumed(world: World) -> Callable[[GpuId, float], float]:
@@ -126,14 +130,11 @@ def _assumed(world: World) -> Callable[[GpuId, float], float]:
     return watts
 
 
-def _earned(world: World) -> Callable[[Allocation], float]:
-    """US$ an hour that a filler's allocation earns, at the terms known now."""
+def _earned(world: World, fillers: Mapping[AllocationId, Filler]) -> Callable[[Allocation], float]:
+    """US$ an hour that a filler's allocation earns, at the coin's terms known now; the filler may be gone meanwhile."""
 
     def earned(allocation: Allocation) -> float:
-        model = allocation.parts[0].shares[0].model
-        known = filler_of(world, world.workloads.get(allocation.workload_id))
-        filler = known or next((world.fillers[key] for key in sorted(world.fillers) if mines(world.fillers[key], model)), None)
-        return earned_usd_h(world, filler, model) or 0.0
+        return earned_usd_h(world, fillers.get(allocation.id), allocation.parts[0].shares[0].model) or 0.0
 
     return earned
 
@@ -203,4 +204,4 @@ def _name(world: World, row: NodeYield, card: CardYield | None, by: By) -> str:
 
 def kept(store: Store, since_ms: int, until_ms: int) -> Iterator[NodeYield]:
     """All yields of hours that began in between."""
-    return _pages(store, NodeYield, since_ms, until_ms)
+    return every(store, NodeYield, Query(since_ms=since_ms, until_ms=until_ms))

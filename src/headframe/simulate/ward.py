@@ -15,11 +15,11 @@ from headframe.model.fleet import Gpu
 from headframe.model.health import Report, Sample, Xid
 from headframe.model.ids import GpuId, KeyId, NodeId
 from headframe.model.states import GpuState
-from headframe.model.units import MS_PER_HOUR
+from headframe.model.units import MS_PER_DAY, MS_PER_HOUR
 from headframe.simulate.world import START_MS, Config, Simulation
 
-MINUTE_MS, DAY_MS, YEAR_H = 60_000, 24 * MS_PER_HOUR, 8766
-MEND_MS = 24 * MS_PER_HOUR
+MINUTE_MS, YEAR_H = 60_000, 8766
+MEND_MS = MS_PER_DAY
 """A person is at a card that was taken within a day, and puts it back well."""
 
 

@@ -5,7 +5,7 @@ A commit carries events; each row of each event replaces the row of that id. It 
 below zero and if every entry is new. It succeeds whole or changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Protocol, TypeVar
 
@@ -106,6 +106,16 @@ class Store(Protocol):
     def close(self) -> None:
         """Let go of files and connections."""
         ...
+
+
+def every(store: Store, kind: type[R], query: Query) -> Iterator[R]:
+    """All rows of a query, newest first, page by page."""
+    while True:
+        page = store.page(kind, msgspec.structs.replace(query, limit=PAGE_MAX))
+        yield from page
+        if len(page) < PAGE_MAX:
+            return
+        query = msgspec.structs.replace(query, before=(columns(page[-1])[4], page[-1].id))
 
 
 def columns(row: Row) -> tuple[str, str, str, str, int]:

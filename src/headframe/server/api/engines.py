@@ -23,7 +23,7 @@ from headframe.server.api.problems import answers
 from headframe.server.auth import Principal
 from headframe.server.context import Context, found
 from headframe.server.reconcile import compared
-from headframe.store.base import PAGE_MAX, Query
+from headframe.store.base import Query, every
 
 PATH_MAX, HOURS_MAX = 200, 24 * 90
 SLURM_ID = EngineId(SLURM)
@@ -74,18 +74,9 @@ async def remove_engine(context: Context, request: Request[Principal, Any, Any],
 async def reconcile_engine(context: Context, engine: str, hours: Annotated[int, Parameter(ge=1, le=HOURS_MAX)] = 24) -> Reconciliation:
     """The ledger beside Slurm's own accounting, of what ended in the last hours."""
     row, since_ms = _named(context, engine), context.clock_ms() - hours * MS_PER_HOUR
-    ours: list[Allocation] = []
-    before: tuple[int, str] | None = None
-    while True:
-        page = await context.read(lambda store, before=before: store.page(Allocation, Query(since_ms=since_ms, before=before, limit=PAGE_MAX)))
-        ours += [
-            each
-            for each in page
-            if all(context.world.nodes[part.node_id].engine == SLURM for part in each.parts if part.node_id in context.world.nodes)
-        ]
-        if len(page) < PAGE_MAX:
-            break
-        before = (page[-1].granted_ms, page[-1].id)
+    begun = await context.read(lambda store: list(every(store, Allocation, Query(since_ms=since_ms))))
+    nodes = context.world.nodes
+    ours = [each for each in begun if all(nodes[part.node_id].engine == SLURM for part in each.parts if part.node_id in nodes)]
     return await compared(row, ours, since_ms, context.clock_ms)
 
 

@@ -18,7 +18,7 @@ from headframe.server.api.problems import answers
 from headframe.server.api.workloads import find, visible_project
 from headframe.server.auth import Principal, project_for
 from headframe.server.context import Context, cursor_of, read_cursor
-from headframe.store.base import PAGE_MAX, Query
+from headframe.store.base import Query, every
 
 Limit = Annotated[int, Parameter(ge=1, le=500)]
 _MONTH = re.compile(r"^(20\d\d)-(0[1-9]|1[0-2])$")
@@ -64,21 +64,19 @@ async def show_invoice(context: Context, request: Request[Principal, Any, Any], 
 
 async def month_invoice(context: Context, project: ProjectId, month: str) -> Invoice:
     """The invoice of a month, from every revenue entry in it."""
+    since_ms, until_ms = month_span(month)
+    query = Query(project_id=project, name=REVENUE_ACCOUNT, since_ms=since_ms, until_ms=until_ms)
+    return invoice(await context.read(lambda store: list(every(store, Entry, query))), project, month)
+
+
+def month_span(month: str) -> tuple[int, int]:
+    """The first instant (ms) of a month ("2026-11", UTC) and of the next; BadRequest where it is none."""
     match = _MONTH.fullmatch(month)
     if match is None:
         raise BadRequest("a month is written like 2026-11")
     year, number = int(match[1]), int(match[2])
-    since = datetime(year, number, 1, tzinfo=UTC)
-    until = datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
-    entries: list[Entry] = []
-    before: tuple[int, str] | None = None
-    while True:
-        query = Query(project_id=project, name=REVENUE_ACCOUNT, since_ms=_ms(since), until_ms=_ms(until), before=before, limit=PAGE_MAX)
-        page = await context.read(lambda store, query=query: store.page(Entry, query))
-        entries += page
-        if len(page) < PAGE_MAX:
-            return invoice(entries, project, month)
-        before = (page[-1].at_ms, page[-1].id)
+    since, until = datetime(year, number, 1, tzinfo=UTC), datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
+    return int(since.timestamp() * 1000), int(until.timestamp() * 1000)
 
 
 async def _query(
@@ -86,10 +84,6 @@ async def _query(
 ) -> Query:
     parent = (await find(context, request.user, workload)).id if workload else None
     return Query(project_id=visible_project(context, request.user, project), parent_id=parent, before=read_cursor(before), limit=limit)
-
-
-def _ms(instant: datetime) -> int:
-    return int(instant.timestamp() * 1000)
 
 
 ROUTER = Router("/", route_handlers=[bill, list_usage, list_entries, show_invoice])

@@ -35,7 +35,7 @@ from headframe.server.api.fleet import node_named, said, watts_good
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context, drawn, found, named
-from headframe.server.operate import rack_named
+from headframe.server.operate import rack_named, site_named
 from headframe.server.power_file import tariff
 from headframe.server.workload_file import NODES_MAX, parse_gpu
 
@@ -59,9 +59,7 @@ async def list_sites(context: Context) -> SiteList:
 @put("/v1/sites/{site:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
 async def set_site(context: Context, request: Request[Principal, Any, Any], site: str, data: SiteBody) -> Site:
     """What a site does by itself."""
-    at = next((row for row in context.world.sites.values() if site in {row.id, row.name}), None)
-    key = found(at, f"site {site[:80]!r}", "site ls").id
-
+    key = found(site_named(context.world, site), f"site {site[:80]!r}", "site ls").id
     if data.contract_w is not None and not 0 <= data.contract_w <= CONTRACT_MOST_W:
         raise BadRequest("a contract is between 0 and 1 GW, in watts")
     if data.pue is not None and not 1.0 <= data.pue <= 3.0:

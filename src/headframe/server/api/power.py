@@ -2,13 +2,12 @@
 
 import math
 import re
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from litestar import Request, Router, delete, get, post, put
 from litestar.params import Parameter
 
-from headframe.dispatch.survey import surveyed
+from headframe.dispatch.survey import Survey, surveyed
 from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import BadRequest, HeadframeError, NotFound
 from headframe.model.fleet import Site
@@ -32,13 +31,14 @@ from headframe.model.power_api import (
     TextBody,
 )
 from headframe.model.states import GpuState
-from headframe.model.units import MS_PER_HOUR
+from headframe.model.units import MS_PER_DAY, MS_PER_HOUR
 from headframe.model.world import World
+from headframe.server import operate
+from headframe.server.api.money import month_span
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal
 from headframe.server.context import Context, found
 from headframe.server.operate import rack_named
-from headframe.server.power import DAY_MS
 from headframe.server.power_file import filler
 from headframe.server.power_view import explain_gpu, explain_many, filler_views, power_view
 from headframe.server.profits import By, kept, profits
@@ -51,44 +51,32 @@ _COIN = re.compile(r"^[A-Z0-9]{2,10}$")
 @get("/v1/power", opt={"scope": Scope.OPERATOR}, responses=answers(404))
 async def show_power(context: Context, site: str = "") -> PowerView:
     """What the site draws, earns and pays now, the next day, what is shed next."""
-    return power_view(context.world, site_named(context.world, site), context.dispatcher, context.clock_ms())
+    return power_view(context.world, survey_of(context, site_named(context.world, site)), context.dispatcher)
 
 
 @get("/v1/profits", opt={"scope": Scope.OPERATOR}, responses=answers(422))
 async def list_profits(context: Context, by: By = By.MODEL, days: Annotated[int, Parameter(ge=1, le=400)] = 7, month: str = "") -> ProfitList:
     """What cards brought and cost, hour by hour added up: by card, machine, rack, model, owner or site; of the last days, or of a month (2026-11, UTC)."""
     now_ms = context.clock_ms()
-    since_ms, until_ms = month_span(month) if month else (now_ms - days * DAY_MS, now_ms + 1)
+    since_ms, until_ms = month_span(month) if month else (now_ms - days * MS_PER_DAY, now_ms + 1)
     rows = await context.read(lambda store: list(kept(store, since_ms, until_ms)))
     return ProfitList(by=by, since_ms=since_ms, until_ms=until_ms, items=tuple(profits(context.world, iter(rows), by)))
-
-
-def month_span(month: str) -> tuple[int, int]:
-    """A month's first instant and the next one's."""
-    if not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", month):
-        raise BadRequest(f"{month[:20]!r} is no month", "write it like 2026-11")
-    year, number = int(month[:4]), int(month[5:])
-    first, after = datetime(year, number, 1, tzinfo=UTC), datetime(year + number // 12, number % 12 + 1, 1, tzinfo=UTC)
-    return int(first.timestamp() * 1000), int(after.timestamp() * 1000)
 
 
 @get("/v1/dispatch/{subject:str}", opt={"scope": Scope.OPERATOR}, responses=answers(404))
 async def explain(context: Context, subject: str) -> Explanation:
     """Why a card (by UUID), a rack or a site does what it does now."""
-    world, now_ms = context.world, context.clock_ms()
+    world = context.world
     gpu, rack = world.gpus.get(GpuId(subject)), rack_named(world, subject)
-    if gpu is None and rack is None:
-        site = site_named(world, subject)
-        survey = surveyed(world, site, now_ms, context.dispatcher.known)
-        cards = [each for each in world.gpus.values() if each.state is not GpuState.RETIRED and world.nodes[each.node_id].site_id == site.id]
-        return explain_many(world, survey, site.name, sorted(cards, key=lambda each: each.id))
-    site_id = world.nodes[gpu.node_id].site_id if gpu else rack.site_id if rack else next(iter(world.sites))
-    survey = surveyed(world, world.sites[site_id], now_ms, context.dispatcher.known)
+    node = world.nodes[gpu.node_id] if gpu else None
+    home = node or rack
+    site = world.sites[home.site_id] if home else site_named(world, subject)
+    survey = survey_of(context, site)
     if gpu is not None:
         return explain_gpu(world, survey, gpu)
-    assert rack is not None
-    there = [each for each in world.gpus.values() if each.state is not GpuState.RETIRED and world.nodes[each.node_id].rack_id == rack.id]
-    return explain_many(world, survey, rack.name, sorted(there, key=lambda each: each.id))
+    there = [node for node in world.nodes.values() if (node.rack_id == rack.id if rack else node.site_id == site.id)]
+    cards = [each for node in there for each in world.node_gpus[node.id].values() if each.state is not GpuState.RETIRED]
+    return explain_many(world, survey, rack.name if rack else site.name, sorted(cards, key=lambda each: each.id))
 
 
 @put("/v1/market", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
@@ -101,9 +89,9 @@ async def tell_market(context: Context, request: Request[Principal, Any, Any], d
         raise BadRequest("a price belongs to an hour: its start in ms, UTC", "give hours")
     days: dict[int, list[float | None]] = {}
     for at_ms, price in data.prices:
-        start = at_ms // DAY_MS * DAY_MS
+        start = at_ms // MS_PER_DAY * MS_PER_DAY
         days.setdefault(start, [None] * 24)[(at_ms - start) // MS_PER_HOUR] = price
-    from_today = context.clock_ms() // DAY_MS * DAY_MS
+    from_today = context.clock_ms() // MS_PER_DAY * MS_PER_DAY
     rows = tuple(
         MarketDay(id=f"{data.market}/{start}", market=data.market, start_ms=start, usd_mwh=tuple(prices), source=data.source[:80])
         for start, prices in sorted(days.items())
@@ -111,7 +99,7 @@ async def tell_market(context: Context, request: Request[Principal, Any, Any], d
 
     def answer(world: World) -> MarketTold:
         known = [row for row in world.market_days.values() if row.market == data.market and row.start_ms >= from_today]
-        return MarketTold(market=data.market, days=len(known), until_ms=max((row.start_ms + DAY_MS for row in known), default=0))
+        return MarketTold(market=data.market, days=len(known), until_ms=max((row.start_ms + MS_PER_DAY for row in known), default=0))
 
     return await context.write(request, TellMarket(days=rows), answer)
 
@@ -175,9 +163,7 @@ async def tell_coin(context: Context, request: Request[Principal, Any, Any], coi
 @get("/v1/fillers", opt={"scope": Scope.OPERATOR}, responses=answers())
 async def list_fillers(context: Context) -> FillerList:
     """What idle cards may do, and what it brings now."""
-    return FillerList(
-        items=tuple(filler_views(context.world, site_named(context.world, ""), context.dispatcher, context.miners.readings, context.clock_ms()))
-    )
+    return FillerList(items=tuple(filler_views(context.world, survey_of(context, site_named(context.world, "")), context.miners.readings)))
 
 
 @put("/v1/fillers", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
@@ -233,10 +219,15 @@ def _asics(world: World) -> AsicList:
 
 def site_named(world: World, name: str) -> Site:
     """A site by name or id; the only one where nothing is said."""
-    rows = [row for row in world.sites.values() if name in {row.id, row.name, ""}]
-    if not rows:
+    row = operate.site_named(world, name) if name else next(iter(world.sites.values()), None)
+    if row is None:
         raise NotFound(f"no card, rack or site {name[:80]!r}", "list them: `headframe nodes`, `headframe rack ls`, `headframe site ls`")
-    return rows[0]
+    return row
+
+
+def survey_of(context: Context, site: Site) -> Survey:
+    """The site as it is now."""
+    return surveyed(context.world, site, context.clock_ms(), context.dispatcher.known)
 
 
 def _token(text: str, what: str) -> None:
