@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from headframe.data import text
 from headframe.health.catalogue import catalogue, claim
 from headframe.health.grade import Case, grade, grade_node, host_readings, readings, stale, typical
-from headframe.health.judge import DAY_MS, Verdict, judge
+from headframe.health.judge import Verdict, judge
 from headframe.health.rules import NODE_RULES, RULES, WATCH_RULES, with_limits
 from headframe.health.watch import window
 from headframe.health.xid import BURST_MS, blamed, codes, read, slot
@@ -32,8 +32,8 @@ W, B = Level.WARN, Level.BAD
 STORIES = [
     ("a card that does its work", {}, {}, None, ""),
     ("a card that is gone in the middle of a job", {"present": False}, {}, B, "is not there any more"),
-    ("a card that flaps daily", {}, {"missing_ms": (NOW - DAY_MS, NOW - 2 * DAY_MS, NOW - 3 * DAY_MS)}, B, "went missing 3 times in 7 days"),
-    ("a card that was gone once", {}, {"missing_ms": (NOW - DAY_MS,)}, None, ""),
+    ("a card that flaps daily", {}, {"missing_ms": (NOW - MS_PER_DAY, NOW - 2 * MS_PER_DAY, NOW - 3 * MS_PER_DAY)}, B, "went missing 3 times in 7 days"),
+    ("a card that was gone once", {}, {"missing_ms": (NOW - MS_PER_DAY,)}, None, ""),
     ("an uncorrected error", {"ecc_uncorrected": 1}, {}, B, "1 uncorrected"),
     ("a failed remap", {"remap_failed": True}, {}, B, "could not be remapped"),
     ("a row that waits", {"remap_pending": True}, {}, W, "waits for a reset"),
@@ -59,8 +59,8 @@ STORIES = [
     ("a program's first Xid 31", {}, {"xids": xids((31, 1000))}, None, ""),
     ("one program that crashes all day", {}, {"xids": xids(*((31, n * 3_600_000) for n in range(9)), work="same")}, W, "Xid 31 9 times"),
     ("three programs that crash on one card", {}, {"xids": xids((31, 1000), (31, 4_000_000), (31, 8_000_000))}, B, "Xid 31 3 times"),
-    ("yesterday's Xid 79, mended since", {}, {"xids": xids((79, DAY_MS + BURST_MS))}, None, ""),
-    ("a clock that was set back: the future is now", {}, {"xids": (Xid(at_ms=NOW + 10 * DAY_MS, code=79, slot="0000:01:00"),)}, B, "Xid 79"),
+    ("yesterday's Xid 79, mended since", {}, {"xids": xids((79, MS_PER_DAY + BURST_MS))}, None, ""),
+    ("a clock that was set back: the future is now", {}, {"xids": (Xid(at_ms=NOW + 10 * MS_PER_DAY, code=79, slot="0000:01:00"),)}, B, "Xid 79"),
     ("an Xid that nobody uses", {}, {"xids": xids((1, 1000))}, None, ""),
     ("an Xid that is not in the table", {}, {"xids": xids((999, 1000))}, None, ""),
 ]  # fmt: skip
@@ -143,8 +143,8 @@ def test_a_machine_limits_what_its_cards_can_do_together(host, models, expected,
 def test_a_grade_ends_with_its_month_and_with_any_change_of_the_card():
     graded = Graded(at_ms=NOW, depth="quick", vbios="1", driver="570", slot="0000:01:00", power_limit_w=300)
     card = gpu(0, 0, vbios="1", driver="570", pci_bus="00000000:01:00.0", max_w=300)
-    assert stale(graded, card, NOW + DAY_MS) == ""
-    assert stale(graded, card, NOW + 31 * DAY_MS) == "its check is older than 30 days"
+    assert stale(graded, card, NOW + MS_PER_DAY) == ""
+    assert stale(graded, card, NOW + 31 * MS_PER_DAY) == "its check is older than 30 days"
     changes = {"vbios": "2", "driver": "580", "pci_bus": "00000000:02:00.0", "max_w": 350}
     said = [stale(graded, msgspec.structs.replace(card, **{name: value}), NOW) for name, value in changes.items()]
     assert said == [
