@@ -14,6 +14,7 @@ up: .venv/.run ## the same server, without the demonstration
 check: .venv/.dev ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff check --quiet --isolated --target-version py311 --select F --ignore F811 tests benchmarks examples docs
 	@$(BIN)/lint-imports --no-cache >.venv/lint-imports.log 2>&1 || { cat .venv/lint-imports.log; exit 1; }
 	@$(BIN)/basedpyright --level error
 

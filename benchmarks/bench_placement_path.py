@@ -20,7 +20,6 @@ from headframe.model.command import CreateProject, Found, GrantCredit, Submit
 from headframe.model.ids import AllocationId
 from headframe.model.states import AllocationState, WorkloadState
 from headframe.model.work import Allocation, Part, Share, Tier
-from headframe.model.world import World
 from headframe.placement import explain, plan
 from headframe.placement.compiled import compiled
 from headframe.placement.fleet import Fleet

@@ -15,6 +15,7 @@ from headframe.health.xid import BURST_MS, blamed, codes, read, slot
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Grade, Graded
 from headframe.model.health import History, Host, Inventory, Level, Measured, Sample, Watched, Xid
+from headframe.model.units import MS_PER_DAY
 from support import gpu
 
 CODES = codes(text("xid.csv"))

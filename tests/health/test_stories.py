@@ -6,7 +6,6 @@ No figure here was measured on a card: rates are the catalogue's, scaled as a he
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import msgspec
 import pytest

@@ -6,7 +6,6 @@ from headframe.gateway.book import Book
 from headframe.gateway.spool import Spool
 from headframe.model.endpoint import Table
 from headframe.model.ids import GatewayId
-from headframe.model.people import Scope
 from gateways import PEPPER, make_key
 
 

@@ -25,7 +25,7 @@ from headframe.server.filling import emergency, filled, over, settled
 from headframe.server.power import DAYS_KEPT
 from headframe.server.tick import decisions
 from headframe.server.watch import Watch
-from support import NOW_MS, PROJECT, commit, fleet, gpu, job, put, running, spec
+from support import NOW_MS, PROJECT, commit, fleet, gpu, put, running, spec
 
 RVN = Coin(id="RVN", algorithm="kawpow", price_usd=0.02, network_hs=5e12, block_s=60, reward=2500)
 KAWPOW = Filler(id="filler-kawpow", name="kawpow", run="mine", coin="RVN", models={"RTX 3090": Mines(hashes_s=50e6, watts=280)})
