@@ -55,7 +55,7 @@ def chats(rng):
 
 
 def run(rule, rng):
-    replicas, ends, hits, total, _peaks = [Replica(n) for n in range(REPLICAS)], [], 0, 0, []
+    replicas, ends, hits, total = [Replica(n) for n in range(REPLICAS)], [], 0, 0
     for when, chat, turn, blocks, answer in chats(rng):
         while ends and ends[0][0] <= when:
             heapq.heappop(ends)[2].in_flight -= 1
