@@ -34,23 +34,26 @@ class Trace:
 
     def __init__(self, variant, data=DATA):
         nodes, pods = read(data / "nodes.csv.gz"), read(data / f"pods_{variant}.csv.gz")
-        self.classes = sorted({(n["model"], int(n["gpu"])) for n in nodes})
+        self.classes = sorted({kind(n) for n in nodes})
         number = {key: c for c, key in enumerate(self.classes)}
         self.rows = np.full((len(nodes), GPUS + 8), -1, dtype=np.int64)
         for row, n in zip(self.rows, nodes, strict=True):
-            row[:GPUS] = (number[n["model"], int(n["gpu"])], 0, int(n["cpu_milli"]), int(n["memory_mib"]), 1 << 40, 1 << 40, 0, 0)
+            row[:GPUS] = (number[kind(n)], 0, int(n["cpu_milli"]), int(n["memory_mib"]), 1 << 40, 1 << 40, 0, 0)
             row[len(row) - int(n["gpu"]) :] = MILLI
         self.kinds = np.zeros((len(self.classes), 8), dtype=np.int64)
         self.capacity = int((self.rows[:, GPUS:] > 0).sum()) * MILLI
         self.pods = [pod(p) for p in pods]
         self.asks = {p: self.ask(p) for p in dict.fromkeys(self.pods)}
         often = collections.Counter(self.pods)
-        self.demand = Demand.of(Wanted(need=self.asks[p][0], mask=self.asks[p][1], scope="|".join(p[4]), often=often[p]) for p in self.asks)
+        self.demand = Demand.of(
+            Wanted(need=self.asks[p][0], mask=self.asks[p][1], scope=str([m > 0 for m in self.asks[p][1]]), often=often[p]) for p in self.asks
+        )
 
     def ask(self, p):
         cpu, memory, each, count, models = p
         tag = (0 if each < MILLI else count.bit_length()) if count else 5
-        return (cpu, memory, 0, each, count, tag), tuple(255 if not models or m in models else -1 for m, _ in self.classes)
+        able = [(not models or m in models) and gpus >= count and cpus >= cpu and ram >= memory for m, gpus, cpus, ram in self.classes]
+        return (cpu, memory, 0, each, count, tag), tuple(255 if a else -1 for a in able)
 
     def arrivals(self, seed):
         rng = random.Random(seed)
@@ -65,12 +68,17 @@ class Trace:
             total += p[2] * p[3]
         return order
 
-    def index(self, policy, seed):
-        return Index(self.rows[np.random.default_rng(seed).permutation(len(self.rows))], self.kinds, self.demand, policy, code=compiled())
+    def index(self, policy, seed, turnover=0.0):
+        demand = Demand.of(self.demand.wanted, turnover)
+        return Index(self.rows[np.random.default_rng(seed).permutation(len(self.rows))], self.kinds, demand, policy, code=compiled())
 
     def shape(self, index, p):
         need, mask = self.asks[p]
         return index.shape(p, need, mask, [0] * len(mask))
+
+
+def kind(n):
+    return n["model"], int(n["gpu"]), int(n["cpu_milli"]), int(n["memory_mib"])
 
 
 def pod(p):
@@ -123,7 +131,7 @@ def churn(trace, policy, seed, load, count=50_000):
     that the fleet settles within the run (the trace's own reach half a year); the first half of the arrivals is not counted.
     """
     rng = random.Random(seed)
-    index, clock, ends, asked, lost = trace.index(policy, seed), 0.0, [], 0.0, 0.0
+    index, clock, ends, asked, lost = trace.index(policy, seed, turnover=1.0), 0.0, [], 0.0, 0.0
     cards = index.rows()[:, GPUS:].copy()
     rate = load * trace.capacity / (sum(p[2] * p[3] for p in trace.pods) / len(trace.pods))
     for n in range(count):
@@ -152,7 +160,7 @@ def bound(trace, percent=100):
     """No policy can allocate more, in percent of all GPUs, when requests worth `percent` have arrived: a configuration linear
     program over the patterns of one card, per model, with whole cards, sizes and accepted models, CPU and memory left out.
     """
-    models = sorted({m for m, _ in trace.classes})
+    models = sorted({m for m, *_ in trace.classes})
     cards = {m: 0 for m in models}
     for row in trace.rows:
         cards[trace.classes[row[0]][0]] += int((row[GPUS:] > 0).sum())

@@ -1,4 +1,4 @@
-"""The index against brute force: machine code, plain Python and a look at every node choose the same node and card."""
+"""The index against brute force: machine code, NumPy alone and a look at every node choose the same node and card."""
 
 import numpy as np
 import pytest
@@ -41,14 +41,15 @@ def rows(classes):
     return made
 
 
-def index(classes, policy, code, weights=None):
+def index(classes, policy, code, weights=None, demand=DEMAND):
     kinds = np.array([(0, 0, 0, 0), (0, 0, 2, 2), (0, 0, 0, 0)], dtype=np.int64)
-    return Index(rows(classes), kinds, DEMAND, policy, weights or Weights(rollout=0), code, memo=1 << 12)
+    return Index(rows(classes), kinds, demand, policy, weights or Weights(rollout=0), code, memo=1 << 12)
 
 
 def brute(ix, ask):
     """The node and column that a look at every node gives, with nothing remembered."""
     best = (NEVER, -1, -1)
+    forgetful = ix.scores._replace(memo_key=np.zeros_like(ix.scores.memo_key), memo_value=np.zeros_like(ix.scores.memo_value))
     for node, row in enumerate(ix.rows()):
         c, n = int(row[0]), np.array(need(ask), dtype=np.int64)
         if not kernels.fits(row, n, mask(ask, c), 0):
@@ -59,20 +60,18 @@ def brute(ix, ask):
         for pick in picks:
             after = np.zeros_like(row)
             kernels.taken(row, ix.scores.kind[c], n, mask(ask, c), 0, pick, after)
-            cost = kernels.cost_of(row, after, n, ix.scores, pick) + int(ix.scores.price[c]) * ask[1] * ask[2]
+            cost = kernels.cost_of(row, after, n, forgetful, pick) + int(ix.scores.price[c]) * ask[1] * ask[2]
             best = min(best, (cost, node, picks.index(pick), pick))
     return best[1], (best[3] if best[1] >= 0 and 0 < ask[1] < MILLI else 0)
 
 
+BUSY = Demand.of(DEMAND.wanted, turnover=0.7)
 steps = st.lists(st.one_of(st.sampled_from(range(len(ASKS))), st.just(-1)), min_size=1, max_size=40)
 POLICIES = [policy for policy in Policy if policy is not Policy.RANDOM]
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), steps)
-def test_index_and_brute_force_choose_the_same_node_and_card(policy, classes, walk):
-    ix = index(classes, policy, plain())
+def walked(ix, walk, check):
+    """Place by the steps of a walk; a negative one undoes the last placement."""
     before = []
     for step in walk:
         if step < 0:
@@ -81,11 +80,11 @@ def test_index_and_brute_force_choose_the_same_node_and_card(policy, classes, wa
                 ix.set(node, row)
                 before.clear()
             continue
-        ask = ASKS[step]
+        ask, old = ASKS[step], ix.rows()
         shape = ix.shape(ask, need(ask), [mask(ask, c) for c in range(3)], [0, 0, 0])
-        if policy is Policy.HEADFRAME and ix.slots.size[kernels.PLACED] & 7 == 0:
+        if ix.policy is Policy.HEADFRAME and ix.slots.size[kernels.PLACED] & 7 == 0:
             ix.code.reprice(ix.scores)
-        expected, old = brute(ix, ask), ix.rows()
+        expected = check(ix, ask)
         placed = ix.place(shape)
         assert (placed.node if placed else -1) == expected[0]
         if placed:
@@ -94,16 +93,32 @@ def test_index_and_brute_force_choose_the_same_node_and_card(policy, classes, wa
                 assert placed.column == expected[1]
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), steps)
+def test_index_and_brute_force_choose_the_same_node_and_card(policy, classes, walk):
+    walked(index(classes, policy, plain()), walk, brute)
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=3), st.lists(st.sampled_from(range(len(ASKS))), min_size=1, max_size=6))
+def test_looking_ahead_gives_what_a_look_at_every_node_with_nothing_remembered_gives(classes, walk):
+    walked(index(classes, Policy.HEADFRAME, plain(), Weights(), BUSY), walk, brute)
+
+
 @pytest.mark.parametrize("policy", list(Policy))
-def test_machine_code_and_plain_python_give_the_same_answers(policy):
-    rng = np.random.default_rng(7)
-    weights = Weights(rollout=1.0) if policy is Policy.HEADFRAME else None
-    pair = [index([0, 1, 2, 0, 1], policy, code, weights) for code in (plain(), compiled())]
-    for step in rng.integers(0, len(ASKS), size=30):
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), steps, st.booleans())
+def test_machine_code_and_numpy_give_the_same_answers(policy, classes, walk, busy):
+    pair = [index(classes, policy, code, Weights(), BUSY if busy else DEMAND) for code in (plain(), compiled())]
+    for step in walk:
         ask, answers = ASKS[step], []
         for ix in pair:
-            answers.append(ix.place(ix.shape(ask, need(ask), [mask(ask, c) for c in range(3)], [0, 0, 0])))
-        assert answers[0] == answers[1]
+            if step < 0:
+                ix.set(0, rows(classes)[0])
+            else:
+                answers.append(ix.place(ix.shape(ask, need(ask), [mask(ask, c) for c in range(3)], [0, 0, 0])))
+        assert answers[:1] == answers[1:]
     assert (pair[0].rows() == pair[1].rows()).all()
 
 

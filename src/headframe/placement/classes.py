@@ -94,17 +94,22 @@ class Classes:
 def _mask(need: Resources, kind: Class) -> int:
     if not _will_do(need, kind):
         return UNUSABLE
-    return sum(1 << column for column, gpu in enumerate(kind.cards) if matches(need.gpu, gpu))
+    usable = sum(1 << column for column, gpu in enumerate(kind.cards) if matches(need.gpu, gpu))
+    return usable if usable.bit_count() >= cards_of(need.gpu)[1] else UNUSABLE
 
 
 def _will_do(need: Resources, kind: Class) -> bool:
-    if (need.arch and need.arch != kind.node.arch) or not set(kind.node.taints) <= set(need.tolerations):
+    """Whether such a machine would take the work if nothing else ran there."""
+    host = kind.node
+    if need.cpu_milli > host.cpu_milli or need.memory_mib > host.memory_mib or need.disk_mib > host.disk_mib:
         return False
-    if need.gang and kind.node.engine not in TOGETHER:
+    if (need.arch and need.arch != host.arch) or not set(host.taints) <= set(need.tolerations):
         return False
-    if need.reached and kind.node.engine in DIALS_OUT and not kind.node.address:
+    if need.gang and host.engine not in TOGETHER:
         return False
-    if kind.node.engine == SLURM and need.cpu_milli % MILLI:
+    if need.reached and host.engine in DIALS_OUT and not host.address:
+        return False
+    if host.engine == SLURM and need.cpu_milli % MILLI:
         return False
     return not need.exclusive or len(kind.cards) == cards_of(need.gpu)[1]
 

@@ -1,4 +1,4 @@
-"""The kernels as machine code, or as they are.
+"""The kernels as machine code, or by NumPy.
 
 Numba is imported only when `compiled` is first asked for: it takes a second and 100 MB, which a small fleet has no use for.
 Machine code is kept beside the source (or in NUMBA_CACHE_DIR), so only the first start after an installation compiles.
@@ -10,8 +10,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Protocol
 
-from headframe.placement import kernels, slots
+from headframe.placement import kernels, slots, vectors
 from headframe.placement.kernels import Ints, Members, Scores, Shapes, Slots
+
+SEEN_AT_ONCE = ("refresh", "cheapest")
+"""What `vectors.py` has in place of `slots.py`."""
 
 
 class Code(Protocol):
@@ -28,8 +31,10 @@ class Code(Protocol):
 
 @cache
 def plain() -> Code:
-    """The kernels as Python runs them: slow, ready at once, and the same answers."""
-    return types.SimpleNamespace(**vars(kernels), **{k: v for k, v in vars(slots).items() if k not in vars(kernels)})  # pyright: ignore[reportReturnType]
+    """The kernels without machine code: what looks at many states by NumPy, the rest as Python runs it. Ready at once, the same answers."""
+    space: dict[str, object] = {**vars(kernels), **vars(slots), **{name: getattr(vectors, name) for name in SEEN_AT_ONCE}}
+    space |= {name: types.FunctionType(f.__code__, space, name, f.__defaults__) for name, f in _own(slots).items() if name not in SEEN_AT_ONCE}
+    return types.SimpleNamespace(**space)  # pyright: ignore[reportReturnType]
 
 
 @cache

@@ -27,8 +27,8 @@ from headframe.placement.racks import Racks, lemon
 from headframe.placement.score import Demand, Wanted, Weights
 
 LOOK_AHEAD_FROM = 64
-"""Nodes from which looking ahead is worth its time, and machine code worth its memory; in smaller fleets, and until the code
-is ready, the other terms of the score decide alone."""
+"""Nodes from which looking ahead is worth its time, and machine code worth its memory; in smaller fleets the other terms of the score
+decide alone."""
 LEARN_FIRST, LEARN_MAX = 500, 20_000
 """Requests after which the demand is looked at again: doubling from the first to the last."""
 AT_HAND = FX // 60
@@ -52,6 +52,7 @@ class Fleet:
         self.rank: dict[NodeId, int] = {}
         self._touched: set[NodeId] = world.watch()
         self._seen: dict[Resources, float] = {}
+        self._given, self._back = 0.0, 0.0
         self._since_learned = 0
         self._learn_after = LEARN_FIRST
         self._idle: list[tuple[Room, int]] | None = None
@@ -109,6 +110,7 @@ class Fleet:
         was = self.index.slots.row[self.index.members.slot[rank]]
         if not np.array_equal(row[[CLASS, HELD]], was[[CLASS, HELD]]) or ((row[GPUS:] < 0) != (was[GPUS:] < 0)).any():
             self._idle = None
+        self._back += max(0, int(np.maximum(row[GPUS:], 0).sum() - np.maximum(was[GPUS:], 0).sum()))
         self.index.set(rank, row)
         self._look_ahead(rank)
         return True
@@ -142,23 +144,16 @@ class Fleet:
 
     def _possible(self, spec: Spec, at: Ints) -> Ints:
         closed = self.index.slots.row[self.index.members.slot, HELD] != 0
-        at[closed | ~self._big_enough(spec) | (at >= NEVER_MS)] = NEVER
+        at[closed | (self._masks(spec) < 0) | (at >= NEVER_MS)] = NEVER
         return at
 
     def _masks(self, spec: Spec) -> Ints:
         return self.index.shapes.mask[self.shapes(spec)[0]][self.index.slots.row[self.index.members.slot, CLASS]]
 
-    def _big_enough(self, spec: Spec) -> "np.typing.NDArray[np.bool_]":
-        need = spec.resources
-        enough = np.array([
-            kind.node.cpu_milli >= need.cpu_milli and kind.node.memory_mib >= need.memory_mib and kind.node.disk_mib >= need.disk_mib
-            for kind in self.classes.all
-        ], dtype=np.bool_)  # fmt: skip
-        return enough[self.index.slots.row[self.index.members.slot, CLASS]]
-
     def ran(self, spec: Spec, parts: Iterable[Part]) -> None:
         """Note what was placed: scores follow what is asked for, and an image is at hand where it has run."""
         self._seen[spec.resources] = self._seen.get(spec.resources, 0.0) + 1.0
+        self._given += spec.gpu_milli
         self._since_learned += 1
         if spec.image:
             images = self._images
@@ -360,8 +355,7 @@ class Fleet:
             self._look_ahead(rank)
 
     def _weights(self) -> Weights:
-        ahead = len(self.ids) >= LOOK_AHEAD_FROM and self.code is not plain()
-        return Weights() if ahead else Weights(rollout=0)
+        return Weights() if len(self.ids) >= LOOK_AHEAD_FROM else Weights(rollout=0)
 
     def _demand(self) -> Demand:
         """What was asked for, older requests counting less each time, on top of a little of everything that fits the machines."""
@@ -369,14 +363,17 @@ class Fleet:
             self._seen[workload.spec.resources] = self._seen.get(workload.spec.resources, 0.0) + 1.0
         wanted = {resources: often for resources, often in self._seen.items() if often >= 1 / 64}
         self._seen = {resources: often / 2 for resources, often in wanted.items()}
+        turnover = min(1.0, self._back / max(1.0, self._given))
+        self._given, self._back = self._given / 2, self._back / 2
         total = sum(wanted.values())
         for resources in likely(self.classes.all) or [Resources()]:
             wanted[resources] = wanted.get(resources, 0.0) + max(1.0, total / 1000)
-        return Demand.of(
+        kinds = (
             Wanted(need=_need(resources), mask=mask, often=often, scope=str([bits not in {UNUSABLE, 0} for bits in mask]))
             for resources, often in wanted.items()
             for mask in self.classes.masks(resources)[:1]
-        )  # fmt: skip
+        )
+        return Demand.of(kinds, turnover)
 
     def _row(self, node: Node) -> Ints | None:
         """A node's state as it is in the world; None where it is of a class that the index has no place for."""

@@ -2,7 +2,7 @@
 
 Nodes in the same state (same class, same free capacity) share one *slot*; a decision costs what changed since its shape was
 last asked for, not the number of nodes. Written once, in the part of Python that Numba compiles: `compiled.py` runs the
-same functions as machine code, and without it they run as they are, with the same integers. No function here allocates.
+same functions as machine code; `vectors.py` gives the same integers by NumPy without it. No function here allocates.
 """
 
 # An element of an array is a number here, which NumPy's types do not say.
@@ -253,7 +253,7 @@ def _pack(cards: Ints, width: int, count: int, each: int, mask: int) -> bool:
 
 
 def hashed(row: Ints) -> int:
-    """A 62-bit hash of a state, from products that never overflow 63 bits (so that Python and machine code agree)."""
+    """A 62-bit hash of a state, from products that never overflow 63 bits (so that Python, NumPy and machine code agree)."""
     a, b, mask = 1, 7, (1 << 42) - 1
     for i in range(row.shape[0]):
         a = (a * 1000003 + row[i] + 17) & mask
@@ -263,12 +263,17 @@ def hashed(row: Ints) -> int:
     return ((a << 20) ^ b) & ((1 << 62) - 1)
 
 
-def idle_kept(row: Ints, s: Scores) -> int:
-    """`idle`, remembered by state."""
+def unsold_kept(row: Ints, s: Scores) -> int:
+    """What of the node stays unsold, weighted, times the number of sequences: by looking ahead, and where work comes and goes also
+    what is stranded now. Remembered by state.
+    """
     key = hashed(row) + 1
     i = key & (s.memo_key.shape[0] - 1)
     if s.memo_key[i] != key:
-        s.memo_value[i] = idle(row, s)
+        value = idle(row, s) * s.weight[0]
+        if s.weight[2] > 0:
+            value += s.sequence.shape[0] * int(s.weight[2] * stranded(row, s))
+        s.memo_value[i] = value
         s.memo_key[i] = key
     return s.memo_value[i]
 
@@ -303,13 +308,14 @@ def cost_of(row: Ints, after: Ints, need: Ints, s: Scores, pick: int) -> int:
     if policy == BEST_FIT:
         return -int(100.0 * (1 - after[CPU] / s.policy[1] / 2 - left(after) / s.policy[2] / 2))
     if policy == DOT_PRODUCT:
+        free = whole(row) * MILLI if need[NEED_EACH] >= MILLI else left(row)
         milli = need[NEED_COUNT] * need[NEED_EACH]
-        product = row[CPU] * need[NEED_CPU] / s.policy[1] / s.policy[1] + left(row) * milli / s.policy[2] / s.policy[2]
-        return -int(100.0 * (1 - product / 2) + 0.5)
+        product = row[CPU] * need[NEED_CPU] / s.policy[1] / s.policy[1] + free * milli / s.policy[2] / s.policy[2]
+        return -int(100.0 * (1 - product / 2))
     if policy == PACKING:
-        return _cost_packing(row, need, pick)
+        return _cost_packing(row, need)
     if policy == CLUSTERING:
-        return _cost_clustering(row, after, need)
+        return _cost_clustering(row, after, need, s)
     if policy == FGD:
         # The published scheduler cuts its score to an integer, and ties go to the first node: without that it loses 1.1 points.
         return -int(100.0 / (1.0 + np.exp(-(stranded(row, s) - stranded(after, s)) / 1000.0)))
@@ -319,7 +325,7 @@ def cost_of(row: Ints, after: Ints, need: Ints, s: Scores, pick: int) -> int:
 def _cost_ours(row: Ints, after: Ints, need: Ints, s: Scores, pick: int) -> int:
     cost = left(after)  # without the look ahead, the fullest node
     if s.weight[0] > 0:
-        cost = (idle_kept(after, s) - idle_kept(row, s)) * s.weight[0] // s.sequence.shape[0]
+        cost = (unsold_kept(after, s) - unsold_kept(row, s)) // s.sequence.shape[0]
     if need[NEED_COUNT] == 0:
         return cost
     if need[NEED_EACH] < MILLI:
@@ -331,13 +337,16 @@ def _cost_ours(row: Ints, after: Ints, need: Ints, s: Scores, pick: int) -> int:
     return cost
 
 
-def _cost_packing(row: Ints, need: Ints, pick: int) -> int:
-    """Cards in use first, then nodes in use, then empty nodes; the fullest first in each."""
+def _cost_packing(row: Ints, need: Ints) -> int:
+    """Nodes with a card in use that has room, the fullest first; then nodes in use, the first; then empty nodes, the smallest."""
     if need[NEED_COUNT] == 0:
         return 0
-    if need[NEED_EACH] < MILLI and row[pick] < MILLI:
-        return left(row)
-    return (left(row) < MILLI * cards(row)) * -NOTCH + 2 * NOTCH + left(row)
+    free = left(row)
+    if need[NEED_EACH] < MILLI:
+        for p in range(GPUS, row.shape[0]):
+            if need[NEED_EACH] <= row[p] < MILLI:
+                return free
+    return NOTCH if free < MILLI * cards(row) else 2 * NOTCH + free
 
 
 def cards(row: Ints) -> int:
@@ -349,12 +358,13 @@ def cards(row: Ints) -> int:
     return count
 
 
-def _cost_clustering(row: Ints, after: Ints, need: Ints) -> int:
-    """Nodes that run only the same kind of request, nodes that run some, empty ones, the rest; the fullest first in each."""
+def _cost_clustering(row: Ints, after: Ints, need: Ints, s: Scores) -> int:
+    """Nodes that run only the same kind of request, nodes that run some, empty ones, the rest; the fullest first in each, as far as a
+    whole number out of a hundred tells.
+    """
     tag = need[NEED_TAG]
     if need[NEED_COUNT] == 0 or tag < 0:
         return 0
     alike = row[TAGS] & (((1 << TAG_BITS) - 1) << (TAG_BITS * tag))
-    if alike == 0:
-        return left(after) + (2 if row[TAGS] == 0 else 3) * NOTCH
-    return left(after) + (row[TAGS] != alike) * NOTCH
+    band = (3 if row[TAGS] == alike else 2) if alike != 0 else (1 if row[TAGS] == 0 else 0)
+    return -int(25.0 * band + 25.0 * (1 - left(after) / s.policy[2]))

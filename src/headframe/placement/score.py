@@ -4,6 +4,8 @@ One sum, lowest is best, counted in thousandths of a GPU (times the fleet's pric
 
 - **rollout** (weight 1): how many more thousandths of the node stay idle, on average, when what is left of it is then filled
   with fixed random sequences of likely requests. It replaces FGD's look one request ahead by a look 64 ahead.
+- **stranded** (2 × turnover): where work comes and goes, what the next request cannot use now (FGD's measure), by the share of what was
+  handed out that came back: a hole that lasts an hour costs little, one that is there each time costs its size.
 - **remnant** (2): what the card's free part is worth before and after, by the duals of the cutting-stock linear program over
   the request sizes: a hole that no mix of requests fills is worth nothing, so making one costs.
 - **scarcity** (2): GPUs of a model that much of the demand insists on cost more, by the share of demand over what is left for it.
@@ -35,9 +37,10 @@ PATTERNS_MAX = 500
 
 
 class Weights(msgspec.Struct, frozen=True, kw_only=True):
-    """The four terms against one another; see the module."""
+    """The terms against one another; see the module."""
 
     rollout: float = 1.0
+    stranded: float = 2.0
     remnant: float = 2.0
     scarcity: float = 2.0
     block: float = 0.4
@@ -55,14 +58,17 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """All kinds of requests, most frequent first."""
+    """All kinds of requests, most frequent first, and the share of what was handed out lately that came back meanwhile: 0 while a fleet
+    fills, 1 where as much ends as begins.
+    """
 
     wanted: tuple[Wanted, ...]
+    turnover: float = 0.0
 
     @classmethod
-    def of(cls, wanted: Iterable[Wanted]) -> "Demand":
+    def of(cls, wanted: Iterable[Wanted], turnover: float = 0.0) -> "Demand":
         """Sorted, so that equal demand in another order gives equal scores."""
-        return cls(wanted=tuple(sorted(wanted, key=lambda w: (-w.often, w.need, w.scope, w.mask))))
+        return cls(wanted=tuple(sorted(wanted, key=lambda w: (-w.often, w.need, w.scope, w.mask))), turnover=turnover)
 
     def without_memory(self) -> "Demand":
         """Kinds that differ in memory only, as one: FGD as published does not look at memory."""
@@ -97,7 +103,7 @@ def tables(demand: Demand, kinds: Ints, policy: tuple[int, int, int], weights: W
     memo = memo if weights.rollout else 1
     return Scores(
         policy=np.array(policy, dtype=np.int64),
-        weight=np.array([round(weights.rollout * FX), round(weights.remnant)], dtype=np.int64),
+        weight=np.array([round(weights.rollout * FX), round(weights.remnant), round(weights.stranded * demand.turnover * FX)], dtype=np.int64),
         kind=kinds.astype(np.int64),
         mix=np.array([w.need for w in typical], dtype=np.int64).reshape(len(typical), SHAPE_WIDTH),
         mix_mask=np.array([w.mask for w in typical], dtype=np.int64).reshape(len(typical), classes),
