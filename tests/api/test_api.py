@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from headframe.client import ApiError
+from headframe.model.people import Scope
 from headframe.model.units import NANO_PER_USD
 from support import wait_for
 
@@ -284,3 +285,28 @@ def test_a_self_signed_server_serves_tls_to_who_trusts_its_certificate(tmp_path)
     finally:
         server.terminate()
         server.wait(timeout=20)
+
+
+def test_a_grids_key_tells_events_and_what_is_refused_or_anonymous_raises_the_alarm(shared):
+    def refused():
+        said = raw(operator, "GET", "/metrics").text
+        return float(next(line for line in said.splitlines() if line.startswith("headframe_signals_refused_total")).split()[1])
+
+    with shared.operator() as operator:
+        grid = {"Authorization": f"Bearer {operator.create_key('grid', Scope.SIGNAL, '').secret}"}
+        event = {
+            "id": "ev-1", "objectType": "EVENT", "intervalPeriod": {"start": "0000-00-00", "duration": "PT10M"},
+            "intervals": [{"id": 0, "payloads": [{"type": "SIMPLE", "values": [1]}]}],
+        }  # fmt: skip
+        taken = httpx.post(f"{shared.url}/v1/openadr?source=vtn", json={"objectType": "EVENT", "operation": "CREATE", "object": event}, headers=grid)
+        assert taken.status_code == 201, taken.text
+        assert [(row.source, row.value) for row in operator.signals().items if row.source == "vtn"] == [("vtn", 1)]
+        gone = httpx.post(f"{shared.url}/v1/openadr?source=vtn", json={"objectType": "EVENT", "operation": "DELETE", "object": event}, headers=grid)
+        assert gone.status_code == 201
+        assert all(row.cancelled for row in operator.signals().items if row.source == "vtn")
+        before = refused()
+        assert httpx.post(f"{shared.url}/v1/openadr", json={"id": "x"}, headers=grid).status_code == 400
+        assert httpx.post(f"{shared.url}/v1/openadr", json=event).status_code == 401
+        assert httpx.get(f"{shared.url}/v1/signals", headers=grid).status_code == 403
+        assert refused() == before + 2
+        assert operator.feeds().items == ()

@@ -16,7 +16,7 @@ from headframe.dispatch.mining import usd_per_hash_day
 from headframe.model.errors import BadRequest
 from headframe.model.power import ADAPTERS, Asic, Coin, SignalKind
 from headframe.model.power_api import CoinBody, Explanation, FillerView, MarketBody, PowerView, SignalBody
-from headframe.model.units import MS_PER_HOUR, clock, hashes, parse_hashes, usd
+from headframe.model.units import MS_PER_HOUR, clock, duration, hashes, parse_hashes, usd
 
 power_app = typer.Typer(invoke_without_command=True, help="What the site's watts are spent on, now and for the next day.")
 dispatch_app = typer.Typer(no_args_is_help=True, help="Why a card mines, runs or sleeps.")
@@ -149,6 +149,21 @@ def signals(*, json: Json = False) -> None:
                 row.why,
             )
         out.print(shown)
+
+    show(found, json, people)
+
+
+@power_app.command("feeds")
+def feeds(*, json: Json = False) -> None:
+    """Where the server fetches prices, signals and coins' terms, and how that fares."""
+    with client() as cloud:
+        found = cloud.feeds()
+
+    def people() -> None:
+        shown = table("feed", "form", "where", ">every", "heard", "why not")
+        for row in found.items:
+            shown.add_row(row.name, row.form, row.url, duration(row.every_s * 1000), clock(row.good_ms) if row.good_ms else "never", row.why)
+        out.print(shown if found.items else "no feeds: give the server a file of them: `headframe up --feeds feeds.yaml`")
 
     show(found, json, people)
 

@@ -38,6 +38,7 @@ def up(
     kernel_log: Annotated[Path, typer.Option(help="Where the driver's Xids are read.")] = Path("/dev/kmsg"),
     check_new: Annotated[bool, typer.Option("--check-new/--no-check-new", help="On the first start: new cards are checked before they get work.")] = True,
     limits: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Your limits of the rules of health: lines of `rule = number` (TOML).")] = None,
+    feeds: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Where prices, signals and coins' terms are fetched (YAML).")] = None,
     pepper: Annotated[Path | None, typer.Option(help="File with the secret that keys are hashed under; several servers and gateways share it.")] = None,
     gateway: Annotated[bool | None, typer.Option("--gateway/--no-gateway", help="Run a gateway for served models beside it; so it is unless several servers share a database.")] = None,
     gateway_port: Annotated[int, typer.Option(min=1, max=65535)] = 7071,
@@ -56,7 +57,7 @@ def up(
     for noisy in ("alembic", "httpx", "uvicorn.access", "uvicorn.error"):  # the last would log what is asked of shells
         logging.getLogger(noisy).setLevel(logging.WARNING)
     config = Config(data=(data or default_data()).resolve(), host=host, port=port, database=database, tls_cert=tls_cert, tls_key=tls_key,
-                    tls_self_signed=tls_self_signed, pepper=pepper, check_new=check_new, limits=limits, gateway=not database if gateway is None else gateway, gateway_port=gateway_port, gateway_url=gateway_url.rstrip("/"))  # fmt: skip
+                    tls_self_signed=tls_self_signed, pepper=pepper, check_new=check_new, limits=limits, feeds=feeds, gateway=not database if gateway is None else gateway, gateway_port=gateway_port, gateway_url=gateway_url.rstrip("/"))  # fmt: skip
 
     def keep_key(text: str) -> None:
         keep_login(Login(url=config.url, key=text, ca=str(config.data / "tls-cert.pem") if tls_self_signed else ""))

@@ -14,6 +14,7 @@ from headframe.model.power_api import (
     CoinBody,
     CoinList,
     Explanation,
+    FeedList,
     FillerList,
     FillerView,
     MarketBody,
@@ -60,6 +61,10 @@ class PowerCalls(ABC):
     def signal(self, body: SignalBody) -> Signal:
         """Ask something of a site."""
         return self._send("POST", "/v1/signals", Signal, body)
+
+    def feeds(self) -> FeedList:
+        """Where prices and signals are fetched from, and how that fares."""
+        return self._get("/v1/feeds", FeedList)
 
     def coins(self) -> CoinList:
         """Coins and their terms."""

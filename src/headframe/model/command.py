@@ -236,6 +236,16 @@ class TakeSignal(msgspec.Struct, frozen=True, kw_only=True):
     signal: Signal
 
 
+class TakeEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """All signals of one event of a source, as of its version: those that it had before and has no more are cancelled."""
+
+    site_id: SiteId
+    source: str
+    event: str
+    version: int
+    signals: tuple[Signal, ...]
+
+
 class TellCoin(msgspec.Struct, frozen=True, kw_only=True):
     """A coin's terms. What can't be is refused; a jump is taken only where a person is `sure`."""
 
@@ -325,6 +335,7 @@ Command = (
     | SetSite
     | TellMarket
     | TakeSignal
+    | TakeEvent
     | TellCoin
     | SetFiller
     | RemoveFiller

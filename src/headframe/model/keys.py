@@ -12,9 +12,9 @@ import msgspec
 from headframe.model.ids import KeyId, base32
 from headframe.model.people import Scope
 
-KINDS = {Scope.OPERATOR: "op", Scope.ADMIN: "adm", Scope.MEMBER: "mem", Scope.READ: "ro", Scope.INFER: "inf", Scope.GATEWAY: "gw", Scope.NODE: "node", Scope.JOIN: "join"}  # fmt: skip
+KINDS = {Scope.OPERATOR: "op", Scope.ADMIN: "adm", Scope.MEMBER: "mem", Scope.READ: "ro", Scope.INFER: "inf", Scope.GATEWAY: "gw", Scope.NODE: "node", Scope.JOIN: "join", Scope.SIGNAL: "sig"}  # fmt: skip
 SECRET_BYTES, CHECKSUM_CHARS = 32, 7
-_KEY = re.compile(r"^hf_(op|adm|mem|ro|inf|gw|node|join)_([0-9a-z]{16})_([0-9a-z]{52})([0-9a-z]{7})$")
+_KEY = re.compile(r"^hf_(op|adm|mem|ro|inf|gw|node|join|sig)_([0-9a-z]{16})_([0-9a-z]{52})([0-9a-z]{7})$")
 
 
 class KeyText(msgspec.Struct, frozen=True):

@@ -19,10 +19,11 @@ class Scope(StrEnum):
     GATEWAY = "gateway"
     NODE = "node"
     JOIN = "join"
+    SIGNAL = "signal"
 
 
 ALLOWS: dict[Scope, frozenset[Scope]] = {
-    Scope.OPERATOR: frozenset({Scope.OPERATOR, Scope.ADMIN, Scope.MEMBER, Scope.READ, Scope.INFER}),
+    Scope.OPERATOR: frozenset({Scope.OPERATOR, Scope.ADMIN, Scope.MEMBER, Scope.READ, Scope.INFER, Scope.SIGNAL}),
     Scope.ADMIN: frozenset({Scope.ADMIN, Scope.MEMBER, Scope.READ, Scope.INFER}),
     Scope.MEMBER: frozenset({Scope.MEMBER, Scope.READ, Scope.INFER}),
     Scope.READ: frozenset({Scope.READ}),
@@ -30,6 +31,7 @@ ALLOWS: dict[Scope, frozenset[Scope]] = {
     Scope.GATEWAY: frozenset({Scope.GATEWAY}),
     Scope.NODE: frozenset({Scope.NODE}),
     Scope.JOIN: frozenset({Scope.JOIN}),
+    Scope.SIGNAL: frozenset({Scope.SIGNAL}),
 }
 """What a holder of each scope is also allowed: never more than itself, which is why granting can't escalate."""
 

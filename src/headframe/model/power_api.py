@@ -51,6 +51,32 @@ class SignalList(msgspec.Struct, frozen=True, kw_only=True):
     items: tuple[Signal, ...]
 
 
+class EventTaken(msgspec.Struct, frozen=True, kw_only=True):
+    """An OpenADR 3 event as it was taken: its signals, and the payload types that were not understood."""
+
+    event: str
+    signals: tuple[Signal, ...]
+    ignored: tuple[str, ...]
+
+
+class FeedView(msgspec.Struct, frozen=True, kw_only=True):
+    """A feed: where it is looked at and how often, when last, when last with success, and why it could not be taken ("" where it could)."""
+
+    name: str
+    form: str
+    url: str
+    every_s: int
+    looked_ms: int = 0
+    good_ms: int = 0
+    why: str = ""
+
+
+class FeedList(msgspec.Struct, frozen=True, kw_only=True):
+    """All feeds of this server, by name."""
+
+    items: tuple[FeedView, ...]
+
+
 class CoinBody(msgspec.Struct, frozen=True, kw_only=True):
     """A coin's terms; with `sure`, a jump is believed."""
 

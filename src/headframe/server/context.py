@@ -16,7 +16,7 @@ from litestar.handlers import BaseRouteHandler
 from headframe.engines.base import Engine
 from headframe.engines.joined import JoinedEngine
 from headframe.model.command import Command
-from headframe.model.errors import BadRequest, IdempotencyMismatch, InFlight, NotFound, Unauthenticated
+from headframe.model.errors import BadRequest, HeadframeError, IdempotencyMismatch, InFlight, NotFound, Unauthenticated
 from headframe.model.event import Event
 from headframe.model.ids import ENTROPY_BYTES, base32
 from headframe.model.people import Scope
@@ -27,6 +27,7 @@ from headframe.server.decide import decide
 from headframe.server.demand import Demand
 from headframe.server.desk import Desk
 from headframe.server.dispatcher import Dispatcher
+from headframe.server.feeds import Feeds
 from headframe.server.lead import Leadership
 from headframe.server.miners import Miners
 from headframe.server.sessions import Sessions
@@ -86,6 +87,7 @@ class Context:
         self.dispatcher = dispatcher or Dispatcher(desk, leadership, self.watch, wake)
         self.miners = miners or Miners(desk.world, _nobody)
         self.refused_signals = 0
+        self.feeds: Feeds | None = None
         self.table = GatewayTable(desk.world)
         desk.listeners.append(self.table.heard)
         self._in_flight: set[str] = set()
@@ -116,6 +118,10 @@ class Context:
     def _heard(self, _events: Sequence[Event]) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def refuse_signal(self) -> None:
+        """Count a signal that was not taken: an alarm rises with it."""
+        self.refused_signals += 1
 
     async def write(self, request: Request[Any, Any, Any], command: Command, answer: Callable[[World], T], kept: Callable[[T], T] | None = None) -> T:
         """Commit `command` once per Idempotency-Key; the stored answer for a repeated request. `kept` edits what is stored."""
@@ -170,10 +176,15 @@ async def authorise(connection: ASGIConnection[Any, Any, Any, Any], handler: Bas
     if scope == PUBLIC:
         return
     context: Context = connection.app.state.context
-    principal = authenticate(context, connection)
-    if not isinstance(scope, Scope):
-        raise Unauthenticated("this route declares no scope")
-    principal.require(scope)
+    try:
+        principal = authenticate(context, connection)
+        if not isinstance(scope, Scope):
+            raise Unauthenticated("this route declares no scope")
+        principal.require(scope)
+    except HeadframeError:
+        if scope is Scope.SIGNAL:
+            context.refuse_signal()
+        raise
     connection.scope["user"] = principal
 
 

@@ -31,6 +31,7 @@ from headframe.model.command import (
     StopEndpoint,
     StopWorkload,
     Submit,
+    TakeEvent,
     TakeReport,
     TakeSignal,
     TellAsics,
@@ -80,7 +81,7 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield from served(world, command, now_ms)
         case AddEngine() | RemoveEngine():
             yield from engines(world, command)
-        case TellMarket() | TakeSignal() | TellCoin() | SetFiller() | RemoveFiller() | TellAsics() | RemoveAsic():
+        case TellMarket() | TakeSignal() | TakeEvent() | TellCoin() | SetFiller() | RemoveFiller() | TellAsics() | RemoveAsic():
             yield from power(world, command, now_ms)
         case _:
             yield from operate(world, command, now_ms)

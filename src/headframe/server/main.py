@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -41,6 +41,8 @@ from headframe.server.decide import RACK, SITE, decide
 from headframe.server.demand import Demand
 from headframe.server.desk import Desk
 from headframe.server.dispatcher import Dispatcher, Limits
+from headframe.server.feeds import Feeds
+from headframe.server.feeds_file import Feed, feeds
 from headframe.server.gateway import GatewaySetup, keep_gateway
 from headframe.server.history import keep_hours
 from headframe.server.lead import RENEW_MS, Leadership
@@ -77,6 +79,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     pepper: Path | None = None
     check_new: bool = True
     limits: Path | None = None
+    feeds: Path | None = None
     gateway_port: int = 7071
     gateway_url: str = ""
     gateway: bool = True
@@ -148,7 +151,7 @@ def run(config: Config, hooks: Hooks) -> None:
 
 
 async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None:
-    rules = _rules(config)
+    rules, found = _rules(config), _feeds(config)
     url, stage = config.database or f"sqlite:///{config.data / 'headframe.db'}", hooks.stage
     clock_ms = stage.clock_ms if stage else wall_ms
     store = await asyncio.to_thread(open_store, url)
@@ -192,7 +195,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
         ),
         asyncio.create_task(_announce(server, lambda: hooks.started(Started(url=config.url, operator_key=key, node=node.name))), name="announce"),
         *([] if stage else [asyncio.create_task(slurm.run(), name="slurm")]),
-        *_watts(context, leadership, hooks),
+        *_watts(context, leadership, hooks, found),
         asyncio.create_task(keep_hours(desk, watch, clock_ms), name="hours"),
         *([asyncio.create_task(_listen(hooks.reports(), watch, node.id, clock_ms, wake), name="reports")] if hooks.reports else []),
         *([asyncio.create_task(stage.beside(desk), name="stage")] if stage else []),
@@ -221,10 +224,14 @@ def _limits(desk: Desk, here: Node, joined: JoinedEngine, hooks: Hooks) -> Limit
     return limit
 
 
-def _watts(context: Context, leadership: Leadership, hooks: Hooks) -> list[asyncio.Task[None]]:
+def _watts(context: Context, leadership: Leadership, hooks: Hooks, told: Sequence[Feed]) -> list[asyncio.Task[None]]:
     """What keeps watts at their best use, adds up what they brought, and looks after miners and mining machines."""
     desk = context.desk
+    if told:
+        context.feeds = Feeds(desk, leadership, told, context.refuse_signal)
     loops = {"dispatch": context.dispatcher.run(), "yields": keep_yields(desk, leadership)}
+    if context.feeds:
+        loops["feeds"] = context.feeds.run()
     if hooks.asics:
         loops["asics"] = Machines(desk, leadership, *hooks.asics).run()
     if hooks.miner:
@@ -354,6 +361,14 @@ def _rules(config: Config) -> Rules:
         return limited(config.limits.read_text()) if config.limits else Rules()
     except (OSError, UnicodeDecodeError) as error:
         raise Conflicting(f"{config.limits} can't be read: {error}", "give another file, or none") from None
+
+
+def _feeds(config: Config) -> tuple[Feed, ...]:
+    """The feeds of the operator's file."""
+    try:
+        return feeds(config.feeds.read_text()) if config.feeds else ()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Conflicting(f"{config.feeds} can't be read: {error}", "give another file, or none") from None
 
 
 def _gateway(config: Config) -> GatewaySetup:

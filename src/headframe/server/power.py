@@ -7,14 +7,14 @@ import msgspec
 
 from headframe.dispatch.mining import why_not_believed
 from headframe.dispatch.tariff import trusted
-from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeSignal, TellAsics, TellCoin, TellMarket
+from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeEvent, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import Conflicting, NotFound, Unbelievable
 from headframe.model.event import Draft, Kind
 from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, Asic, Filler, MarketDay, Signal, SignalKind, filler_id
 from headframe.model.units import MS_PER_DAY, counted, duration
 from headframe.model.world import World
 
-Power = TellMarket | TakeSignal | TellCoin | SetFiller | RemoveFiller | TellAsics | RemoveAsic
+Power = TellMarket | TakeSignal | TakeEvent | TellCoin | SetFiller | RemoveFiller | TellAsics | RemoveAsic
 DAYS_KEPT = 3
 """Days of prices that are over and still of use; the store keeps all."""
 SPAN_MOST_MS = 31 * MS_PER_DAY
@@ -29,6 +29,8 @@ def power(world: World, command: Power, now_ms: int) -> Iterator[Draft]:
             yield from _market(world, command.days, now_ms)
         case TakeSignal():
             yield from _signal(world, command.signal, now_ms)
+        case TakeEvent():
+            yield from _event(world, command, now_ms)
         case TellCoin():
             before = world.coins.get(command.coin.id)
             why = why_not_believed(None if command.sure else before, command.coin)
@@ -94,6 +96,20 @@ def _signal(world: World, signal: Signal, now_ms: int) -> Iterator[Draft]:
         else signal
     )
     yield Draft(kind=Kind.SIGNAL_TAKEN, subject=signal.id, text=text + (f": {signal.why}" if signal.why else ""), rows=(row,))
+
+
+def _event(world: World, told: TakeEvent, now_ms: int) -> Iterator[Draft]:
+    names = {signal.id for signal in told.signals}
+    before = [
+        row
+        for _, row in sorted(world.signals.items())
+        if row.site_id == told.site_id and row.source == told.source and row.event.startswith(f"{told.event}/")
+    ]
+    for signal in told.signals:
+        yield from _signal(world, signal, now_ms)
+    for row in before:
+        if row.id not in names and not row.cancelled and row.version <= told.version:
+            yield from _signal(world, msgspec.structs.replace(row, cancelled=True, version=told.version), now_ms)
 
 
 def out_of_range(signal: Signal, now_ms: int) -> str:

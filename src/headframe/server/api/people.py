@@ -131,7 +131,7 @@ async def create_key(context: Context, request: Request[Principal, Any, Any], da
     _limits_good(data.rpm, data.tpm)
     if not 0 <= data.expires_in_s <= EXPIRY_MAX_S:
         raise BadRequest("a key expires within ten years, or never (0)")
-    everywhere = data.scope in {Scope.OPERATOR, Scope.GATEWAY}
+    everywhere = data.scope in {Scope.OPERATOR, Scope.GATEWAY, Scope.SIGNAL}
     project = ProjectId("") if everywhere else project_for(context.world, request.user, data.project).id
     now_ms = context.clock_ms()
     expires_ms = now_ms + data.expires_in_s * 1000 if data.expires_in_s else 0

@@ -8,7 +8,7 @@ from litestar import Request, Router, delete, get, post, put
 from litestar.params import Parameter
 
 from headframe.dispatch.survey import Survey, surveyed
-from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeSignal, TellAsics, TellCoin, TellMarket
+from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeEvent, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import BadRequest, HeadframeError, NotFound
 from headframe.model.fleet import Site
 from headframe.model.ids import GpuId
@@ -19,7 +19,9 @@ from headframe.model.power_api import (
     AsicList,
     CoinBody,
     CoinList,
+    EventTaken,
     Explanation,
+    FeedList,
     FillerList,
     FillerView,
     MarketBody,
@@ -33,7 +35,7 @@ from headframe.model.power_api import (
 from headframe.model.states import GpuState
 from headframe.model.units import MS_PER_DAY, MS_PER_HOUR
 from headframe.model.world import World
-from headframe.server import operate
+from headframe.server import openadr, operate
 from headframe.server.api.money import month_span
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal
@@ -79,7 +81,7 @@ async def explain(context: Context, subject: str) -> Explanation:
     return explain_many(world, survey, rack.name if rack else site.name, sorted(cards, key=lambda each: each.id))
 
 
-@put("/v1/market", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+@put("/v1/market", opt={"scope": Scope.SIGNAL}, responses=answers(409, 422))
 async def tell_market(context: Context, request: Request[Principal, Any, Any], data: MarketBody) -> MarketTold:
     """Day-ahead prices of a market. Nothing is taken where one of them can't be a price."""
     _token(data.market, "market")
@@ -110,7 +112,7 @@ async def list_signals(context: Context) -> SignalList:
     return SignalList(items=tuple(sorted(context.world.signals.values(), key=lambda row: (row.start_ms, row.id))))
 
 
-@post("/v1/signals", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+@post("/v1/signals", opt={"scope": Scope.SIGNAL}, responses=answers(404, 409, 422))
 async def take_signal(context: Context, request: Request[Principal, Any, Any], data: SignalBody) -> Signal:
     """What a grid, a market, a breaker or a person asks of a site: kept, then acted on. The same event again changes nothing."""
     try:
@@ -121,8 +123,33 @@ async def take_signal(context: Context, request: Request[Principal, Any, Any], d
 
         return await context.write(request, TakeSignal(signal=row), answer)
     except HeadframeError:
-        context.refused_signals += 1
+        context.refuse_signal()
         raise
+
+
+@post("/v1/openadr", opt={"scope": Scope.SIGNAL}, responses=answers(404, 409, 422))
+async def take_event(
+    context: Context, request: Request[Principal, Any, Any], data: dict[str, Any], site: str = "", source: str = "openadr"
+) -> EventTaken:
+    """An OpenADR 3 event, or a top node's notification of one: what it had before and has no more is cancelled. The same event again changes nothing."""
+    try:
+        _token(source, "source")
+        told = openadr.told(data, site_named(context.world, site), source, context.clock_ms())
+        command = TakeEvent(site_id=site_named(context.world, site).id, source=source, event=told.event, version=told.version, signals=told.signals)
+
+        def answer(world: World) -> EventTaken:
+            return EventTaken(event=told.event, signals=tuple(world.signals.get(row.id, row) for row in told.signals), ignored=told.ignored)
+
+        return await context.write(request, command, answer)
+    except HeadframeError:
+        context.refuse_signal()
+        raise
+
+
+@get("/v1/feeds", opt={"scope": Scope.OPERATOR}, responses=answers())
+async def list_feeds(context: Context) -> FeedList:
+    """Where prices, signals and coins' terms are fetched from, and how that fares."""
+    return FeedList(items=context.feeds.views() if context.feeds else ())
 
 
 def signal_of(context: Context, data: SignalBody) -> Signal:
@@ -144,7 +171,7 @@ async def list_coins(context: Context) -> CoinList:
     return CoinList(items=tuple(context.world.coins[key] for key in sorted(context.world.coins)))
 
 
-@put("/v1/coins/{coin:str}", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
+@put("/v1/coins/{coin:str}", opt={"scope": Scope.SIGNAL}, responses=answers(409, 422))
 async def tell_coin(context: Context, request: Request[Principal, Any, Any], coin: str, data: CoinBody) -> Coin:
     """What a coin pays; a figure that can't be is refused, a jump of more than ten times needs `sure`."""
     if not _COIN.fullmatch(coin):
@@ -238,7 +265,7 @@ def _token(text: str, what: str) -> None:
 ROUTER = Router(
     "/",
     route_handlers=[
-        show_power, list_profits, explain, tell_market, list_signals, take_signal, list_coins, tell_coin, list_fillers, set_filler, remove_filler, list_asics, tell_asics, remove_asic,
+        show_power, list_profits, explain, tell_market, list_signals, take_signal, take_event, list_feeds, list_coins, tell_coin, list_fillers, set_filler, remove_filler, list_asics, tell_asics, remove_asic,
     ],
 )  # fmt: skip
 """All of this module's routes."""
