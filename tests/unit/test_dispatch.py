@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from headframe.dispatch.heat import carried_w
 from headframe.dispatch.mining import break_even_usd_kwh, usd_h, usd_per_hash_day, why_not_believed
+from headframe.dispatch.meter import Means
 from headframe.dispatch.plan import Asics, Pool, Schedule, Site, Work, solved, whole
 from headframe.dispatch.power import CURVES, hull, modes, speed_at
 from headframe.dispatch.settle import DWELL_MS, GAIN, SLEEP, Room, chosen, starts_at_once
@@ -70,6 +71,44 @@ def test_a_peak_is_only_looked_at_where_its_window_is_near():
     day = [at("2026-07-01T12:00") + n * HOUR_MS for n in range(6)]
     assert peaks(tariff, day, lambda _: 1e6)[0].within == (False, False, False, False, True, True)
     assert peaks(tariff, day[:2], lambda _: 0.0) == ()
+
+
+QUARTER = 900_000
+
+
+@given(st.lists(st.tuples(st.integers(1, 240_000), st.floats(0, 1e6)), min_size=2, max_size=60), st.integers(0, 10_000_000))
+def test_a_meters_means_are_those_of_what_was_drawn_between_the_looks(looks, start):
+    means, at, drawn, told = Means(QUARTER), start, [], []
+    for after, watts in looks:
+        told += means.heard(at, watts)
+        drawn.append((at, at + after, watts))
+        at += after
+    for mean in told:
+        parts = [
+            (min(end, mean.start_ms + QUARTER) - max(begin, mean.start_ms), watts)
+            for begin, end, watts in drawn
+            if begin < mean.start_ms + QUARTER and end > mean.start_ms
+        ]
+        assert mean.start_ms % QUARTER == 0
+        assert mean.watts == pytest.approx(sum(length * watts for length, watts in parts) / sum(length for length, _ in parts), abs=1e-3)
+    assert [mean.start_ms for mean in told] == list(range(start // QUARTER * QUARTER, (drawn[-1][0] // QUARTER) * QUARTER, QUARTER))
+
+
+def test_what_nobody_saw_counts_for_no_peak_and_a_moments_peak_is_not_an_intervals():
+    means = Means(QUARTER)
+    assert means.heard(0, 1000) == []
+    assert means.heard(100_000, 9000) == []
+    assert means.heard(101_000, 1000) == []
+    assert means.heard(2 * QUARTER, 1000) == [], "half an hour without a look"
+    assert [
+        round(mean.watts)
+        for mean in [
+            *means.heard(2 * QUARTER + 250_000, 1000),
+            *means.heard(2 * QUARTER + 500_000, 1000),
+            *means.heard(2 * QUARTER + 750_000, 9000),
+            *means.heard(3 * QUARTER, 0),
+        ]
+    ] == [2333]
 
 
 @pytest.mark.parametrize(("text", "minutes"), [("7", 420), ("14:30", 870), ("24", 1440), ("0", 0)])

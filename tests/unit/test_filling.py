@@ -15,12 +15,26 @@ from headframe.model.errors import HeadframeError, Unbelievable
 from headframe.model.event import Kind
 from headframe.model.ids import KeyId, WorkloadId
 from headframe.model.money import GpuPrice
-from headframe.model.power import Asic, AsicState, Budget, Coin, EnergyCharge, Filler, LoadClass, MarketDay, Mines, Signal, SignalKind, Tariff
+from headframe.model.power import (
+    Asic,
+    AsicState,
+    Budget,
+    Coin,
+    DemandCharge,
+    EnergyCharge,
+    Filler,
+    LoadClass,
+    MarketDay,
+    Mines,
+    Signal,
+    SignalKind,
+    Tariff,
+)
 from headframe.model.states import AllocationState, GpuState, NodeState
 from headframe.model.units import MS_PER_DAY, NANO_PER_USD
 from headframe.model.work import Facts, Observation, Tier
 from headframe.server.decide import SITE, decide
-from headframe.server.dispatcher import Dispatcher
+from headframe.server.dispatcher import Dispatcher, _reached
 from headframe.server.filling import emergency, filled, over, settled
 from headframe.server.power import DAYS_KEPT
 from headframe.server.tick import decisions
@@ -485,3 +499,18 @@ def test_a_machine_that_drains_and_a_card_that_is_out_of_service_are_filled_no_m
     site.step(3)
     assert site.filling() == ["GPU-1-1"]
     assert site.world.nodes["node-0"].state is NodeState.MAINTENANCE
+
+
+def test_a_demand_charge_is_paid_for_the_highest_mean_of_its_interval_within_its_month():
+    site = Site(tariff=msgspec.structs.replace(CHEAP, demand=(DemandCharge(name="peak", usd_kw=6.0, interval_min=15),)))
+    for _ in range(2 * 15 * 12):
+        site.now_ms += STEP
+        site.events += commit(site.world, _reached(site.survey(), site.dispatcher._means))
+    idle = site.survey().meter.total_w
+    assert site.world.sites[SITE].reached_w == {"peak": round(idle)}
+    site.submit(1, gpus=4)
+    site.step()
+    for _ in range(2 * 15 * 12):
+        site.now_ms += STEP
+        site.events += commit(site.world, _reached(site.survey(), site.dispatcher._means))
+    assert site.world.sites[SITE].reached_w["peak"] == round(site.survey().meter.total_w) > idle

@@ -68,10 +68,10 @@ def peaks(tariff: Tariff, starts_ms: Sequence[int], reached_w: Callable[[str], f
     return tuple(found)
 
 
-def counting(tariff: Tariff, at_ms: int) -> list[str]:
-    """The demand charges, by name, that what is drawn at an instant counts for."""
+def counting(tariff: Tariff, at_ms: int) -> list[DemandCharge]:
+    """The demand charges that what is drawn at an instant counts for."""
     local = _local(tariff, at_ms)
-    return [charge.name for charge in tariff.demand if _counts(charge, local)]
+    return [charge for charge in tariff.demand if _counts(charge, local)]
 
 
 def billing_month(tariff: Tariff, at_ms: int) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from headframe.dispatch.meter import Means
 from headframe.dispatch.plan import Basis, Schedule, Site
 from headframe.dispatch.shed import Rung
 from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, shed_always, surveyed, wished_limits
@@ -78,6 +79,7 @@ class Dispatcher:
         self._limited_ms = 0
         self._set_limits = limit or _no_limits
         self._surveys: dict[SiteId, Survey] = {}
+        self._means: dict[tuple[SiteId, int], Means] = {}
         self._look = asyncio.Event()
         desk.listeners.append(self._heard)
 
@@ -133,7 +135,7 @@ class Dispatcher:
             yield draft
         if not shedding:
             yield from filled(world, survey, self._resting)
-        yield from _reached(survey)
+        yield from _reached(survey, self._means)
 
     async def _plan(self, site_id: SiteId, epoch: int) -> None:
         now_ms, world, survey = self._desk.clock_ms(), self._desk.world, self._surveys[site_id]
@@ -194,17 +196,20 @@ def concerned(world: World, site: fleet.Site) -> bool:
     return bool(told) or (bool(world.gpu_use_milli.get(HOUSE)) and any(held.tier is Tier.FILLER for held in world.held.values()))
 
 
-def _reached(survey: Survey) -> Iterator[Draft]:
+def _reached(survey: Survey, means: dict[tuple[SiteId, int], Means]) -> Iterator[Draft]:
     """The month's peaks, where they have grown by more than a hundredth: what a demand charge will be paid for."""
     site = survey.site
     if site.tariff is None or not site.tariff.demand:
         return
     month = billing_month(site.tariff, survey.now_ms)
     reached = dict(site.reached_w) if site.month == month else {}
-    drawn = survey.meter.total_w
-    for name in counting(site.tariff, survey.now_ms):
-        if drawn > reached.get(name, 0.0) * 1.01:
-            reached[name] = round(drawn)
+    for length_ms in sorted({charge.interval_min * 60_000 for charge in site.tariff.demand}):
+        for mean in means.setdefault((site.id, length_ms), Means(length_ms)).heard(survey.now_ms, survey.meter.total_w):
+            if billing_month(site.tariff, mean.start_ms) != month:
+                continue
+            for charge in counting(site.tariff, mean.start_ms):
+                if charge.interval_min * 60_000 == length_ms and mean.watts > reached.get(charge.name, 0.0) * 1.01:
+                    reached[charge.name] = round(mean.watts)
     if reached != site.reached_w or (site.reached_w and site.month != month):
         row = msgspec.structs.replace(site, month=month, reached_w=reached)
         said = ", ".join(f"{name} {watts / 1000:.1f} kW" for name, watts in reached.items()) or "none yet"

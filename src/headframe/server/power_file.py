@@ -9,7 +9,7 @@ import msgspec
 
 from headframe.dispatch.tariff import minute
 from headframe.model.errors import BadRequest
-from headframe.model.power import ADAPTERS, DemandCharge, EnergyCharge, Filler, Mines, Tariff, Window, filler_id
+from headframe.model.power import ADAPTERS, MINUTES_A_DAY, DemandCharge, EnergyCharge, Filler, Mines, Tariff, Window, filler_id
 from headframe.model.units import MILLI, parse_duration_s, parse_hashes, parse_mib
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ def tariff(text: str) -> Tariff:
     )
     demand = tuple(
         DemandCharge(name=each.name, usd_kw=_within(each.price, 0, 1000, f"demand[{n}].price", "US$ per kW"), when=_windows(each, f"demand[{n}]"),
-                     interval_min=_said(lambda each=each: parse_duration_s(each.interval), f"demand[{n}].interval", "a duration such as 15m") // 60)
+                     interval_min=int(_within(_said(lambda each=each: parse_duration_s(each.interval), f"demand[{n}].interval", "a duration such as 15m") // 60, 1, MINUTES_A_DAY, f"demand[{n}].interval", "minutes")))
         for n, each in enumerate(read.demand)
     )  # fmt: skip
     return Tariff(
