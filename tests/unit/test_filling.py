@@ -33,11 +33,12 @@ from headframe.model.power import (
 from headframe.model.states import AllocationState, GpuState, NodeState
 from headframe.model.units import MS_PER_DAY, NANO_PER_USD
 from headframe.model.work import Facts, Observation, Tier
+from headframe.placement import explain
 from headframe.server.decide import SITE, decide
-from headframe.server.dispatcher import Dispatcher, _reached
+from headframe.server.dispatcher import Dispatcher, Planned, _reached
 from headframe.server.filling import emergency, filled, over, settled
 from headframe.server.power import DAYS_KEPT
-from headframe.server.tick import decisions
+from headframe.server.tick import admitter, decisions
 from headframe.server.watch import Watch
 from support import NOW_MS, PROJECT, commit, fleet, gpu, put, running, spec
 
@@ -72,6 +73,7 @@ class Site:
         asked = problem(self.world, survey, picked, hours=4)
         schedule, _ = solved(asked.site)
         assert schedule is not None
+        self.dispatcher.planned[SITE] = Planned(at_ms=self.now_ms, problem=asked, schedule=schedule)
         self.events += commit(self.world, settled(self.world, survey, asked, schedule, picked))
 
     def step(self, times=1):
@@ -207,8 +209,6 @@ def test_work_that_the_contract_has_no_room_for_waits_and_says_how_many_watts_ar
     site.submit(1, gpus=4)
     site.step(3)
     assert site.paid() == []
-    from headframe.placement import explain
-    from headframe.server.tick import admitter
 
     budget = Budget(left_w=740, limit_w=900, pue=1.0, at_ms=site.now_ms, until_ms=NOW_MS + 3_600_000, why="grid asked for it")
     why = explain(site.world, site.world.workloads["wl-1"], site.now_ms, admitter(site.world, site.now_ms, {SITE: budget}))
@@ -514,3 +514,21 @@ def test_a_demand_charge_is_paid_for_the_highest_mean_of_its_interval_within_its
         site.now_ms += STEP
         site.events += commit(site.world, _reached(site.survey(), site.dispatcher._means))
     assert site.world.sites[SITE].reached_w["peak"] == round(site.survey().meter.total_w) > idle
+
+
+def test_spot_work_waits_while_its_cards_and_their_power_are_worth_more_than_its_price():
+    site = Site(nodes=1)
+    price = GpuPrice(model="RTX 3090", on_demand_nano=200_000_000, spot_nano=10_000_000, reserved_nano=100_000_000)
+    site.do(SetPrices(gpus=(price,)))
+    site.plan()
+    site.step()
+    site.submit(1, tier=Tier.SPOT)
+    site.submit(2)
+    site.step(2)
+    assert site.paid() == ["wl-2"], "a US$ 0.01 card-hour does not pay for its power, mining does"
+    why = explain(site.world, site.world.workloads[WorkloadId("wl-1")], site.now_ms, admitter(site.world, site.now_ms, site.dispatcher.budgets))
+    assert "spot-floor: needs US$ 0.0" in "; ".join(map(str, why))
+    site.do(SetSite(site_id=SITE, tariff=Tariff(name="t", energy=(EnergyCharge(usd_kwh=0.0),))), RemoveFiller(name="kawpow"))
+    site.plan()
+    site.step(3)
+    assert site.paid() == ["wl-1", "wl-2"], "with free power and nothing else to do any price will do"

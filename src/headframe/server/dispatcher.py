@@ -13,6 +13,7 @@ import msgspec
 
 from headframe.dispatch.meter import Means
 from headframe.dispatch.plan import Basis, Schedule, Site
+from headframe.dispatch.power import DRAW_SHARE, idle_w
 from headframe.dispatch.shed import Rung
 from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, shed_always, surveyed, wished_limits
 from headframe.dispatch.tariff import billing_month, counting
@@ -20,7 +21,7 @@ from headframe.model import fleet
 from headframe.model.errors import HeadframeError
 from headframe.model.event import Draft, Event, Kind
 from headframe.model.ids import GpuId, NodeId, SiteId
-from headframe.model.power import Budget, SignalKind
+from headframe.model.power import Budget, LoadClass, SignalKind
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, Tier
 from headframe.model.world import World
@@ -169,13 +170,14 @@ class Dispatcher:
         meter, before = survey.meter, self.budgets.get(survey.site.id)
         told = active(world, survey.site, survey.now_ms)
         no_spot = Rung.SPOT in shed_always(world, survey.site, survey.now_ms)
-        if survey.limit_w >= NO_LIMIT_W and not no_spot:
+        floors = spot_floors(survey, self.planned.get(survey.site.id))
+        if survey.limit_w >= NO_LIMIT_W and not no_spot and not any(floors.values()):
             self.budgets.pop(survey.site.id, None)
             return
         limits = [signal for signal in told if no_spot or (signal.kind is SignalKind.LIMIT and signal.value == survey.limit_w)]
         firm_w = meter.total_w - meter.going_w - meter.filler_w - meter.asic_w
         budget = Budget(left_w=survey.limit_w - firm_w, limit_w=survey.limit_w, pue=survey.site.pue, at_ms=survey.now_ms, until_ms=limits[0].end_ms if limits else 0,
-                        why=f"{limits[0].source} asked for it" if limits else "its contract", no_spot=no_spot)  # fmt: skip
+                        why=f"{limits[0].source} asked for it" if limits else "its contract", no_spot=no_spot, floor_usd_h=floors)  # fmt: skip
         self.budgets[survey.site.id] = budget
         if before is None or budget.left_w > before.left_w + 1:
             self._wake()
@@ -188,6 +190,18 @@ class Dispatcher:
                 if isinstance(row, Allocation) and row.tier is Tier.FILLER and row.stop_because is Reason.PREEMPTED:
                     self._resting.update((part.node_id, event.at_ms + REST_MS) for part in row.parts)
                     self._look.set()
+
+
+def spot_floors(survey: Survey, planned: Planned | None) -> dict[str, float]:
+    """What a card-hour of spot work has to bring at least, by model: its energy at the marginal price, and what the card would earn otherwise (the programme's duals)."""
+    found: dict[str, float] = {}
+    for model, cards in survey.cards.items():
+        pools = [key for key, name in planned.problem.models.items() if name == model] if planned else []
+        card = max((planned.schedule.card_usd_h[key][0] for key in pools), default=0.0) if planned else 0.0
+        kwh = (survey.usd_kwh or 0.0) + (planned.schedule.kwh_usd[0] if planned else 0.0)
+        limit = cards[0].full_w
+        found[model] = round(card + (limit * DRAW_SHARE[LoadClass.SPOT] - idle_w(limit)) * survey.site.pue / 1000 * kwh, 6)
+    return found
 
 
 def concerned(world: World, site: fleet.Site) -> bool:

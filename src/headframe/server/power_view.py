@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from headframe.dispatch import mining
-from headframe.dispatch.power import DRAW_SHARE, idle_w
 from headframe.dispatch.settle import SLEEP
 from headframe.dispatch.shed import ladder
 from headframe.dispatch.survey import (
@@ -29,7 +28,7 @@ from headframe.model.power_api import Alternative, Explanation, FillerView, Hour
 from headframe.model.states import GpuState
 from headframe.model.units import clock
 from headframe.model.world import World
-from headframe.server.dispatcher import Dispatcher, Planned
+from headframe.server.dispatcher import Dispatcher, Planned, spot_floors
 
 NAMES = {LoadClass.FIRM: "sold", LoadClass.ONLINE: "served", LoadClass.SPOT: "spot", LoadClass.BATCH: "batch", LoadClass.FILLER: "fillers"}
 
@@ -93,18 +92,6 @@ def _hours(planned: Planned) -> Iterable[HourView]:
         by_use |= {"mining machines": asics} if asics else {}
         yield HourView(start_ms=start_ms, usd_kwh=site.usd_kwh[t], limit_w=0.0 if site.limit_w[t] >= NO_LIMIT_W else site.limit_w[t], meter_w=schedule.meter_w[t],
                        by_use_w=by_use, marginal_usd_kwh=site.usd_kwh[t] + schedule.kwh_usd[t])  # fmt: skip
-
-
-def spot_floors(survey: Survey, planned: Planned | None) -> dict[str, float]:
-    """What a card-hour of spot work has to bring at least, by model: its energy at the marginal price, and what the card would earn otherwise (the programme's duals)."""
-    found: dict[str, float] = {}
-    for model, cards in survey.cards.items():
-        pools = [key for key, name in planned.problem.models.items() if name == model] if planned else []
-        card = max((planned.schedule.card_usd_h[key][0] for key in pools), default=0.0) if planned else 0.0
-        kwh = (survey.usd_kwh or 0.0) + (planned.schedule.kwh_usd[0] if planned else 0.0)
-        limit = cards[0].full_w
-        found[model] = round(card + (limit * DRAW_SHARE[LoadClass.SPOT] - idle_w(limit)) * survey.site.pue / 1000 * kwh, 6)
-    return found
 
 
 def filler_views(world: World, survey: Survey, readings: Mapping[AllocationId, Reading]) -> list[FillerView]:

@@ -19,9 +19,10 @@ from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Volume
 from headframe.model.health import CardFacts, Finding, HostFacts
 from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, allocation_id, volume_id
+from headframe.model.money import PriceList
 from headframe.model.power import Budget
 from headframe.model.states import AllocationState, Reason, WorkloadState
-from headframe.model.units import clock, money
+from headframe.model.units import MILLI, NANO_PER_USD, clock, money
 from headframe.model.work import Allocation, Facts, Observation, Part, Refusal, Tier, Workload
 from headframe.model.world import World
 from headframe.placement import Grant, plan
@@ -45,6 +46,8 @@ from headframe.server.sessions import Sessions
 from headframe.server.watch import Watch
 
 SWEEP_MS = 3_600_000
+FLOOR_SLACK = 0.98
+"""Spot work that is worth just what its cards are is let in: what the programme finds is no more exact."""
 LINES_MAX = 1000
 """Of a check's log; it tells one line for each card."""
 
@@ -195,7 +198,8 @@ def admitter(
     world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = MappingProxyType({})
 ) -> Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]:
     """The say of money and watts in a placement: max_price, the hourly budget, credit for another hour, and what the site's limit leaves."""
-    prices, watts = price_at(world.prices(), now_ms), Watts(world, budgets)
+    prices = price_at(world.prices(), now_ms)
+    watts = Watts(world, budgets, prices)
 
     def admit(workload: Workload, parts: Sequence[Part], granted: dict[ProjectId, int]) -> Refusal | None:
         rate = rate_nano(prices, parts, workload.spec.tier)
@@ -210,8 +214,8 @@ def admitter(
 class Watts:
     """What sites' limits leave for work at the meter; what was granted since they were last counted is taken off."""
 
-    def __init__(self, world: World, budgets: Mapping[SiteId, Budget]) -> None:
-        self._world, self._budgets = world, budgets
+    def __init__(self, world: World, budgets: Mapping[SiteId, Budget], prices: PriceList) -> None:
+        self._world, self._budgets, self._prices = world, budgets, prices
         self._left = {key: budget.left_w - self._since(key, budget) for key, budget in budgets.items()}
 
     def take(self, workload: Workload, parts: Sequence[Part]) -> Refusal | None:
@@ -226,6 +230,8 @@ class Watts:
                     nodes=0,
                     change=f"spot work waits until {until}",
                 )
+            if workload.spec.tier is Tier.SPOT and (refusal := self._below_floor(key, budget, parts)) is not None:
+                return refusal
         needs = {key: self._needed(key, budget, parts) for key, budget in self._budgets.items()}
         for key, need in needs.items():
             if need > self._left[key]:
@@ -236,6 +242,16 @@ class Watts:
         for key, need in needs.items():
             self._left[key] -= need
         return None
+
+    def _below_floor(self, key: SiteId, budget: Budget, parts: Sequence[Part]) -> Refusal | None:
+        """Why spot work would bring less than its cards and their power are worth otherwise. A model without a price is not sold, so its work is let be."""
+        cards = [share for part in parts if self._at(part, key) for share in part.shares if self._prices.of(share.model).spot_nano]
+        brings = sum(share.milli * self._prices.of(share.model).spot_nano for share in cards) / MILLI / NANO_PER_USD
+        floor = sum(share.milli * budget.floor_usd_h.get(share.model, 0.0) for share in cards) / MILLI
+        if brings >= floor * FLOOR_SLACK:
+            return None
+        return Refusal(rule="spot-floor", need=f"US$ {floor:.4f}/h or more, which its cards and their power are worth now", have=f"US$ {brings:.4f}/h, its price", nodes=0,
+                       change="waits for cheaper power or a higher spot price; on-demand work does not wait for it")  # fmt: skip
 
     def _needed(self, key: SiteId, budget: Budget, parts: Sequence[Part]) -> float:
         there = {part.node_id for part in parts if self._at(part, key)}
