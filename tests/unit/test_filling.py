@@ -527,7 +527,7 @@ def test_spot_work_waits_while_its_cards_and_their_power_are_worth_more_than_its
     site.step(2)
     assert site.paid() == ["wl-2"], "a US$ 0.01 card-hour does not pay for its power, mining does"
     why = explain(site.world, site.world.workloads[WorkloadId("wl-1")], site.now_ms, admitter(site.world, site.now_ms, site.dispatcher.budgets))
-    assert "spot-floor: needs US$ 0.0" in "; ".join(map(str, why))
+    assert "spot-floor: the fleet refused: needs US$ 0.0284/h" in "; ".join(map(str, why))
     site.do(SetSite(site_id=SITE, tariff=Tariff(name="t", energy=(EnergyCharge(usd_kwh=0.0),))), RemoveFiller(name="kawpow"))
     site.plan()
     site.step(3)

@@ -209,7 +209,8 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True, tag="posture", omit_def
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """What a site has left for paid work at the meter (W), as of `at_ms`: fillers count as gone, since they make room. `until_ms` is when its limit changes (0: not known), `why` what limits; with `no_spot`, spot work waits whatever is left; `floor_usd_h` is what a card-hour
-    of spot work has to bring, by model."""
+    of spot work has to bring, by model.
+    """
 
     left_w: float
     limit_w: float

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from headframe.dispatch import mining
+from headframe.dispatch.power import DRAW_SHARE, idle_w
 from headframe.dispatch.settle import SLEEP
 from headframe.dispatch.shed import ladder
 from headframe.dispatch.survey import (
