@@ -1,13 +1,20 @@
 """What miners say of themselves, in the shapes of their own documentation and of HiveOS' scripts; and what no answer may do."""
 
+import asyncio
 import json
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_filling import KAWPOW, Site
 
 from headframe.agent.miners import ADAPTERS, Unread, hive_stats, read
+from headframe.model.command import SetFiller
+from headframe.model.fleet import JOINED
+from headframe.model.power import Reading
+from headframe.server.miners import Miners
 
 XMRIG = {"hashrate": {"total": [9123.5, 9100.0, None]}, "results": {"shares_good": 41, "shares_total": 42}, "uptime": 3600, "algo": "rx/0"}
 T_REX = {"hashrate": 104_000_000, "accepted_count": 100, "rejected_count": 1, "uptime": 900, "algorithm": "kawpow",
@@ -89,3 +96,25 @@ def test_a_hiveos_script_is_run_as_hiveos_runs_it(tmp_path):
     script.write_text("exit 3\n")
     with pytest.raises(Unread):
         hive_stats(str(script))
+
+
+def test_a_machine_tells_of_the_miners_it_was_asked_about_and_of_no_others():
+    """And of what can't be, nothing counts."""
+    site = Site(nodes=1, gpus_each=2)
+    site.do(SetFiller(filler=msgspec.structs.replace(KAWPOW, stats="t-rex")))
+    node = next(iter(site.world.nodes.values()))
+    site.world.put(msgspec.structs.replace(node, engine=JOINED))
+    site.plan()
+    site.step(8)
+    asked = []
+    miners = Miners(site.world, lambda *_: pytest.fail("nobody is asked here"), lambda node, told: asked.append((node, dict(told))))
+    asyncio.run(miners.once())
+    asyncio.run(miners.once())
+    assert len(asked) == 1, "told once, as nothing changed"
+    keys = sorted(asked[0][1])
+    assert len(keys) == 2
+    miners.heard(node.id, {keys[0]: Reading(hashes_s=5e7), keys[1]: Reading(hashes_s=math.inf), "wl-x.1": Reading(hashes_s=1.0)})
+    assert miners.readings == {keys[0]: Reading(hashes_s=5e7)}
+    miners.heard("node-other", {keys[1]: Reading(hashes_s=1.0)})
+    miners.heard(node.id, {})
+    assert miners.readings == {}

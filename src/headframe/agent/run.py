@@ -16,13 +16,33 @@ from typing import assert_never
 
 from headframe.agent.handover import clean
 from headframe.agent.limits import limit
+from headframe.agent.miners import Unread, reading
 from headframe.agent.seat import Seat, hello, line, obeyed, renew
 from headframe.client import ApiError, Unreachable
 from headframe.client.agent import AgentClient
 from headframe.engines.local import LocalEngine
-from headframe.model.agent import BATCHES_MAX, Account, Batch, Discard, Erase, Forget, Limit, Lines, Order, Orders, Read, Start, Stop, Told
+from headframe.model.agent import (
+    BATCHES_MAX,
+    Account,
+    Ask,
+    Batch,
+    Discard,
+    Erase,
+    Forget,
+    Limit,
+    Lines,
+    Miner,
+    Order,
+    Orders,
+    Read,
+    Start,
+    Stop,
+    Told,
+)
 from headframe.model.errors import Forbidden
 from headframe.model.health import Report
+from headframe.model.ids import AllocationId
+from headframe.model.power import Reading
 from headframe.model.states import AllocationState
 
 REPORT_S = 10.0
@@ -42,6 +62,8 @@ class Agent:
         self._batches: deque[tuple[float, Report]] = deque(maxlen=BATCHES_MAX)
         self._dropped = 0
         self._said_hello = False
+        self._asked: dict[AllocationId, Miner] = {}
+        self._readings: dict[AllocationId, Reading] = {}
 
     async def run(self, reports: Callable[[], AsyncIterator[Report]]) -> None:
         """Until cancelled, or refused for good."""
@@ -50,12 +72,23 @@ class Agent:
             tasks.create_task(self._watching(reports))
             tasks.create_task(self._lasting(self._tell))
             tasks.create_task(self._lasting(self._obey))
+            tasks.create_task(self._asking())
 
     async def _watching(self, reports: Callable[[], AsyncIterator[Report]]) -> None:
         async for report in reports():
             self._dropped += len(self._batches) == BATCHES_MAX
             self._batches.append((time.monotonic(), report))
             self._news.set()
+
+    async def _asking(self) -> None:
+        """What the miners that the server wants to hear of say of themselves."""
+        while True:
+            asked, found = dict(self._asked), dict[AllocationId, Reading]()
+            for key, miner in asked.items():
+                with contextlib.suppress(Unread, KeyError, OSError):  # what can't be read is not told
+                    found[key] = await asyncio.to_thread(reading, miner.adapter, miner.port)
+            self._readings = found
+            await asyncio.sleep(REPORT_S)
 
     async def _lasting(self, step: Callable[[], Awaitable[None]]) -> None:
         """Do it for ever, with pauses while nobody answers; what is refused for good ends the agent."""
@@ -99,7 +132,7 @@ class Agent:
         return Account(
             clock_ms=time.time_ns() // 1_000_000, observations=sight.observations, dropped=self._dropped, told=tuple(told),
             batches=tuple(Batch(age_ms=int((now - at) * 1000), report=report) for at, report in sent),
-            hello=None if self._said_hello else await asyncio.to_thread(hello, self._data, self._seat.name),
+            readings=self._readings, hello=None if self._said_hello else await asyncio.to_thread(hello, self._data, self._seat.name),
         )  # fmt: skip
 
     async def _obey(self) -> None:
@@ -131,6 +164,8 @@ class Agent:
                 await asyncio.to_thread(self._server.lines, Lines(number=order.number, lines=tuple(lines)))
             case Limit():
                 await asyncio.to_thread(limit, order.watts)
+            case Ask():
+                self._asked = order.miners
             case _:
                 assert_never(order)
 

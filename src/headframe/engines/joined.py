@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import msgspec
 
 from headframe.engines.base import NoShells, Sight
-from headframe.model.agent import ORDERS_MAX, VOUCH_MS, Account, Discard, Erase, Forget, Limit, Lines, Order, Read, Start, Stop
+from headframe.model.agent import ORDERS_MAX, VOUCH_MS, Account, Ask, Discard, Erase, Forget, Limit, Lines, Miner, Order, Read, Start, Stop
 from headframe.model.errors import Unavailable
 from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, GpuId, NodeId
@@ -188,6 +188,10 @@ class JoinedEngine(NoShells):
     def limit(self, node: NodeId, watts: Mapping[GpuId, int]) -> None:
         """A machine's cards are to draw at most so much."""
         self._link(node).want("limit", Limit(watts=dict(watts)), self._clock_ms())
+
+    def ask(self, node: NodeId, miners: Mapping[AllocationId, Miner]) -> None:
+        """What a machine's miners are to be asked, all of them at once."""
+        self._link(node).want("ask", Ask(miners=dict(miners)), self._clock_ms())
 
     def knows(self, allocation: AllocationId) -> bool:
         """Whether a machine tells of it."""

@@ -5,6 +5,7 @@ import msgspec
 from headframe.model.fleet import Gpu, Node, Volume
 from headframe.model.health import Report
 from headframe.model.ids import AllocationId, GpuId, NodeId
+from headframe.model.power import Reading
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -51,7 +52,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """What a machine tells: everything that it runs or has seen end (times by its own clock, which says `clock_ms`), its cards' readings, how many
-    readings it had to drop, and where the inventory has changed, that too.
+    readings it had to drop, what the miners said that it was asked about, and where the inventory has changed, that too.
     """
 
     clock_ms: int
@@ -60,6 +61,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     dropped: int = 0
     told: tuple[Told, ...] = ()
     hello: Hello | None = None
+    readings: dict[AllocationId, Reading] = {}
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +118,20 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, tag="limit"):
     watts: dict[GpuId, int]
 
 
-Order = Start | Stop | Forget | Discard | Erase | Read | Limit
+class Miner(msgspec.Struct, frozen=True):
+    """How a miner is read: its adapter, and its port on that machine."""
+
+    adapter: str
+    port: int
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
+    """These miners, and no others, are to be asked now and then what they do."""
+
+    miners: dict[AllocationId, Miner]
+
+
+Order = Start | Stop | Forget | Discard | Erase | Read | Limit | Ask
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):

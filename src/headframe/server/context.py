@@ -85,7 +85,7 @@ class Context:
         self.gateway_ca = gateway_ca
         self.wake = wake
         self.dispatcher = dispatcher or Dispatcher(desk, leadership, self.watch, wake)
-        self.miners = miners or Miners(desk.world, _nobody)
+        self.miners = miners or Miners(desk.world, _nobody, lambda _node, _miners: None)
         self.refused_signals = 0
         self.feeds: Feeds | None = None
         self.table = GatewayTable(desk.world)

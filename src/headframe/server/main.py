@@ -173,7 +173,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
     sessions = Sessions(clock_ms, lambda card: sample.use if (sample := watch.latest(card)) else None)
     beside = _gateway(config) if config.gateway and not stage else None
     dispatcher = Dispatcher(desk, leadership, watch, wake.set, limit=_limits(desk, node, joined, hooks))
-    miners = Miners(desk.world, hooks.miner) if hooks.miner else None
+    miners = Miners(desk.world, hooks.miner, joined.ask) if hooks.miner else None
     context = Context(desk=desk, dispatcher=dispatcher, miners=miners, auth=auth, engine=engine, leadership=leadership, workdirs=workdirs, clock_ms=clock_ms, watch=watch,
                       joined=None if stage else joined, pin=_pin(config), demand=demand, sessions=sessions, wake=wake.set,
                       gateway_url=config.gateway_url or (beside.url if beside else ""), gateway_ca=beside.ca if beside else "",

@@ -104,6 +104,7 @@ async def report(context: Context, request: Request[Principal, Any, Any], data: 
     world, now_ms = context.world, context.clock_ms()
     for batch in data.batches:
         context.watch.hear(_own(world, node_id, batch), node_id, now_ms - batch.age_ms)
+    context.miners.heard(node_id, data.readings)
     engine.hear(node_id, data, lambda key: _foreign(world, key, node_id), news=any(map(_urgent, data.batches)))
     return Heard()
 
