@@ -5,7 +5,7 @@ import contextlib
 import importlib.util
 import ipaddress
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from headframe.model.errors import BadRequest, Conflicting
@@ -44,19 +44,29 @@ async def seen(hosts: Sequence[str]) -> list[Asic | None]:
 
 
 async def told(asic: Asic) -> str:
-    """Have a machine do what is wanted of it; why that could not be done, "" where it was."""
+    """Have a machine do what is wanted of it, mining or not; why that could not be done, "" where it was."""
+    return await _have(
+        asic, lambda machine: machine.stop_mining() if asic.wanted is AsicState.STOPPED else machine.resume_mining(), "it did not do it"
+    )
+
+
+async def limited(asic: Asic) -> str:
+    """Have a machine draw at most `wanted_w`; why that could not be done, "" where it was. Firmwares that know steps take the highest below."""
+    return await _have(asic, lambda machine: machine.set_power_limit(int(asic.wanted_w)), f"it knows no limit of {asic.wanted_w:g} W or less")
+
+
+async def _have(asic: Asic, act: Callable[[Any], Awaitable[bool]], otherwise: str) -> str:
     _needed()
     try:
         machine = await asyncio.wait_for(_machine(asic.ip), ANSWER_S)
         if machine is None:
             return f"no mining machine answers at {asic.ip}"
-        act = machine.stop_mining if asic.wanted is AsicState.STOPPED else machine.resume_mining
-        done = await asyncio.wait_for(act(), ANSWER_S)
+        done = await asyncio.wait_for(act(machine), ANSWER_S)
     except (OSError, TimeoutError) as error:
         return f"{asic.ip} did not answer: {error or 'too late'}"
     except Exception as error:
         return f"{asic.ip}: {type(error).__name__}: {str(error)[:120]}"
-    return "" if done else f"{asic.ip} did not do it"
+    return "" if done else f"{asic.ip}: {otherwise}"
 
 
 async def _seen(host: str) -> Asic | None:
@@ -65,13 +75,13 @@ async def _seen(host: str) -> Asic | None:
         if machine is None:
             return None
         data = await asyncio.wait_for(
-            machine.get_data(include=["hashrate", "expected_hashrate", "wattage", "mac", "is_mining", "hostname"]), ANSWER_S
+            machine.get_data(include=["hashrate", "expected_hashrate", "wattage", "mac", "is_mining", "hostname", "wattage_limit"]), ANSWER_S
         )
     except Exception:
         return None
     name = str(getattr(data, "hostname", "") or "") or host
     return Asic(id=f"asic-{(data.mac or host).lower()}", name=name[:63], ip=host, model=str(machine.model or machine.raw_model or "unknown")[:63], hashes_s=max(_hashes(data.hashrate), _hashes(data.expected_hashrate)), watts=float(data.wattage or 0),
-                can_stop=bool(getattr(machine, "supports_shutdown", False)), can_limit=bool(getattr(machine, "supports_autotuning", False)), state=_state(data))  # fmt: skip
+                can_stop=bool(getattr(machine, "supports_shutdown", False)), can_limit=bool(getattr(machine, "supports_autotuning", False)), limit_w=float(data.wattage_limit or 0), state=_state(data))  # fmt: skip
 
 
 def _state(data: Any) -> AsicState:

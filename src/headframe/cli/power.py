@@ -289,6 +289,16 @@ def asics(
     show(listed, json, lambda: _show_asics(listed.items))
 
 
+@mining_app.command("limit")
+def limit(
+    machine: Annotated[str, typer.Argument(help="A mining machine, by name or id.")], power: Annotated[str, typer.Argument(help="Such as 2.8kW, or `usual`.")], *, json: Json = False,
+) -> None:  # fmt: skip
+    """A mining machine is to draw less, where its firmware can; `usual` as it did before."""
+    with client() as cloud:
+        listed = cloud.limit_asic(machine, 0.0 if power == "usual" else float(watts(power) or 0))
+    show(listed, json, lambda: _show_asics(listed.items))
+
+
 def _show_power(found: PowerView) -> None:
     limit = f" of {found.limit_w / 1000:g} kW" if found.limit_w else ""
     price = f"{found.usd_kwh * 100:.2f} US¢/kWh" if found.usd_kwh is not None else "price not known (headframe site set --tariff)"
@@ -370,10 +380,21 @@ def _show_coins(rows: Sequence[Coin]) -> None:
 
 
 def _show_asics(rows: Sequence[Asic]) -> None:
-    shown = table("machine", "address", "model", ">hashrate", ">W", "state", "wanted", "can", "why")
+    shown = table("machine", "address", "model", ">hashrate", ">W", ">limit W", "state", "wanted", "can", "why")
     for row in rows:
         can = ", ".join(what for what, able in (("stop", row.can_stop), ("limit", row.can_limit)) if able) or "nothing"
-        shown.add_row(row.name, row.ip, row.model, hashes(row.hashes_s), f"{row.watts:.0f}", row.state, row.wanted, can, row.why)
+        shown.add_row(
+            row.name,
+            row.ip,
+            row.model,
+            hashes(row.hashes_s),
+            f"{row.watts:.0f}",
+            f"{row.wanted_w or row.limit_w:.0f}" if row.wanted_w or row.limit_w else "–",
+            row.state,
+            row.wanted,
+            can,
+            row.why,
+        )
     out.print(shown)
 
 

@@ -76,7 +76,7 @@ def up(
                 started=started,
                 reports=lambda: reports(watch_interval, kernel_log),
                 clean=clean,
-                asics=(asics.seen, asics.told) if asics.has_pyasic() else None,
+                asics=(asics.seen, asics.told, asics.limited) if asics.has_pyasic() else None,
                 limit=limit,
                 miner=reading,
             ),

@@ -10,6 +10,7 @@ from headframe.client.paths import segment
 from headframe.model.power import Asic, Coin, Signal
 from headframe.model.power_api import (
     AsicBody,
+    AsicLimitBody,
     AsicList,
     CoinBody,
     CoinList,
@@ -93,6 +94,10 @@ class PowerCalls(ABC):
     def tell_asics(self, asics: Sequence[Asic]) -> AsicList:
         """Mining machines as they were found."""
         return self._send("PUT", "/v1/asics", AsicList, AsicBody(asics=tuple(asics)))
+
+    def limit_asic(self, name: str, watts: float) -> AsicList:
+        """A mining machine is to draw at most so much; 0 as before."""
+        return self._send("PUT", f"/v1/asics/{segment(name)}/limit", AsicList, AsicLimitBody(watts=watts))
 
     def remove_asic(self, name: str) -> AsicList:
         """A mining machine is no longer looked after."""

@@ -271,6 +271,13 @@ class TellAsics(msgspec.Struct, frozen=True, kw_only=True):
     asics: tuple[Asic, ...]
 
 
+class LimitAsic(msgspec.Struct, frozen=True, kw_only=True):
+    """A mining machine is to draw at most so many watts; 0 as it did before."""
+
+    id: str
+    watts: float
+
+
 class RemoveAsic(msgspec.Struct, frozen=True, kw_only=True):
     """A mining machine is no longer looked after; it goes on as it is."""
 
@@ -341,6 +348,7 @@ Command = (
     | RemoveFiller
     | TellAsics
     | RemoveAsic
+    | LimitAsic
     | Qualify
     | SetGpu
     | MoveNode

@@ -171,7 +171,8 @@ class AsicState(StrEnum):
 
 class Asic(msgspec.Struct, frozen=True, kw_only=True, tag="asic", omit_defaults=True):
     """A machine that only mines: what it was found to do at full speed, and what its firmware can be told. One that can't be stopped is part of what the site
-    draws whatever happens.
+    draws whatever happens. `limit_w` is the power limit that its firmware told last (0: none, or not told), `wanted_w` what it is to be (0: as it was), `usual_w` what it was
+    before one was set here.
     """
 
     id: str
@@ -184,6 +185,9 @@ class Asic(msgspec.Struct, frozen=True, kw_only=True, tag="asic", omit_defaults=
     watts: float = 0.0
     can_stop: bool = False
     can_limit: bool = False
+    limit_w: float = 0.0
+    wanted_w: float = 0.0
+    usual_w: float = 0.0
     state: AsicState = AsicState.UNKNOWN
     wanted: AsicState = AsicState.MINING
     why: str = ""

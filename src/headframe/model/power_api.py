@@ -122,6 +122,12 @@ class AsicBody(msgspec.Struct, frozen=True, kw_only=True):
     asics: tuple[Asic, ...]
 
 
+class AsicLimitBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What a mining machine may draw (W); 0 as it did before."""
+
+    watts: float
+
+
 class AsicList(msgspec.Struct, frozen=True, kw_only=True):
     """All mining machines, by name."""
 

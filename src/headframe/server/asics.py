@@ -17,13 +17,14 @@ LOOK_S, AGAIN_MS, READ_MS = 2.0, 30_000, 60_000
 _log = logging.getLogger("headframe")
 Seen = Callable[[Sequence[str]], Awaitable[list[Asic | None]]]
 Told = Callable[[Asic], Awaitable[str]]
+"""Has a machine do something; why it did not, "" where it did."""
 
 
 class Machines:
     """What was tried and read lately; the rest is in the world."""
 
-    def __init__(self, desk: Desk, leadership: Leadership, seen: Seen, told: Told) -> None:
-        self._desk, self._leadership, self._seen, self._told = desk, leadership, seen, told
+    def __init__(self, desk: Desk, leadership: Leadership, seen: Seen, told: Told, limited: Told) -> None:
+        self._desk, self._leadership, self._seen, self._told, self._limited = desk, leadership, seen, told, limited
         self._tried: dict[str, int] = {}
         self._read_ms = 0
 
@@ -51,15 +52,28 @@ class Machines:
         done = [msgspec.structs.replace(row, state=row.state if why else row.wanted, why=why) for row, why in zip(odd, answers, strict=True)]
         if done:
             await self._tell(done)
+        await self._limit(now_ms)
         if now_ms - self._read_ms >= READ_MS:
             self._read_ms = now_ms
-            await self._read(rows)
+            await self._read([self._desk.world.asics[row.id] for row in rows if row.id in self._desk.world.asics])
+
+    async def _limit(self, now_ms: int) -> None:
+        """Have those that mine keep to the power limit that is wanted of them."""
+        odd = [
+            row for _, row in sorted(self._desk.world.asics.items())
+            if row.wanted_w and row.limit_w != row.wanted_w and row.state is AsicState.MINING and now_ms - self._tried.get(f"{row.id} {row.wanted_w}", -AGAIN_MS) >= AGAIN_MS
+        ]  # fmt: skip
+        answers = await asyncio.gather(*map(self._limited, odd))
+        self._tried.update((f"{row.id} {row.wanted_w}", now_ms) for row in odd)
+        await self._tell(
+            [msgspec.structs.replace(row, limit_w=row.limit_w if why else row.wanted_w, why=why) for row, why in zip(odd, answers, strict=True)]
+        )
 
     async def _read(self, rows: Sequence[Asic]) -> None:
         found = await self._seen([row.ip for row in rows])
         known = (
             msgspec.structs.replace(row, state=AsicState.UNKNOWN, why="it does not answer") if new is None
-            else msgspec.structs.replace(row, state=new.state if new.state is not AsicState.UNKNOWN else row.state, hashes_s=max(row.hashes_s, new.hashes_s), why="" if row.why == "it does not answer" else row.why,
+            else msgspec.structs.replace(row, state=new.state if new.state is not AsicState.UNKNOWN else row.state, hashes_s=(new.hashes_s or row.hashes_s) if row.wanted_w else max(row.hashes_s, new.hashes_s), why="" if row.why == "it does not answer" else row.why,
                                          watts=new.watts if new.state is AsicState.MINING and new.watts else row.watts)
             for row, new in zip(rows, found, strict=True)
         )  # fmt: skip

@@ -19,6 +19,7 @@ from headframe.model.command import (
     Found,
     GrantCredit,
     Join,
+    LimitAsic,
     ListRigs,
     RemoveAsic,
     RemoveEngine,
@@ -81,7 +82,7 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
             yield from served(world, command, now_ms)
         case AddEngine() | RemoveEngine():
             yield from engines(world, command)
-        case TellMarket() | TakeSignal() | TakeEvent() | TellCoin() | SetFiller() | RemoveFiller() | TellAsics() | RemoveAsic():
+        case TellMarket() | TakeSignal() | TakeEvent() | TellCoin() | SetFiller() | RemoveFiller() | TellAsics() | RemoveAsic() | LimitAsic():
             yield from power(world, command, now_ms)
         case _:
             yield from operate(world, command, now_ms)

@@ -136,7 +136,7 @@ class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     stage: Stage | None = None
     reports: Callable[[], AsyncIterator[Report]] | None = None
     clean: Clean | None = None
-    asics: tuple[Seen, Told] | None = None
+    asics: tuple[Seen, Told, Told] | None = None
     limit: Callable[[Mapping[GpuId, int]], None] | None = None
     miner: Read | None = None
 

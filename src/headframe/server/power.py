@@ -7,19 +7,20 @@ import msgspec
 
 from headframe.dispatch.mining import why_not_believed
 from headframe.dispatch.tariff import trusted
-from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeEvent, TakeSignal, TellAsics, TellCoin, TellMarket
-from headframe.model.errors import Conflicting, NotFound, Unbelievable
+from headframe.model.command import LimitAsic, RemoveAsic, RemoveFiller, SetFiller, TakeEvent, TakeSignal, TellAsics, TellCoin, TellMarket
+from headframe.model.errors import BadRequest, Conflicting, NotFound, Unbelievable
 from headframe.model.event import Draft, Kind
 from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, Asic, Filler, MarketDay, Signal, SignalKind, filler_id
 from headframe.model.units import MS_PER_DAY, counted, duration
 from headframe.model.world import World
 
-Power = TellMarket | TakeSignal | TakeEvent | TellCoin | SetFiller | RemoveFiller | TellAsics | RemoveAsic
+Power = TellMarket | TakeSignal | TakeEvent | TellCoin | SetFiller | RemoveFiller | TellAsics | RemoveAsic | LimitAsic
 DAYS_KEPT = 3
 """Days of prices that are over and still of use; the store keeps all."""
 SPAN_MOST_MS = 31 * MS_PER_DAY
 LIMIT_MOST_W, LEVEL_MOST = 1e9, 3
 ASICS_MOST = 20_000
+LIMIT_LEAST_W, LIMIT_MOST_ASIC_W = 300.0, 20_000.0
 
 
 def power(world: World, command: Power, now_ms: int) -> Iterator[Draft]:
@@ -47,10 +48,10 @@ def power(world: World, command: Power, now_ms: int) -> Iterator[Draft]:
             yield Draft(kind=Kind.FILLER_CHANGED, subject=row.id, text=f"{row.name}: removed", rows=(msgspec.structs.replace(row, removed=True),))
         case TellAsics():
             yield from _asics(world, command.asics, now_ms)
+        case LimitAsic():
+            yield from _limit(world, command)
         case RemoveAsic():
-            row = world.asics.get(command.id) or next((row for row in world.asics.values() if row.name == command.id), None)
-            if row is None:
-                raise NotFound(f"no mining machine {command.id[:80]!r}", "list them: `headframe mining asics`")
+            row = _asic(world, command.id)
             yield Draft(
                 kind=Kind.ASIC_CHANGED, subject=row.id, text=f"{row.name}: no longer looked after", rows=(msgspec.structs.replace(row, removed=True),)
             )
@@ -139,13 +140,43 @@ def _filler(world: World, filler: Filler, now_ms: int) -> Iterator[Draft]:
     yield Draft(kind=Kind.FILLER_CHANGED, subject=row.id, text=f"{row.name}: {what}, on {', '.join(row.models)}", rows=(row,))
 
 
+def _asic(world: World, name: str) -> Asic:
+    row = world.asics.get(name) or next((row for row in world.asics.values() if row.name == name), None)
+    if row is None:
+        raise NotFound(f"no mining machine {name[:80]!r}", "list them: `headframe mining asics`")
+    return row
+
+
+def _limit(world: World, command: LimitAsic) -> Iterator[Draft]:
+    row = _asic(world, command.id)
+    if not row.can_limit:
+        raise Conflicting(
+            f"{row.name}: its firmware sets no power limit",
+            "it can only be stopped and resumed" if row.can_stop else "nor can it be stopped from here",
+        )
+    if command.watts and not LIMIT_LEAST_W <= command.watts <= LIMIT_MOST_ASIC_W:
+        raise BadRequest(f"a limit of {command.watts:g} W for a mining machine", f"{LIMIT_LEAST_W:g} W to {LIMIT_MOST_ASIC_W:g} W; 0 as it was")
+    if not command.watts and not row.wanted_w:
+        return
+    usual_w = row.usual_w or row.limit_w
+    if not command.watts and not usual_w:
+        raise Conflicting(f"{row.name}: what it drew before is not known", "give the watts that it may draw")
+    told = f"at most {command.watts:g} W" if command.watts else "as it was"
+    yield Draft(
+        kind=Kind.ASIC_CHANGED,
+        subject=row.id,
+        text=f"{row.name}: {told}",
+        rows=(msgspec.structs.replace(row, wanted_w=command.watts or usual_w, usual_w=usual_w),),
+    )
+
+
 def _asics(world: World, asics: tuple[Asic, ...], now_ms: int) -> Iterator[Draft]:
     if len(world.asics.keys() | {asic.id for asic in asics}) > ASICS_MOST:
         raise Conflicting(f"more than {ASICS_MOST} mining machines", "a site of that size needs several servers")
     for asic in asics:
         known = world.asics.get(asic.id)
         row = asic if known is None else msgspec.structs.replace(
-            asic, wanted=known.wanted, name=asic.name or known.name, rack_id=asic.rack_id or known.rack_id, changed_ms=known.changed_ms,
+            asic, wanted=known.wanted, wanted_w=known.wanted_w, usual_w=known.usual_w, limit_w=asic.limit_w or known.limit_w, name=asic.name or known.name, rack_id=asic.rack_id or known.rack_id, changed_ms=known.changed_ms,
             hashes_s=asic.hashes_s or known.hashes_s, watts=asic.watts or known.watts,
         )  # fmt: skip
         if known is None or msgspec.structs.replace(row, seen_ms=known.seen_ms) != known:

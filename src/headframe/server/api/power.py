@@ -8,7 +8,7 @@ from litestar import Request, Router, delete, get, post, put
 from litestar.params import Parameter
 
 from headframe.dispatch.survey import Survey, surveyed
-from headframe.model.command import RemoveAsic, RemoveFiller, SetFiller, TakeEvent, TakeSignal, TellAsics, TellCoin, TellMarket
+from headframe.model.command import LimitAsic, RemoveAsic, RemoveFiller, SetFiller, TakeEvent, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import BadRequest, HeadframeError, NotFound
 from headframe.model.fleet import Site
 from headframe.model.ids import GpuId
@@ -16,6 +16,7 @@ from headframe.model.people import Scope
 from headframe.model.power import Coin, MarketDay, Signal, filler_id
 from headframe.model.power_api import (
     AsicBody,
+    AsicLimitBody,
     AsicList,
     CoinBody,
     CoinList,
@@ -234,6 +235,14 @@ async def tell_asics(context: Context, request: Request[Principal, Any, Any], da
     return await context.write(request, TellAsics(asics=data.asics), _asics)
 
 
+@put("/v1/asics/{asic:str}/limit", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
+async def limit_asic(context: Context, request: Request[Principal, Any, Any], asic: str, data: AsicLimitBody) -> AsicList:
+    """A mining machine is to draw less, where its firmware can."""
+    if not math.isfinite(data.watts) or data.watts < 0:
+        raise BadRequest("watts are a number, 0 or more")
+    return await context.write(request, LimitAsic(id=asic, watts=data.watts), _asics)
+
+
 @delete("/v1/asics/{asic:str}", opt={"scope": Scope.OPERATOR}, status_code=200, responses=answers(404, 409))
 async def remove_asic(context: Context, request: Request[Principal, Any, Any], asic: str) -> AsicList:
     """A mining machine is no longer looked after."""
@@ -265,7 +274,7 @@ def _token(text: str, what: str) -> None:
 ROUTER = Router(
     "/",
     route_handlers=[
-        show_power, list_profits, explain, tell_market, list_signals, take_signal, take_event, list_feeds, list_coins, tell_coin, list_fillers, set_filler, remove_filler, list_asics, tell_asics, remove_asic,
+        show_power, list_profits, explain, tell_market, list_signals, take_signal, take_event, list_feeds, list_coins, tell_coin, list_fillers, set_filler, remove_filler, list_asics, tell_asics, limit_asic, remove_asic,
     ],
 )  # fmt: skip
 """All of this module's routes."""
