@@ -1,9 +1,11 @@
 """Who runs where: properties over random fleets and queues, and the sentences people read."""
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headframe.model.states import NodeState
+from headframe.model.states import AllocationState, NodeState
 from headframe.model.work import Network, Tier
 from headframe.placement import are_parts, feasible, plan
 from support import HOUR, NOW_MS, fleet, gpu, job, node, put, racked, running, spec
@@ -251,6 +253,44 @@ def test_scores_follow_what_was_asked_for():
     assert learned.index.scores is not before
     assert learned.index.scores.value[249] == 0
     assert learned.index.scores.value[250] > 0
+
+
+def test_how_much_comes_back_of_what_is_handed_out_is_learned_and_holes_count_by_it():
+    from headframe.placement.fleet import LEARN_FIRST, Fleet
+
+    world = fleet(nodes=64, gpus_each=8)
+    learned = Fleet.of(world)
+    learned.sync()
+    assert learned.index.scores.weight[2] == 0, "a fleet that only fills has no turnover"
+    for n in range(LEARN_FIRST):
+        workload, allocation = running(n, nodes=[n % 64], gpus=1, first=n // 64)
+        world.put(workload)
+        world.put(allocation)
+        learned.sync()
+        learned.ran(workload.spec, allocation.parts)
+        if n % 2:
+            world.put(msgspec.structs.replace(allocation, state=AllocationState.ENDED, ended_ms=NOW_MS))
+            learned.sync()
+    learned.sync()
+    assert learned.index.scores.weight[2] == pytest.approx(2 * 0.5 * 1024, rel=0.01)
+
+
+def test_small_work_keeps_off_the_only_machines_that_large_work_could_ever_use():
+    from headframe.placement.fleet import Fleet
+
+    world = fleet(nodes=70, gpus_each=8)
+    big = max(world.nodes)
+    world.put(msgspec.structs.replace(world.nodes[big], memory_mib=4 * world.nodes[big].memory_mib))
+    seen = Fleet.of(world)
+    vast = msgspec.structs.replace(spec(gpus=8).resources, memory_mib=3 * world.nodes[min(world.nodes)].memory_mib)
+    for resources in (vast, spec(gpus=1).resources):
+        for _ in range(300):
+            seen.ran(msgspec.structs.replace(spec(), resources=resources), ())
+    seen.sync()
+    where = {seen.place(spec(gpus=1))[0].node_id for _ in range(69 * 8)}
+    assert big not in where
+    assert len(where) == 69
+    assert seen.place(msgspec.structs.replace(spec(), resources=vast))[0].node_id == big
 
 
 def test_what_can_not_be_done_for_one_is_not_tried_again_for_all_that_wait_with_it(monkeypatch):

@@ -8,8 +8,10 @@ One sum, lowest is best, counted in thousandths of a GPU (times the fleet's pric
   handed out that came back: a hole that lasts an hour costs little, one that is there each time costs its size.
 - **remnant** (2): what the card's free part is worth before and after, by the duals of the cutting-stock linear program over
   the request sizes: a hole that no mix of requests fills is worth nothing, so making one costs.
-- **scarcity** (2): GPUs of a model that much of the demand insists on cost more, by the share of demand over what is left for it.
-- **block** (0.4): breaking up k wholly free cards on a node costs what demand for k at once is worth, over the blocks left.
+- **scarcity** (1): GPUs on machines that much of the demand insists on (by model, and by what the machine has) cost more, by the share of
+  demand over what is left for it.
+- **block** (0.3, and up to four times that with turnover): breaking up k wholly free cards on a node costs what demand for k at once is
+  worth, over the blocks left. Where work comes and goes a whole machine seldom comes free again.
 
 Beside it, per card and in the same unit: a node's record of faults and its rack's warmth (`racks.py`), an image or volume at hand
 (`fleet.py`), and for a gang the way between racks (`network.py`).
@@ -32,6 +34,7 @@ ROLLOUTS = 32
 DEPTH = 64
 COVERED = 0.95
 """Share of requests that the typical ones stand for; the rest is a long tail of odd sizes."""
+BLOCK_TURNOVER = 3.0
 MEMO = 1 << 20
 PATTERNS_MAX = 500
 
@@ -42,8 +45,8 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     rollout: float = 1.0
     stranded: float = 2.0
     remnant: float = 2.0
-    scarcity: float = 2.0
-    block: float = 0.4
+    scarcity: float = 1.0
+    block: float = 0.3
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +102,7 @@ def tables(demand: Demand, kinds: Ints, policy: tuple[int, int, int], weights: W
     total = sum(scopes.values()) or 1.0
     accepts = {w.scope: w.mask for w in demand.wanted if w.need[NEED_COUNT] > 0}
     largest = sorted(blocks, key=lambda b: (-blocks[b], b))[:BLOCKS]
+    block = weights.block * (1 + BLOCK_TURNOVER * demand.turnover)
     rng = np.random.default_rng(20231)
     memo = memo if weights.rollout else 1
     return Scores(
@@ -111,7 +115,7 @@ def tables(demand: Demand, kinds: Ints, policy: tuple[int, int, int], weights: W
         sequence=rng.choice(len(typical), size=(ROLLOUTS, DEPTH), p=share).astype(np.int64),
         value=np.round(remnant_values(sizes) * MILLI * FX).astype(np.int64),
         block_size=np.array(sorted(largest), dtype=np.int64),
-        block_share=np.array([round(weights.block * blocks[b] / total * FX * 1024) for b in sorted(largest)], dtype=np.int64),
+        block_share=np.array([round(block * blocks[b] / total * FX * 1024) for b in sorted(largest)], dtype=np.int64),
         block_price=np.zeros(len(largest), dtype=np.int64),
         block_left=np.zeros(len(largest), dtype=np.int64),
         scope=np.array([[accepts[name][c] > 0 for c in range(classes)] for name in names], dtype=np.bool_).reshape(len(names), classes),
