@@ -8,15 +8,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headframe.dispatch.heat import carried_w
-from headframe.dispatch.mining import break_even_usd_kwh, usd_h, usd_per_hash_day, why_not_believed
+from headframe.dispatch.heat import after_c, carried_w, reaches_s, settled_c
 from headframe.dispatch.meter import Means
+from headframe.dispatch.mining import (
+    break_even_usd_kwh,
+    usd_h,
+    usd_per_hash_day,
+    why_not_believed,
+)
 from headframe.dispatch.plan import Asics, Pool, Schedule, Site, Work, solved, whole
 from headframe.dispatch.power import CURVES, hull, modes, speed_at
-from headframe.dispatch.settle import DWELL_MS, GAIN, SLEEP, Room, chosen, starts_at_once
+from headframe.dispatch.settle import (
+    DWELL_MS,
+    GAIN,
+    SLEEP,
+    Room,
+    chosen,
+    starts_at_once,
+)
 from headframe.dispatch.shed import Load, Rung, ladder, shed
 from headframe.dispatch.tariff import Peak, holds, minute, peaks, series, usd_kwh
-from headframe.model.power import Coin, DemandCharge, EnergyCharge, Filler, LoadClass, Mines, Tariff, Window
+from headframe.model.power import (
+    Coin,
+    DemandCharge,
+    EnergyCharge,
+    Filler,
+    LoadClass,
+    Mines,
+    Tariff,
+    Window,
+)
 
 HOUR_MS = 3_600_000
 BTC = Coin(id="BTC", algorithm="sha256", price_usd=104_000, network_hs=1.1e21, block_s=600, reward=3.15)
@@ -387,3 +408,19 @@ def test_air_carries_what_keeps_the_inlet_below_its_limit_and_nothing_where_the_
     assert carried_w(airflow_m3_s=0.055, supply_c=25.0) == pytest.approx(0.055 * 1206 * 10 / 0.1)
     assert carried_w(1.0, 30.0) == pytest.approx(carried_w(1.0, 25.0) / 2)
     assert carried_w(1.0, 40.0) == carried_w(0.0, 20.0) == 0.0
+
+
+@given(st.floats(0, 40_000), st.floats(0.05, 3), st.floats(10, 30), st.floats(10, 60), st.floats(1, 3600), st.integers(1, 20))
+def test_an_inlet_moves_towards_where_it_settles_whatever_the_steps(watts, airflow, supply, before, seconds, steps):
+    settles = settled_c(watts, airflow, supply)
+    at_once = after_c(before, settles, seconds)
+    slowly = before
+    for _ in range(steps):
+        slowly = after_c(slowly, settles, seconds / steps)
+    assert slowly == pytest.approx(at_once, abs=1e-6)
+    assert min(before, settles) - 1e-9 <= at_once <= max(before, settles) + 1e-9
+    until = reaches_s(before, settles)
+    if 0 < until < math.inf:
+        assert after_c(before, settles, until) == pytest.approx(35.0, abs=1e-6)
+    assert (until == math.inf) == (before < 35.0 and settles <= 35.0)
+    assert settled_c(carried_w(airflow, supply), airflow, supply) == pytest.approx(35.0)

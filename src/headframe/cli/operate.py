@@ -8,7 +8,6 @@ import typer
 
 from headframe.cli.jobs import Json, ProjectOption
 from headframe.cli.session import client, fail, out, seconds, show, table, time_ms, watts
-from headframe.dispatch.heat import INLET_MOST_C, carried_w
 from headframe.model.api import Defragmentation, RackBody, RackView, ReservationBody, SiteBody, VolumeView
 from headframe.model.fleet import Reservation, Site
 from headframe.model.units import duration
@@ -74,9 +73,7 @@ def rack_set(
     """Say what a rack can carry; one that is not known is made."""
     if airflow and cooling:
         fail("--cooling and --airflow say the same", "give one of them", 2)
-    if airflow and carried_w(airflow, supply) < 1:
-        fail(f"air of {supply:g} C cools nothing below {INLET_MOST_C:g} C", "cool the supply, or give --cooling", 2)
-    body = RackBody(power_limit_w=watts(breaker), cooling_limit_w=round(carried_w(airflow, supply)) if airflow else watts(cooling))
+    body = RackBody(power_limit_w=watts(breaker), cooling_limit_w=watts(cooling), airflow_m3_s=airflow or None, supply_c=supply)
     with client() as cloud:
         made = cloud.set_rack(name, body)
     show(made, json, lambda: _show_racks((made,)))
@@ -166,10 +163,16 @@ def _show_sites(rows: tuple[Site, ...]) -> None:
 
 
 def _show_racks(rows: tuple[RackView, ...]) -> None:
-    shown = table("rack", ">nodes", ">drawn at most", ">breaker", ">cooling", "id")
+    shown = table("rack", ">nodes", ">drawn at most", ">breaker", ">cooling", ">inlet", "id")
     for row in rows:
+        inlet = (
+            "–"
+            if row.inlet_c is None
+            else f"{row.inlet_c:.1f} C, settles at {row.settles_c:.1f}"
+            + (f", too warm in {row.too_warm_s // 60} min" if row.too_warm_s is not None else "")
+        )
         limits = [f"{watts} W" if watts else "–" for watts in (row.rack.power_limit_w, row.rack.cooling_limit_w)]
-        shown.add_row(row.rack.name, str(row.nodes), f"{row.drawn_w} W", *limits, row.rack.id)
+        shown.add_row(row.rack.name, str(row.nodes), f"{row.drawn_w} W", *limits, inlet, row.rack.id)
     out.print(shown)
 
 

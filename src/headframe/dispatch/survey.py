@@ -117,6 +117,17 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
                   limit_w=limit_w(world, site, now_ms))  # fmt: skip
 
 
+def rack_draws(world: World, survey: Survey) -> dict[RackId, float]:
+    """What the machines of each rack draw now (W), cards that nobody holds included."""
+    found: dict[RackId, float] = {}
+    held = {each.gpu.id: each.watts for each in survey.held}
+    for node in world.nodes.values():
+        if node.site_id == survey.site.id and node.state is not NodeState.RETIRED:
+            cards = (held.get(gpu.id, idle_w(gpu.full_w)) for gpu in world.node_gpus[node.id].values())
+            found[node.rack_id] = found.get(node.rack_id, 0.0) + node.idle_w + sum(cards)
+    return found
+
+
 def _holders(world: World, node_id: NodeId) -> dict[GpuId, Allocation]:
     """Who holds each card of a machine; of several who share one, the firmest."""
     found: dict[GpuId, Allocation] = {}

@@ -312,18 +312,25 @@ class RigList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RackBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rack can carry and cool, in watts; 0 is no limit, what is left out stays."""
+    """What a rack can carry and cool, in watts; 0 is no limit, what is left out stays. Air (m3/s, at `supply_c` at its warmest) says what it cools instead."""
 
     power_limit_w: int | None = None
     cooling_limit_w: int | None = None
+    airflow_m3_s: float | None = None
+    supply_c: float = 27.0
 
 
 class RackView(msgspec.Struct, frozen=True, kw_only=True):
-    """A rack, its nodes, and what they may draw at most now."""
+    """A rack, its nodes, and what they may draw at most now. Where its air is told: its inlet by the model (C), where that settles, and in how many seconds it is too
+    warm (None: never as things are).
+    """
 
     rack: Rack
     nodes: int
     drawn_w: int
+    inlet_c: float | None = None
+    settles_c: float | None = None
+    too_warm_s: int | None = None
 
 
 class RackList(msgspec.Struct, frozen=True, kw_only=True):

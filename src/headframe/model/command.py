@@ -166,12 +166,14 @@ class SetNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetRack(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rack can carry and cool, in watts; 0 is no limit, None keeps it. A rack that is not known is made as `id`."""
+    """What a rack can carry and cool, in watts; 0 is no limit, None keeps it. A rack that is not known is made as `id`. Air says what it cools instead."""
 
     id: RackId
     name: str
     power_limit_w: int | None = None
     cooling_limit_w: int | None = None
+    airflow_m3_s: float = 0.0
+    supply_c: float = 0.0
 
 
 class SetGpu(msgspec.Struct, frozen=True, kw_only=True):

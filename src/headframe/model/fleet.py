@@ -63,7 +63,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
 
 class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
     """A rack at a site. `power_limit_w` is what its breaker carries (continuously: 80 % of its rating), `cooling_limit_w` the heat
-    that can be taken away; 0 is not known, and does not limit.
+    that can be taken away; 0 is not known, and does not limit. `airflow_m3_s` of air at `supply_c` is what it follows from, where that was told.
     """
 
     id: RackId
@@ -72,6 +72,8 @@ class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
     created_ms: int
     power_limit_w: int = 0
     cooling_limit_w: int = 0
+    airflow_m3_s: float = 0.0
+    supply_c: float = 0.0
 
     @property
     def limit_w(self) -> int:

@@ -11,16 +11,17 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from headframe.dispatch.heat import after_c, settled_c
 from headframe.dispatch.meter import Means
 from headframe.dispatch.plan import Basis, Schedule, Site
 from headframe.dispatch.power import DRAW_SHARE, idle_w
 from headframe.dispatch.shed import Rung
-from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, shed_always, surveyed, wished_limits
+from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, rack_draws, shed_always, surveyed, wished_limits
 from headframe.dispatch.tariff import billing_month, counting
 from headframe.model import fleet
 from headframe.model.errors import HeadframeError
 from headframe.model.event import Draft, Event, Kind
-from headframe.model.ids import GpuId, NodeId, SiteId
+from headframe.model.ids import GpuId, NodeId, RackId, SiteId
 from headframe.model.power import Budget, LoadClass, SignalKind
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, Tier
@@ -58,6 +59,14 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     schedule: Schedule
 
 
+class Inlet(msgspec.Struct, frozen=True):
+    """A rack's inlet by the model (C), as of `at_ms`, and where it settles under what is drawn."""
+
+    at_ms: int
+    now_c: float
+    settles_c: float
+
+
 class Dispatcher:
     """`solver` answers with a schedule, or none in time."""
 
@@ -72,6 +81,7 @@ class Dispatcher:
     ) -> None:
         self.budgets: dict[SiteId, Budget] = {}
         self.planned: dict[SiteId, Planned] = {}
+        self.inlets: dict[RackId, Inlet] = {}
         self._desk, self._leadership, self._watch, self._wake, self._solver = desk, leadership, watch, wake, solver
         self._resting: dict[NodeId, int] = {}
         self._basis: dict[SiteId, Basis | None] = {}
@@ -130,6 +140,7 @@ class Dispatcher:
         survey = surveyed(world, world.sites[site_id], now_ms, self.known)
         self._surveys[site_id] = survey
         self._count(world, survey)
+        self._warm(world, survey)
         shedding = False
         for draft in emergency(world, survey):
             shedding = True
@@ -181,6 +192,17 @@ class Dispatcher:
         self.budgets[survey.site.id] = budget
         if before is None or budget.left_w > before.left_w + 1:
             self._wake()
+
+    def _warm(self, world: World, survey: Survey) -> None:
+        """Racks' inlets go on from where they were towards where what is drawn takes them; one that is looked at for the first time has settled."""
+        aired = {rack.id: rack for rack in world.racks.values() if rack.airflow_m3_s and rack.site_id == survey.site.id}
+        drawn = rack_draws(world, survey) if aired else {}
+        for key, rack in aired.items():
+            settles, before = settled_c(drawn.get(key, 0.0), rack.airflow_m3_s, rack.supply_c), self.inlets.get(key)
+            now_c = after_c(before.now_c, settles, (survey.now_ms - before.at_ms) / 1000) if before else settles
+            self.inlets[key] = Inlet(survey.now_ms, now_c, settles)
+        for gone in self.inlets.keys() - world.racks.keys():
+            del self.inlets[gone]
 
     def _heard(self, events: Sequence[Event]) -> None:
         for event in events:

@@ -130,6 +130,8 @@ def _set_rack(world: World, command: SetRack, now_ms: int) -> Draft:
         rack, power_limit_w=rack.power_limit_w if command.power_limit_w is None else command.power_limit_w,
         cooling_limit_w=rack.cooling_limit_w if command.cooling_limit_w is None else command.cooling_limit_w,
     )  # fmt: skip
+    if command.cooling_limit_w is not None:
+        after = msgspec.structs.replace(after, airflow_m3_s=command.airflow_m3_s, supply_c=command.supply_c)
     text = f"{rack.name}: " + (f"at most {after.limit_w} W" if after.limit_w else "no limit")
     return Draft(kind=Kind.RACK_CHANGED, subject=rack.id, text=text, rows=(after,))
 

@@ -3,7 +3,7 @@ fleet under ours. What a card does not say is left out, never 0.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from litestar import Response, Router, get
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,11 +13,13 @@ from prometheus_client.registry import Collector
 from headframe.dispatch.survey import NO_LIMIT_W, Known, surveyed
 from headframe.model.fleet import Gpu
 from headframe.model.health import Sample
+from headframe.model.ids import RackId
 from headframe.model.people import Scope
 from headframe.model.units import MILLI
 from headframe.model.work import Tier
 from headframe.model.world import World
 from headframe.server.context import Context
+from headframe.server.dispatcher import Inlet
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("gpu", "UUID", "device", "modelName", "Hostname")
@@ -93,8 +95,8 @@ def _fleet(world: World) -> Iterator[Metric]:
 class Power:
     """The sites' watts, as prometheus_client's collectors are asked."""
 
-    def __init__(self, world: World, now_ms: int, known: Known, refused: int) -> None:
-        self._world, self._now_ms, self._known, self._refused = world, now_ms, known, refused
+    def __init__(self, world: World, now_ms: int, known: Known, refused: int, inlets: Mapping[RackId, Inlet]) -> None:
+        self._world, self._now_ms, self._known, self._refused, self._inlets = world, now_ms, known, refused, inlets
 
     def collect(self) -> Iterator[Metric]:
         """What each site draws by use, what it may, and the signals that were refused since this server started."""
@@ -108,8 +110,14 @@ class Power:
                 drawn.add_metric((site.name, use), getattr(survey.meter, f"{use}_w"))
             if survey.limit_w < NO_LIMIT_W:
                 limits.add_metric((site.name,), survey.limit_w)
+        warm = GaugeMetricFamily(
+            "headframe_rack_inlet_celsius", "Racks' inlets by the model of what they draw and the air they get.", labels=("rack",)
+        )
+        for key, inlet in sorted(self._inlets.items()):
+            warm.add_metric((self._world.racks[key].name,), inlet.now_c)
         yield drawn
         yield limits
+        yield warm
         yield CounterMetricFamily("headframe_signals_refused", "Signals that were refused: out of range, or not understood.", value=self._refused)
 
 
@@ -118,7 +126,7 @@ async def metrics(context: Context) -> Response[bytes]:
     """For Prometheus, with an operator's key as its bearer token."""
     registry = CollectorRegistry()
     registry.register(Fleet(context.world, lambda gpu: context.watch.latest(gpu.id)))
-    registry.register(Power(context.world, context.clock_ms(), context.dispatcher.known, context.refused_signals))
+    registry.register(Power(context.world, context.clock_ms(), context.dispatcher.known, context.refused_signals, context.dispatcher.inlets))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE)
 
 

@@ -1,10 +1,13 @@
 """What operators say of racks and cards, what is set aside, and where volumes lie."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from litestar import Request, Router, delete, get, post, put
 
+from headframe.dispatch.heat import INLET_MOST_C, carried_w, reaches_s
 from headframe.model.api import (
     Defragmentation,
     DefragmentBody,
@@ -35,19 +38,25 @@ from headframe.server.api.fleet import node_named, said, watts_good
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context, drawn, found, named
+from headframe.server.dispatcher import Inlet
 from headframe.server.operate import rack_named, site_named
 from headframe.server.power_file import tariff
 from headframe.server.workload_file import NODES_MAX, parse_gpu
 
 LENGTH_MAX_S = 10 * 366 * 86_400
 CONTRACT_MOST_W = 1_000_000_000
+AIRFLOW_MOST = 1000.0
 
 
 @get("/v1/racks", opt={"scope": Scope.OPERATOR}, responses=answers())
 async def list_racks(context: Context) -> RackList:
     """Racks with what they can carry and what is drawn at most."""
     world = context.world
-    return RackList(items=tuple(_rack_view(world, rack) for rack in sorted(world.racks.values(), key=lambda rack: (rack.name, rack.id))))
+    return RackList(
+        items=tuple(
+            _rack_view(world, rack, context.dispatcher.inlets) for rack in sorted(world.racks.values(), key=lambda rack: (rack.name, rack.id))
+        )
+    )
 
 
 @get("/v1/sites", opt={"scope": Scope.OPERATOR}, responses=answers())
@@ -81,9 +90,25 @@ async def set_rack(context: Context, request: Request[Principal, Any, Any], rack
     watts_good(data.cooling_limit_w)
 
     def answer(world: World) -> RackView:
-        return _rack_view(world, found(rack_named(world, rack), f"rack {rack!r}", "rack ls"))
+        return _rack_view(world, found(rack_named(world, rack), f"rack {rack!r}", "rack ls"), context.dispatcher.inlets)
 
-    command = SetRack(id=RackId(drawn("rack")), name=rack, power_limit_w=data.power_limit_w, cooling_limit_w=data.cooling_limit_w)
+    cooling_w, air = data.cooling_limit_w, data.airflow_m3_s or 0.0
+    if air:
+        if cooling_w is not None:
+            raise BadRequest("watts of cooling and an airflow say the same", "give one of them")
+        if not (0 < air <= AIRFLOW_MOST and -40 <= data.supply_c <= 60):
+            raise BadRequest("the air is out of range", f"up to {AIRFLOW_MOST:g} m3/s, at -40 to 60 C")
+        cooling_w = round(carried_w(air, data.supply_c))
+        if cooling_w < 1:
+            raise BadRequest(f"air of {data.supply_c:g} C cools nothing below {INLET_MOST_C:g} C", "cool the supply, or say what is cooled in watts")
+    command = SetRack(
+        id=RackId(drawn("rack")),
+        name=rack,
+        power_limit_w=data.power_limit_w,
+        cooling_limit_w=cooling_w,
+        airflow_m3_s=air,
+        supply_c=data.supply_c if air else 0.0,
+    )
     return await context.write(request, command, answer)
 
 
@@ -215,9 +240,16 @@ def _volume_view(world: World, row: Volume) -> VolumeView:
     return VolumeView(volume=row, node=node.name if node else row.node_id)
 
 
-def _rack_view(world: World, rack: Rack) -> RackView:
+def _rack_view(world: World, rack: Rack, inlets: Mapping[RackId, Inlet]) -> RackView:
     nodes = {node.id: node for node in world.nodes.values() if node.rack_id == rack.id}
-    return RackView(rack=rack, nodes=len(nodes), drawn_w=rack_w(world, nodes))
+    view = RackView(rack=rack, nodes=len(nodes), drawn_w=rack_w(world, nodes))
+    inlet = inlets.get(rack.id)
+    if inlet is None:
+        return view
+    after_s = reaches_s(inlet.now_c, inlet.settles_c)
+    return msgspec.structs.replace(
+        view, inlet_c=round(inlet.now_c, 1), settles_c=round(inlet.settles_c, 1), too_warm_s=None if math.isinf(after_s) else round(after_s)
+    )
 
 
 def _gpu(text: str) -> GpuRequest:
