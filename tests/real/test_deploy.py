@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from headframe.model.command import SetSite
 from headframe.server.api.metrics import READINGS, Fleet, Power
-from headframe.server.decide import SITE, decide
+from headframe.server.decide import RACK, SITE, decide
+from headframe.server.dispatcher import Inlet
 from support import NOW_MS, commit, fleet, needs
 
 ROOT = Path(__file__).parent.parent.parent
@@ -24,7 +25,7 @@ def told():
     world = fleet()
     commit(world, decide(world, SetSite(site_id=SITE, contract_w=1000), NOW_MS))
     registry.register(Fleet(world, lambda _gpu: None))
-    registry.register(Power(world, NOW_MS, lambda _gpu: None, 0))
+    registry.register(Power(world, NOW_MS, lambda _gpu: None, 0, {RACK: Inlet(NOW_MS, 30.0, 31.0)}))
     counters = {f"{metric.name}_total" for metric in registry.collect() if metric.type == "counter"}
     return {metric.name for metric in registry.collect()} | counters | set(READINGS)
 
