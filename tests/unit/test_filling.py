@@ -38,6 +38,7 @@ from headframe.server.decide import SITE, decide
 from headframe.server.dispatcher import Dispatcher, Planned, _reached
 from headframe.server.filling import emergency, filled, over, settled
 from headframe.server.power import DAYS_KEPT
+from headframe.server.power_view import models_now
 from headframe.server.tick import admitter, decisions
 from headframe.server.watch import Watch
 from support import NOW_MS, PROJECT, commit, fleet, gpu, put, running, spec
@@ -532,3 +533,15 @@ def test_spot_work_waits_while_its_cards_and_their_power_are_worth_more_than_its
     site.plan()
     site.step(3)
     assert site.paid() == ["wl-1", "wl-2"], "with free power and nothing else to do any price will do"
+
+
+def test_what_cards_of_a_model_bring_now_is_told_beside_what_else_they_could_do():
+    site = Site(nodes=1)
+    site.plan()
+    site.submit(1)
+    site.step(12)
+    row = models_now(site.world, site.survey())[0]
+    assert (row.sold, row.filling, row.asleep, row.filler) == (1, 3, 0, "kawpow")
+    assert row.filler_usd_h == pytest.approx(0.0297 - 0.014), "50 MH of RVN less one per cent, less 280 W at 5 US¢"
+    assert row.asleep_usd_h == pytest.approx(-0.05 * 0.028)
+    assert row.now_usd_h == pytest.approx(row.sold_usd_h + 3 * row.filler_usd_h, rel=1e-6)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from headframe.console.charts import lines, stacked
 from headframe.console.views import Frame, page
-from headframe.model.power_api import FillerView, PowerView, Profit, ProfitHour
+from headframe.model.power_api import FillerView, ModelNow, PowerView, Profit, ProfitHour
 from headframe.model.units import clock
 
 COLOURS = {"sold": 2, "served": 7, "batch": 1, "spot": 6, "fillers": 0, "mining machines": 3, "idle": 5}
@@ -38,8 +38,8 @@ def power(frame: Frame, found: PowerView, fillers: Sequence[FillerView]) -> str:
                 earns=sum(use.earns_usd_h for use in found.uses), pays=sum(use.power_usd_h for use in found.uses))  # fmt: skip
 
 
-def economics(frame: Frame, hours: Sequence[ProfitHour], models: Sequence[Profit], by: str, days: int) -> str:
-    """What the last days brought, by the hour and by what is asked for."""
+def economics(frame: Frame, now: Sequence[ModelNow], hours: Sequence[ProfitHour], models: Sequence[Profit], by: str, days: int) -> str:
+    """What cards do now and could, and what the last days brought, by the hour and by what is asked for."""
     layers = [("sold", [hour.sold_usd for hour in hours], 2), ("mined", [hour.mined_usd for hour in hours], 0)]
     names = [clock(hour.start_ms)[11:13] if len(hours) <= 48 else clock(hour.start_ms)[5:10] for hour in hours]
     chart = (
@@ -57,4 +57,6 @@ def economics(frame: Frame, hours: Sequence[ProfitHour], models: Sequence[Profit
         else None
     )
     total = [sum(getattr(row, name) for row in models) for name in ("sold_nano", "mined_nano", "energy_nano", "net_nano")]
-    return page("economics.html", frame, chart=chart, spread=spread, models=models, by=by, days=days, total=total, kwh=sum(row.kwh for row in models))
+    return page(
+        "economics.html", frame, now=now, chart=chart, spread=spread, models=models, by=by, days=days, total=total, kwh=sum(row.kwh for row in models)
+    )

@@ -143,6 +143,22 @@ class UseView(msgspec.Struct, frozen=True, kw_only=True):
     power_usd_h: float
 
 
+class ModelNow(msgspec.Struct, frozen=True, kw_only=True):
+    """A site's cards of one model now: how many are sold, fill and sleep, what they bring together, and what one card leaves in an hour sold on demand, with its best filler
+    ("" for none) and asleep; US$, after power.
+    """
+
+    model: str
+    sold: int
+    filling: int
+    asleep: int
+    now_usd_h: float
+    sold_usd_h: float
+    filler: str
+    filler_usd_h: float
+    asleep_usd_h: float
+
+
 class HourView(msgspec.Struct, frozen=True, kw_only=True):
     """An hour of the schedule: the price, the limit (0 for none), what is to be drawn, by use, and what one more kWh would be worth."""
 

@@ -11,7 +11,7 @@ from headframe.model.units import MS_PER_DAY
 from headframe.server.api.power import site_named, survey_of
 from headframe.server.context import Context
 from headframe.server.pages import Req, frame_of
-from headframe.server.power_view import filler_views, power_view
+from headframe.server.power_view import filler_views, models_now, power_view
 from headframe.server.profits import By, hourly, kept, profits
 
 
@@ -28,7 +28,8 @@ async def show_economics(context: Context, request: Req, by: By = By.MODEL, days
     """What cards brought and cost."""
     now_ms = context.clock_ms()
     rows = await context.read(lambda store: list(kept(store, now_ms - days * MS_PER_DAY, now_ms + 1)))
-    return economics(frame_of(context, request), hourly(rows), profits(context.world, iter(rows), by), by, days)
+    now = models_now(context.world, survey_of(context, site_named(context.world, "")))
+    return economics(frame_of(context, request), now, hourly(rows), profits(context.world, iter(rows), by), by, days)
 
 
 ROUTER = Router("/", route_handlers=[show, show_economics])

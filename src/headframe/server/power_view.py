@@ -25,7 +25,7 @@ from headframe.dispatch.survey import (
 from headframe.model.fleet import Gpu, plain_model
 from headframe.model.ids import AllocationId
 from headframe.model.power import AsicState, LoadClass, Reading
-from headframe.model.power_api import Alternative, Explanation, FillerView, HourView, PowerView, UseView
+from headframe.model.power_api import Alternative, Explanation, FillerView, HourView, ModelNow, PowerView, UseView
 from headframe.model.states import GpuState
 from headframe.model.units import clock
 from headframe.model.world import World
@@ -93,6 +93,25 @@ def _hours(planned: Planned) -> Iterable[HourView]:
         by_use |= {"mining machines": asics} if asics else {}
         yield HourView(start_ms=start_ms, usd_kwh=site.usd_kwh[t], limit_w=0.0 if site.limit_w[t] >= NO_LIMIT_W else site.limit_w[t], meter_w=schedule.meter_w[t],
                        by_use_w=by_use, marginal_usd_kwh=site.usd_kwh[t] + schedule.kwh_usd[t])  # fmt: skip
+
+
+def models_now(world: World, survey: Survey) -> list[ModelNow]:
+    """What cards do now and what else they could, by model: sold, filled or asleep."""
+    found: list[ModelNow] = []
+    rate, prices = (survey.usd_kwh or 0.0) * survey.site.pue / 1000, latest(world)
+    for model, cards in survey.cards.items():
+        mine = [each for each in survey.held if each.gpu.model == model]
+        earns, costs = worths(world, survey, model)
+        best = max(earns, key=lambda name: earns[name] - costs[name], default="")
+        filling = [each for each in mine if each.kind is LoadClass.FILLER]
+        asleep = max(0, len(cards) - len(mine))
+        brings = sum(_filler_usd_h(world, each) if each.kind is LoadClass.FILLER else usd_of(prices, model, each.kind) * _sold(each) for each in mine)
+        found.append(ModelNow(
+            model=model, sold=len(mine) - len(filling), filling=len(filling), asleep=asleep, now_usd_h=brings - sum(each.watts for each in mine) * rate - asleep * costs[SLEEP],
+            sold_usd_h=usd_of(prices, model, LoadClass.FIRM) - cards[0].full_w * DRAW_SHARE[LoadClass.FIRM] * rate,
+            filler=best, filler_usd_h=earns[best] - costs[best] if best else 0.0, asleep_usd_h=-costs[SLEEP],
+        ))  # fmt: skip
+    return found
 
 
 def filler_views(world: World, survey: Survey, readings: Mapping[AllocationId, Reading]) -> list[FillerView]:
