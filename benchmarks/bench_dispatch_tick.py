@@ -1,0 +1,233 @@
+"""Dispatch end to end in virtual time: days of real prices and real jobs through the real tick, placement, ladder, fillers and solver, with machines that fail, beside the optimum that knows
+everything and knows of no machines.
+
+`python benchmarks/bench_dispatch_tick.py [--market ercot-2023] [--from 180] [--days 7] [--nodes 25] [--seed 1]`
+
+A site of RTX 3090, eight to a machine. Jobs are those of the trace at its own pace, thinned until they ask for three quarters of the cards: of eight and more cards on-demand (gangs over several
+machines), of less than four hours spot, the others spot with a checkpoint. Idle cards mine. Prices are told a day ahead; a limit of 30 % less comes twice for three hours; each machine fails once
+in ten days and is away for four hours. Work that has just started is over the limit until fillers have made room for it:
+a look here (30 s), seconds on a real server, which looks at once. Money is counted at each look: what is sold at its price, what is mined, what the meter draws at the hour's price. Work that is lost with its machine or shed before its
+checkpoint is done again: paid once, as its owner is credited. The bound is one programme over all hours that places card-hours of all jobs at will after they were submitted, without machines, gangs, dwells or failures.
+"""
+
+import argparse
+import csv
+import gzip
+import heapq
+import sys
+import time
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bench_curtailment import HOUR_MS, Drill
+from bench_dispatch import DATA, prices
+from headframe.dispatch.plan import Pool, Site, Work, solved
+from headframe.dispatch.power import DRAW_SHARE, idle_w
+from headframe.dispatch.survey import surveyed
+from headframe.model.command import MoveNode, SetPrices, SetSite, Submit, TakeSignal, TellMarket
+from headframe.model.ids import KeyId, ProjectId, WorkloadId
+from headframe.model.money import GpuPrice
+from headframe.model.power import LoadClass, MarketDay, Signal, SignalKind, Tariff
+from headframe.model.states import AllocationState, Reason, Service
+from headframe.model.units import MS_PER_DAY, NANO_PER_USD
+from headframe.model.work import GpuRequest, Resources, Retry, Spec, Tier
+from headframe.server.decide import SITE
+from headframe.simulate.world import START_MS, run_now
+
+LIMIT_W, PUE, MINED_USD_H, MINE_W = 350, 1.1, 0.0297, 280.0
+ON_DEMAND, SPOT = 0.18, 0.09
+LOOK_MS = 30_000
+SHARES = (0.3, 0.2, 0.25)
+"""Of the cards, what on-demand, spot and batch work ask for on average, as in bench_dispatch."""
+FAILS_DAYS, AWAY_MS = 10.0, 4 * HOUR_MS
+
+
+def jobs(days, cards, rng):
+    """(hour of submission, hours, cards) of a thinned part of the trace."""
+    rows = csv.DictReader(gzip.open(next((DATA / "itp2021").glob("*.gz")), "rt"))
+    found = [(int(row["submit_s"]) / 3600, int(row["duration_s"]) / 3600, int(row["gpus"])) for row in rows]
+    start = sorted(at for at, _, _ in found)[len(found) // 3]
+    found = [(at - start, min(lasts, 24.0), gpus) for at, lasts, gpus in found if start <= at < start + 24 * days and gpus <= cards // 4]
+    kept = []
+    for share, kind in zip(SHARES, ("firm", "spot", "batch"), strict=True):
+        mine = [job for job in found if kind_of(job) == kind]
+        keep = share * cards * 24 * days / sum(lasts * gpus for _, lasts, gpus in mine)
+        kept += [job for job in mine for _ in range(int(keep)) or (0,) if keep >= 1 or rng.random() < keep]
+    return sorted(kept)
+
+
+def kind_of(job):
+    _, lasts, gpus = job
+    return "firm" if gpus >= 8 else "spot" if lasts < 4 else "batch"
+
+
+class Days(Drill):
+    """The drill's world, with a market, jobs that come by themselves, and machines that fail."""
+
+    def __init__(self, nodes, seed, usd_kwh, work):
+        super().__init__(nodes, seed)
+        self.usd_kwh, self.work, self.cards = usd_kwh, work, nodes * 8
+        self.contract_w = self.cards * 320.0
+        self.do(SetSite(site_id=SITE, pue=PUE, contract_w=round(self.contract_w), tariff=Tariff(name="t", market="hub")))
+        self.do(
+            SetPrices(
+                gpus=(
+                    GpuPrice(
+                        model="RTX 3090",
+                        on_demand_nano=int(ON_DEMAND * NANO_PER_USD),
+                        spot_nano=int(SPOT * NANO_PER_USD),
+                        reserved_nano=int(SPOT * NANO_PER_USD),
+                    ),
+                )
+            )
+        )
+        self.tiers, self.hours, self.back = {}, {}, {}
+        self.usd = dict.fromkeys(("sold", "mined", "energy"), 0.0)
+        self.over_s = self.over = self.failed = 0.0
+
+    def tell(self, day):
+        """Today's prices and tomorrow's, as a day-ahead market does."""
+        for d in (day, day + 1):
+            hours = self.usd_kwh[24 * d : 24 * d + 24]
+            start = START_MS // MS_PER_DAY * MS_PER_DAY + d * MS_PER_DAY
+            if len(hours):
+                self.do(
+                    TellMarket(
+                        days=(MarketDay(id=f"hub/{start}", market="hub", start_ms=start, usd_mwh=tuple(float(x) * 1000 for x in hours), source="t"),)
+                    )
+                )
+
+    def submit_job(self, n, lasts, gpus):
+        key = WorkloadId(f"wl-{n:05}")
+        self.runs_ms[key] = self.hours[key] = max(60_000, int(lasts * HOUR_MS))
+        tier = self.tiers[key] = Tier.ON_DEMAND if gpus >= 8 else Tier.SPOT
+        keeps = tier is Tier.SPOT and lasts >= 4
+        each, nodes = min(8, gpus), max(1, -(-gpus // 8))
+        spec = Spec(name=f"j{n}", run="x", tier=tier, nodes=nodes, checkpoint="/c" if keeps else "", retry=Retry(on=("node-fault", "preemption"), attempts=99),
+                    resources=Resources(gpu=GpuRequest(milli=each * 1000), cpu_milli=1000, memory_mib=1024, disk_mib=0))  # fmt: skip
+        self.do(Submit(id=key, project_id=ProjectId("pr-a"), key_id=KeyId("op"), spec=spec))
+
+    def fail(self, node):
+        """All that runs on a machine ends, and it is away for a while."""
+        for held in list(self.desk.world.on_node.get(node, {}).values()):
+            self.engine._stopped[held.id] = Reason.NODE_LOST
+            heapq.heappush(self.engine.ends, (self.at_ms, held.id))
+            self.failed += 1
+        self.back[node] = self.at_ms + AWAY_MS
+        self.do(MoveNode(node_id=node, to=Service.DRAIN, by=KeyId("op"), why="it failed", until_ms=self.at_ms))
+
+    def count(self):
+        """What this look's time brings and costs; work runs down while it is held."""
+        world, hours = self.desk.world, LOOK_MS / HOUR_MS
+        meter = surveyed(world, world.sites[SITE], self.at_ms, lambda _: None)
+        self.usd["energy"] += (
+            meter.meter.total_w
+            / 1000
+            * hours
+            * self.usd_kwh[min(len(self.usd_kwh) - 1, (self.at_ms - START_MS // MS_PER_DAY * MS_PER_DAY) // HOUR_MS)]
+        )
+        self.over_s += (meter.meter.total_w > meter.limit_w * 1.0001) * LOOK_MS / 1000
+        self.over = max(self.over, meter.meter.total_w / meter.limit_w - 1) if meter.limit_w == self.contract_w else self.over
+        for held in world.held.values():
+            if held.state is not AllocationState.RUNNING:
+                continue
+            cards = sum(len(part.shares) for part in held.parts)
+            if held.tier is Tier.FILLER:
+                self.usd["mined"] += cards * MINED_USD_H * hours
+            else:
+                self.usd["sold"] += cards * hours * (ON_DEMAND if held.tier is Tier.ON_DEMAND else SPOT)
+
+
+def bound(usd_kwh, work, cards, limits):
+    """Card-hours of every job at will after it was submitted."""
+    steps = len(usd_kwh)
+    arrives = {ON_DEMAND: np.zeros(steps), SPOT: np.zeros(steps)}
+    for at, lasts, gpus in work:
+        if at < steps:
+            arrives[ON_DEMAND if gpus >= 8 else SPOT][int(at)] += gpus * lasts
+    draw = LIMIT_W * DRAW_SHARE[LoadClass.FIRM]
+    one = ((1.0, 1.0),)
+    site = Site(
+        hours=1.0, usd_kwh=tuple(map(float, usd_kwh)), limit_w=tuple(limits), pue=PUE, static_w=0.0, late_share_h=0.0, left_share=0.0,
+        pools=(Pool(id="p", rack="r", cards=cards, idle_w=idle_w(LIMIT_W)),),
+        work=(*(Work(id=f"sold-{price}", kind=LoadClass.BATCH, usd_h=price, draw_w={"p": draw}, cards=tuple(map(float, come)), can_wait=True, curve=one) for price, come in arrives.items()),
+              Work(id="mine", kind=LoadClass.FILLER, usd_h=MINED_USD_H, draw_w={"p": MINE_W}, cards=(1e6,) * steps, curve=one)),
+    )  # fmt: skip
+    schedule, _ = solved(site, 600.0)
+    assert schedule is not None
+    return schedule.net_usd
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--market", default="ercot-2023")
+    parser.add_argument("--from", dest="first", type=int, default=180)
+    parser.add_argument("--days", type=int, default=7)
+    parser.add_argument("--nodes", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sound", action="store_true", help="no machine fails")
+    chosen = parser.parse_args()
+    rng, cards = Random(chosen.seed), chosen.nodes * 8
+    usd_kwh = prices(chosen.market)[1][24 * chosen.first : 24 * (chosen.first + chosen.days)]
+    work = jobs(chosen.days, cards, rng)
+    site = Days(chosen.nodes, chosen.seed, usd_kwh, work)
+    begin = site.at_ms = START_MS // MS_PER_DAY * MS_PER_DAY
+    limits = np.full(len(usd_kwh), site.contract_w)
+    for day in (chosen.days // 3, 2 * chosen.days // 3):
+        limits[24 * day + 16 : 24 * day + 19] *= 0.7
+        start = begin + (24 * day + 16) * HOUR_MS
+        site.do(
+            TakeSignal(
+                signal=Signal(
+                    id=f"g{day}",
+                    site_id=SITE,
+                    source="grid",
+                    event=f"g{day}",
+                    kind=SignalKind.LIMIT,
+                    value=0.7 * site.contract_w,
+                    start_ms=start,
+                    end_ms=start + 3 * HOUR_MS,
+                )
+            )
+        )
+    best = bound(usd_kwh, work, cards, limits)
+    print(
+        f"{chosen.market}, day {chosen.first} and {chosen.days} days, {cards} cards, {len(work)} jobs of {sum(lasts * gpus for _, lasts, gpus in work):,.0f} card-hours; bound US$ {best:,.2f}"
+    )
+    began, n, day = time.perf_counter(), 0, -1
+    end = begin + chosen.days * MS_PER_DAY
+    while site.at_ms < end:
+        hour = (site.at_ms - begin) / HOUR_MS
+        if int(hour // 24) > day:
+            day = int(hour // 24)
+            site.tell(day)
+        while n < len(work) and work[n][0] <= hour:
+            site.submit_job(n, *work[n][1:])
+            n += 1
+        for node, at_ms in list(site.back.items()):
+            if at_ms <= site.at_ms:
+                del site.back[node]
+                site.do(MoveNode(node_id=node, to=Service.RESUME, by=KeyId("op"), why="mended"))
+        if not chosen.sound and rng.random() < LOOK_MS / MS_PER_DAY / FAILS_DAYS * chosen.nodes:
+            node = rng.choice([node for node in sorted(site.desk.world.nodes) if node not in site.back])
+            site.fail(node)
+        run_now(site.dispatcher.once(SITE))
+        for _ in range(2):
+            run_now(site.tick.run(site.epoch))
+        site.count()
+        site.at_ms += LOOK_MS
+    net = site.usd["sold"] + site.usd["mined"] - site.usd["energy"]
+    done = sum(key in site.ended for key in site.tiers)
+    print(
+        f"sold US$ {site.usd['sold']:,.2f}, mined {site.usd['mined']:,.2f}, energy {site.usd['energy']:,.2f}: net US$ {net:,.2f}, {net / best:.2%} of the bound"
+    )
+    print(
+        f"jobs ended {done} of {n}, ended by a failing machine {site.failed:.0f}, fillers and spot work that gave way or were shed {sum(site.gone.values())}, over the limit at {site.over_s / LOOK_MS * 1000:.0f} of {(end - begin) / LOOK_MS:.0f} looks, by {max(0.0, site.over):.2%} of the contract at most; {time.perf_counter() - began:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
