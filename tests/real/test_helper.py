@@ -70,6 +70,16 @@ def test_a_power_limit_is_set_read_back_and_set_back_at_the_end(helper):
     assert not (helper.root / "limits-found.json").exists()
 
 
+def test_a_limit_that_is_lent_goes_back_by_itself_to_what_was_there_before(helper):
+    ask(PowerLimit(gpu_id="GPU-helped-1", watts=300))
+    assert ask(PowerLimit(gpu_id="GPU-helped-1", watts=250, for_s=2)).power_limit_w == 250
+    assert ask(PowerLimit(gpu_id="GPU-helped-1", watts=200, for_s=1)).power_limit_w == 200
+    wait_for(lambda: helper.says("limit_mw") == "300000", limit_s=10)
+    ask(PowerLimit(gpu_id="GPU-helped-1", watts=200, for_s=1))
+    ask(PowerLimit(gpu_id="GPU-helped-1", watts=280))
+    wait_for(lambda: helper.says("limit_mw") == "280000", limit_s=10)
+
+
 def test_what_a_killed_helper_set_is_set_back_by_the_next(helper):
     ask(PowerLimit(gpu_id="GPU-helped-1", watts=220))
     helper.end(signal.SIGKILL)

@@ -9,6 +9,7 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_never
@@ -22,14 +23,16 @@ SOCKET = Path("/run/headframe/helper.sock")
 LINE_BYTES_MAX, ANSWER_S, ASK_S = 4096, 10.0, 12.0
 CLOCK_LEAST_MHZ = 200
 """Below this no card works; a limit that low is a mistake."""
+LENT_MOST_S = 600
 _SM = 1
 
 
 class PowerLimit(msgspec.Struct, frozen=True, kw_only=True, tag="power-limit"):
-    """Draw at most so many watts: between the card's least and its maker's default."""
+    """Draw at most so many watts: between the card's least and its maker's default; with `for_s` for so long only, unless it is asked for again."""
 
     gpu_id: str
     watts: int
+    for_s: int = 0
 
 
 class ClockLimit(msgspec.Struct, frozen=True, kw_only=True, tag="clock-limit"):
@@ -67,6 +70,7 @@ class Helper:
         self._kept = kept
         self._allowed = {uid, os.geteuid()}
         self._lock = asyncio.Lock()
+        self._lent: dict[str, tuple[float, int]] = {}
         self._found_w: dict[str, int] = msgspec.json.decode(kept.read_bytes(), type=dict[str, int]) if kept.exists() else {}
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -120,10 +124,29 @@ class Helper:
         if wish.gpu_id not in self._found_w:  # noted first: a crash in between sets back what was never changed
             self._found_w[wish.gpu_id] = nvml.nvmlDeviceGetEnforcedPowerLimit(card) // 1000
             write_private(self._kept, msgspec.json.encode(self._found_w))
+        self._lend(card, wish)
         nvml.nvmlDeviceSetPowerManagementLimit(card, wish.watts * 1000)
         said = nvml.nvmlDeviceGetEnforcedPowerLimit(card) // 1000
         if said != wish.watts:
             raise Refused(f"the driver was told {wish.watts} W and says {said} W")
+
+    def _lend(self, card: Any, wish: PowerLimit) -> None:
+        """Note until when a limit holds and what was there before; one without an end takes the place of what was lent."""
+        _, before_w = self._lent.pop(wish.gpu_id, (0.0, self._nvml.nvmlDeviceGetEnforcedPowerLimit(card) // 1000))
+        if wish.for_s > 0:
+            self._lent[wish.gpu_id] = (time.monotonic() + min(wish.for_s, LENT_MOST_S), before_w)
+
+    async def expire(self) -> None:
+        """For ever: what was lent and not asked for again goes back to what was there before."""
+        while True:
+            await asyncio.sleep(1.0)
+            async with self._lock:
+                for gpu_id in [key for key, (until, _) in self._lent.items() if until <= time.monotonic()]:
+                    _, watts = self._lent.pop(gpu_id)
+                    with contextlib.suppress(self._nvml.NVMLError):
+                        await asyncio.to_thread(
+                            self._nvml.nvmlDeviceSetPowerManagementLimit, self._nvml.nvmlDeviceGetHandleByUUID(gpu_id.encode()), watts * 1000
+                        )
 
     def set_back(self) -> None:
         """Power limits as they were found; a card that is gone keeps what it has."""
@@ -153,8 +176,10 @@ async def serve(path: Path, uid: int, ready: Callable[[], None], over: asyncio.E
         helper = Helper(nvml, path.with_name("limits-found.json"), uid)
         server = await asyncio.start_unix_server(helper.answer, sock=_bound(path, uid), limit=LINE_BYTES_MAX)
         ready()
+        expiring = asyncio.ensure_future(helper.expire())
         async with server:
             await over.wait()
+        expiring.cancel()
         helper.set_back()
 
 

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 import msgspec
 import torch
 
+from headframe.agent.checks import list_cards
+from headframe.agent.helper import PowerLimit, ask
+from headframe.agent.sweep import swept
 from headframe.model.health import Depth, Measured, Step
 
 GB, TERA, MIB = 1e9, 1e12, 1024 * 1024
@@ -21,7 +24,7 @@ GOLDEN_SEED, GOLDEN_TOLERANCE = 20_260_101, {torch.float32: 1e-4, torch.float16:
 ODD = 0x9E3779B97F4A7C15 - (1 << 64)
 """Knuth's multiplier as a signed number: neighbouring addresses get patterns that share no bits."""
 FREE_SHARE = 0.9
-PRODUCT_MOST_S = 0.2
+PRODUCT_MOST_S, SETTLE_S, LENT_S = 0.2, 1.0, 60
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +39,7 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True):
 CARD, PROCESSOR = Sizes(copy_mib=256, product=8192, pattern_mib=0, chunk_mib=256), Sizes(copy_mib=4, product=192, pattern_mib=4, chunk_mib=1)
 SECONDS = {
     Depth.QUICK: {"product": 1.0, "pattern": 14.0, "soak": 35.0}, Depth.FULL: {"product": 10.0, "pattern": 600.0, "soak": 1800.0},
-    Depth.IDLE: {"product": 5.0, "pattern": 300.0, "soak": 800.0},
+    Depth.IDLE: {"product": 5.0, "pattern": 300.0, "soak": 800.0, "cap": 4.0},
 }  # fmt: skip
 _lock = threading.Lock()
 
@@ -212,7 +215,43 @@ def _side(bench: Bench, kind: str) -> int:
     return side
 
 
+def caps(bench: Bench) -> Measured:
+    """Training (the fastest products) and decoding (a matrix by a vector) under lower power limits. Without the helper nothing is set, and nothing measured."""
+    said = list_cards()[bench.card]
+    full_w = said.said.power_default_w or said.said.power_limit_w
+    if not full_w:
+        return Measured()
+    best = _dtypes(bench)[-1]
+    matrix, vector = bench.noise(bench.sizes.product, bench.sizes.product, dtype=best), bench.noise(bench.sizes.product, 1, dtype=best)
+    acts = {
+        "training": _product(bench, str(best).removeprefix("torch."), _side(bench, str(best).removeprefix("torch."))),
+        "decoding": lambda: matrix @ vector,
+    }
+
+    def worked(act: Callable[[], object]) -> Callable[[], tuple[float, float]]:
+        def rate() -> tuple[float, float]:
+            bench.rate(act, SETTLE_S)
+            first = bench.rate(act, bench.seconds["cap"] / 2)
+            watts = torch.cuda.power_draw(bench.device) / 1000
+            return (first + bench.rate(act, bench.seconds["cap"] / 2)) / 2, watts
+
+        return rate
+
+    uuid, before_w = said.gpu_id, said.said.power_limit_w or full_w
+    found, why = swept(
+        full_w,
+        lambda watts: ask(PowerLimit(gpu_id=uuid, watts=watts, for_s=LENT_S)).error,  # killed in between, the helper sets it back
+        lambda: ask(PowerLimit(gpu_id=uuid, watts=before_w)),
+        {kind: worked(act) for kind, act in acts.items()},
+    )
+    if why and not found:
+        tell(Step(card=bench.card, name="power limits", error=f"not swept: {why}"))
+    return Measured(caps=found or None)
+
+
 ALONE = {"chip": arch, "known products": golden, "copies": copies, "peers": peers}
+SWEPT = {"power limits": caps}
+"""At depth `idle` only: it takes a minute, and sets limits."""
 TOGETHER = {"memory bandwidth": memory, "memory patterns": pattern, "matrix products": products, "soak": soak}
 
 
@@ -259,7 +298,8 @@ def main(arguments: list[str]) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     benches = list(_benches(chosen.device, chosen.cards, seconds))
     good = [bench for bench in benches if run(bench, ALONE)]
-    threads = [threading.Thread(target=run, args=(bench, TOGETHER)) for bench in good]
+    together = {**TOGETHER, **(SWEPT if chosen.depth is Depth.IDLE and chosen.device == "cuda" else {})}
+    threads = [threading.Thread(target=run, args=(bench, together)) for bench in good]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -7,6 +7,7 @@ Their upper hull is concave, so that mixing two modes is never better than the m
 
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import median
 
 import msgspec
 
@@ -19,6 +20,8 @@ DECODING: Curve = ((0.60, 0.64), (0.74, 0.985), (1.0, 1.0))
 HASHING: Curve = ((0.5, 0.707), (0.65, 0.806), (0.8, 0.894), (1.0, 1.0))
 """An assumption (the root of x) until the miner's own figures are known."""
 CURVES = {LoadClass.FIRM: TRAINING, LoadClass.ONLINE: DECODING, LoadClass.BATCH: TRAINING, LoadClass.SPOT: TRAINING, LoadClass.FILLER: HASHING}
+SWEPT = {LoadClass.FIRM: "training", LoadClass.ONLINE: "decoding", LoadClass.BATCH: "training", LoadClass.SPOT: "training"}
+"""Which of a card's own sweeps stands for a class; a miner's figures are not swept."""
 CAPPED_LEAST = {LoadClass.FIRM: 1.0, LoadClass.ONLINE: 0.74, LoadClass.BATCH: 0.55, LoadClass.SPOT: 0.55, LoadClass.FILLER: 0.5}
 """No class is capped lower. What is firmly sold is not slowed at all; decoding keeps 98 % of its speed."""
 DRAW_SHARE = {LoadClass.FIRM: 0.85, LoadClass.ONLINE: 0.75, LoadClass.BATCH: 0.85, LoadClass.SPOT: 0.85, LoadClass.FILLER: 0.75}
@@ -55,6 +58,11 @@ def speed_at(curve: Curve, x: float) -> float:
         if x <= high:
             return slow + (fast - slow) * (x - low) / (high - low)
     raise AssertionError(x)
+
+
+def median_curve(curves: Sequence[Curve]) -> Curve:
+    """Of several cards' curves, the median speed at each x that any of them has."""
+    return tuple((x, median(speed_at(curve, x) for curve in curves)) for x in sorted({x for curve in curves for x, _ in curve}))
 
 
 def hull(points: Sequence[tuple[float, float]]) -> Curve:

@@ -11,7 +11,7 @@ import msgspec
 
 from headframe.dispatch import mining
 from headframe.dispatch.plan import Asics, Pool, Site, Work
-from headframe.dispatch.power import CAPPED_LEAST, DRAW_SHARE, LIMIT_LEAST, idle_w
+from headframe.dispatch.power import CAPPED_LEAST, DRAW_SHARE, LIMIT_LEAST, SWEPT, idle_w, median_curve
 from headframe.dispatch.settle import SLEEP, Choice, chosen, sticky
 from headframe.dispatch.shed import LEVELS, Load, Rung
 from headframe.dispatch.tariff import Market, peaks, series, usd_kwh
@@ -303,7 +303,7 @@ def _pools(world: World, survey: Survey) -> tuple[tuple[Pool, ...], dict[str, st
 def _works(
     world: World, survey: Survey, pools: Sequence[Pool], models: Mapping[str, str], picked: Mapping[str, Choice], hours: int
 ) -> Iterable[Work]:
-    prices, curve = latest(world), None if survey.site.caps else UNCAPPED
+    prices = latest(world)
     running: dict[tuple[LoadClass, str], int] = {}
     for each in survey.held:
         if each.gpu.model in survey.cards:
@@ -321,7 +321,7 @@ def _works(
                     usd_h=worth,
                     draw_w={pool.id: limit * DRAW_SHARE[kind] for pool in mine},
                     cards=(float(count),) * hours,
-                    curve=curve,
+                    curve=_curve(survey, model, kind),
                     least=LIMIT_LEAST / DRAW_SHARE[kind],
                 )
         choice = picked.get(model)
@@ -331,7 +331,7 @@ def _works(
             before = world.postures.get(posture_id(survey.site, model))
             on = before is not None and before.filler == filler.name
             yield Work(id=f"{LoadClass.FILLER}/{model}", kind=LoadClass.FILLER, usd_h=sticky(earned, on=on), draw_w={pool.id: does.watts for pool in mine},
-                       cards=(float(len(cards)),) * hours, curve=curve, least=LIMIT_LEAST * cards[0].full_w / does.watts)  # fmt: skip
+                       cards=(float(len(cards)),) * hours, curve=_curve(survey, model, LoadClass.FILLER), least=LIMIT_LEAST * cards[0].full_w / does.watts)  # fmt: skip
 
 
 def asic_groups(world: World, site: fleet.Site) -> dict[str, list[Asic]]:
@@ -349,6 +349,15 @@ def _alike(world: World, name: str, there: Sequence[Asic]) -> Asics:
     earned = sum(mining.asic_usd_h(asic, world.coins.get(asic.coin)) or 0.0 for asic in there)
     return Asics(id=name, count=count, watts=sum(asic.watts for asic in there) / count, usd_h=sticky(earned / count, on=first.wanted is AsicState.MINING),
                  can_stop=first.can_stop)  # fmt: skip
+
+
+def _curve(survey: Survey, model: str, kind: LoadClass) -> tuple[tuple[float, float], ...] | None:
+    """What cards of a model do under caps: their own sweep's medians where there is one, None for the published curves; full speed alone where nobody sets limits."""
+    if not survey.site.caps:
+        return UNCAPPED
+    name = SWEPT.get(kind)
+    swept = [gpu.graded.caps[name] for gpu in survey.cards[model] if name and gpu.graded and gpu.graded.caps and name in gpu.graded.caps]
+    return median_curve(swept) if swept else None
 
 
 def usd_of(prices: PriceList | None, model: str, kind: LoadClass) -> float:

@@ -206,7 +206,7 @@ class Rig(msgspec.Struct, frozen=True, kw_only=True, tag="rig"):
 class Graded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When and how a card was last checked: why it has its grade, what would raise it, what was measured (10^9 bytes/s, 10^12 operations/s
     at 16 bits) beside what its model is known for, and as what it was checked: a change of these ends the grade. The link is as it was under
-    load (0: not known): one that is worse in service has to be looked at.
+    load (0: not known): one that is worse in service has to be looked at. `caps` are its speeds under power limits, from its last sweep.
     """
 
     at_ms: int
@@ -225,6 +225,7 @@ class Graded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     power_limit_w: int | None = None
     link_gen: int = 0
     link_width: int = 0
+    caps: dict[str, tuple[tuple[float, float], ...]] | None = None
 
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):

@@ -45,7 +45,7 @@ class Inventory(Errors, frozen=True, kw_only=True, omit_defaults=True):
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the checks found of one card; a step that gave no result leaves None. Rates in 10^9 bytes/s (`_gb_s`) and 10^12
-    operations/s (`_tflops`), shares as parts of 1 of the samples under load; `tflops` holds one rate per dtype, operations on integers included.
+    operations/s (`_tflops`), shares as parts of 1 of the samples under load; `tflops` holds one rate per dtype, operations on integers included. `caps` has, for `training` and `decoding`, the share of the speed by the power limit over what is drawn uncapped.
     """
 
     h2d_gb_s: float | None = None
@@ -75,6 +75,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     hung: bool = False
     device_error: str = ""
     arch_supported: bool | None = None
+    caps: dict[str, tuple[tuple[float, float], ...]] | None = None
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -5,10 +5,12 @@ is `suspect` afterwards, one that could not be measured is as it was before. It 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 
 from headframe.data import text
+from headframe.dispatch.power import SWEPT
 from headframe.health.catalogue import Model, catalogue
 from headframe.health.grade import OURS, examined, half_tflops, remarks, stale, typical
 from headframe.health.rules import Rules
@@ -29,6 +31,9 @@ HOUSE = ProjectId("pr-house")
 LIMIT_S = {Depth.QUICK: 600, Depth.FULL: 7200, Depth.IDLE: 3600}
 PASSED, EVIDENCE_MAX = frozenset({"pass", "skip"}), 20
 """What is no news of a vendor's test, and how much news is kept."""
+CAPS_MOST = 16
+Caps = dict[str, tuple[tuple[float, float], ...]]
+"""Share of the speed by power limit, by kind of work; and the most points that are kept."""
 GIVES_WAY = -1
 """The priority of a check that work may end at any time."""
 CPU_MOST_MILLI, MEMORY_MOST_MIB, MEMORY_LEAST_MIB = 4 * MILLI, 16_384, 1024
@@ -138,21 +143,31 @@ def _after(world: World, gpu: Gpu, check: CardCheck | None, host: HostFacts | No
     why = "; ".join(reasons[:1]) if grade is Grade.REJECT else gpu.why if state is GpuState.SUSPECT else ""
     row = msgspec.structs.replace(
         gpu, grade=grade, state=state, why=why, concern=gpu.concern if as_before else "",
-        concern_rule=gpu.concern_rule if as_before else "", ready_ms=now_ms if state is GpuState.READY else gpu.ready_ms, graded=_kept(check, host, reasons, now_ms),
+        concern_rule=gpu.concern_rule if as_before else "", ready_ms=now_ms if state is GpuState.READY else gpu.ready_ms, graded=_kept(check, host, reasons, now_ms, gpu.graded.caps if gpu.graded else None),
     )  # fmt: skip
     text_ = f"{where}: {state}, grade {grade}" + (f": {reasons[0]}" if reasons else "")
     return Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=text_, rows=(row,))
 
 
-def _kept(check: CardCheck, host: HostFacts, reasons: Sequence[str], now_ms: int) -> Graded:
+def _kept(check: CardCheck, host: HostFacts, reasons: Sequence[str], now_ms: int, before: Caps | None) -> Graded:
     card, measured = check.facts.card, check.facts.measured
     model = next((each for each in _models() if each.name == check.model), None)
     return Graded(
         at_ms=now_ms, depth=host.depth, model=check.model, reasons=tuple(reasons), raises=check.grading.raises, h2d_gb_s=measured.h2d_gb_s,
-        memory_gb_s=measured.memory_gb_s, memory_known_gb_s=model and model.memory_gb_s, half_tflops=half_tflops(measured),
+        memory_gb_s=measured.memory_gb_s, memory_known_gb_s=model and model.memory_gb_s, half_tflops=half_tflops(measured), caps=good_caps(measured.caps) or before,
         half_known_tflops=model and model.half_tflops, vbios=card.vbios, driver=card.driver, slot=card.slot, power_limit_w=card.power_limit_w,
         link_gen=measured.link_gen or 0, link_width=measured.link_width or 0,
     )  # fmt: skip
+
+
+def good_caps(told: Caps | None) -> Caps | None:
+    """A sweep's curves as far as they can be: rising in the limit, never faster than uncapped, which is their end. A machine may say anything."""
+    kept = {
+        kind: curve for kind, curve in (told or {}).items()
+        if kind in SWEPT.values() and 2 <= len(curve) <= CAPS_MOST and curve[-1] == (1.0, 1.0)
+        and all(0 < x <= 1 and 0 <= speed <= 1 for x, speed in curve) and all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(curve))
+    }  # fmt: skip
+    return kept or None
 
 
 def expired(world: World, now_ms: int) -> Iterator[Draft]:
