@@ -13,6 +13,7 @@ from headframe.model.api import ServiceBody, SiteBody
 from headframe.model.power_api import CoinBody
 from headframe.model.work import Observation
 from support import Rig, Server, fake_nvml, free_port, hello, join, wait_for
+from test_fillers import STAND_IN
 
 pytestmark = pytest.mark.slow
 TWO_CARDS = """
@@ -219,30 +220,11 @@ def test_the_agent_refuses_orders_of_an_older_leader(tmp_path):
     assert os.listdir(tmp_path) == ["epoch"]
 
 
-FILLER = """
-name: speaks
-coin: RVN
-stats: t-rex
-port: {port}
-run: |
-  exec python3 -c "
-  import http.server, json, os
-  class Talk(http.server.BaseHTTPRequestHandler):
-      def do_GET(self):
-          self.send_response(200); self.end_headers()
-          self.wfile.write(json.dumps({{'hashrate': 45000000, 'gpus': [{{'power': 270}}], 'accepted_count': 3, 'uptime': 9, 'algorithm': 'kawpow'}}).encode())
-      def log_message(self, *_): pass
-  http.server.HTTPServer(('127.0.0.1', int(os.environ['HEADFRAME_STATS_PORT'])), Talk).serve_forever()
-  "
-models: {{RTX 3090: {{hashrate: 50MH, watts: 280}}}}
-"""
-
-
 def test_what_the_miners_of_a_far_machine_say_is_read_there_and_shown_here(server, rig):
     with server.operator() as operator:
         wait_for(lambda: seen(operator))
         operator.set_site(operator.sites().items[0].name, SiteBody(tariff="name: flat\nenergy: [{price: 0.01}]\n"))
         operator.tell_coin("RVN", CoinBody(price_usd=0.02, network_hs=5e12, block_s=60, reward=2500))
-        operator.set_filler(FILLER.format(port=free_port()))
+        operator.set_filler(STAND_IN.replace("stats: t-rex", f"stats: t-rex\nport: {free_port()}"))
         shown = wait_for(lambda: (row := operator.fillers().items[0]).read and row, limit_s=90)
         assert (shown.cards, shown.read, shown.promised) == (2, 90e6, 100e6)
