@@ -323,7 +323,7 @@ async def _listen(reports: AsyncIterator[Report], watch: Watch, node: NodeId, cl
 
 
 async def _warm(desk: Desk) -> None:
-    """Machine code for placement, once the fleet is large enough to gain by it; until it is ready the same functions run as they are."""
+    """Machine code for placement, once the fleet is large enough to gain by it; until it is ready NumPy gives the same answers, slower."""
     while len(desk.world.nodes) < LOOK_AHEAD_FROM:  # noqa: ASYNC110 - a fleet grows by the hour; nothing waits for this
         await asyncio.sleep(WARM_LOOK_S)
     code = await asyncio.to_thread(warmed)
