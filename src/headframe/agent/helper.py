@@ -124,15 +124,16 @@ class Helper:
         if wish.gpu_id not in self._found_w:  # noted first: a crash in between sets back what was never changed
             self._found_w[wish.gpu_id] = nvml.nvmlDeviceGetEnforcedPowerLimit(card) // 1000
             write_private(self._kept, msgspec.json.encode(self._found_w))
-        self._lend(card, wish)
+        before_w = nvml.nvmlDeviceGetEnforcedPowerLimit(card) // 1000
         nvml.nvmlDeviceSetPowerManagementLimit(card, wish.watts * 1000)
+        self._lend(wish, before_w)
         said = nvml.nvmlDeviceGetEnforcedPowerLimit(card) // 1000
         if said != wish.watts:
             raise Refused(f"the driver was told {wish.watts} W and says {said} W")
 
-    def _lend(self, card: Any, wish: PowerLimit) -> None:
+    def _lend(self, wish: PowerLimit, before_w: int) -> None:
         """Note until when a limit holds and what was there before; one without an end takes the place of what was lent."""
-        _, before_w = self._lent.pop(wish.gpu_id, (0.0, self._nvml.nvmlDeviceGetEnforcedPowerLimit(card) // 1000))
+        _, before_w = self._lent.pop(wish.gpu_id, (0.0, before_w))
         if wish.for_s > 0:
             self._lent[wish.gpu_id] = (time.monotonic() + min(wish.for_s, LENT_MOST_S), before_w)
 

@@ -218,8 +218,8 @@ def _side(bench: Bench, kind: str) -> int:
 def caps(bench: Bench) -> Measured:
     """Training (the fastest products) and decoding (a matrix by a vector) under lower power limits. Without the helper nothing is set, and nothing measured."""
     said = list_cards()[bench.card]
-    full_w = said.said.power_default_w or said.said.power_limit_w
-    if not full_w:
+    full_w = said.said.power_limit_w or said.said.power_default_w
+    if not full_w:  # never above what is set now: it may be what the supply can bear
         return Measured()
     best = _dtypes(bench)[-1]
     matrix, vector = bench.noise(bench.sizes.product, bench.sizes.product, dtype=best), bench.noise(bench.sizes.product, 1, dtype=best)
@@ -237,11 +237,11 @@ def caps(bench: Bench) -> Measured:
 
         return rate
 
-    uuid, before_w = said.gpu_id, said.said.power_limit_w or full_w
+    uuid = said.gpu_id
     found, why = swept(
         full_w,
         lambda watts: ask(PowerLimit(gpu_id=uuid, watts=watts, for_s=LENT_S)).error,  # killed in between, the helper sets it back
-        lambda: ask(PowerLimit(gpu_id=uuid, watts=before_w)),
+        lambda: ask(PowerLimit(gpu_id=uuid, watts=full_w)),
         {kind: worked(act) for kind, act in acts.items()},
     )
     if why and not found:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Of the maker's limit. A card whose least is higher ends there."""
+"""Of the limit that is set. A card whose least is higher ends there."""
 LEAST_POINTS = 3
 """Fewer say nothing of a curve's shape."""
 Rate = Callable[[], tuple[float, float]]
