@@ -132,7 +132,9 @@ class Fast(NoShells):
             self._stopped[allocation] = because
             heapq.heappush(self.ends, (self._now() + 1000, allocation))
         elif allocation not in self._started:  # stopped before it was ever started: it is over, as every engine says
-            self._news.append(Observation(allocation_id=allocation, state=AllocationState.ENDED, reason=because, ended_ms=self._now(), seen_ms=self._now()))
+            self._news.append(
+                Observation(allocation_id=allocation, state=AllocationState.ENDED, reason=because, ended_ms=self._now(), seen_ms=self._now())
+            )
 
     async def observe(self) -> Sight:
         now, news = self._now(), self._news
