@@ -196,6 +196,23 @@ def test_a_poisoned_answer_is_refused_whole_and_counted(world):
     assert market_of(world, world.sites[SITE])(NOW_MS) == 80.0, "times its factor"
 
 
+def test_signals_of_a_file_are_taken_by_their_own_names(world):
+    row = {"event": "e1", "kind": "limit", "value": 700_000, "end_ms": NOW_MS + HOUR}
+    feed = Feed(name="breaker", form="signals", url="file:///x", every="5s")
+
+    def take(*rows):
+        for command in commands(feed, json.dumps(rows).encode(), world, NOW_MS):
+            commit(world, decide(world, command, NOW_MS))
+
+    take(row, {**row, "event": "over", "end_ms": NOW_MS - 1})
+    assert sorted(world.signals) == [f"{SITE}/breaker/e1"]
+    assert limit_w(world, world.sites[SITE], NOW_MS) == 700_000
+    take({**row, "version": 1, "cancelled": True})
+    assert limit_w(world, world.sites[SITE], NOW_MS) == 1_000_000
+    with pytest.raises(BadRequest, match="named by"):
+        take({**row, "event": "../" * 40})
+
+
 def test_public_price_services_are_read_by_their_own_forms(world):
     first = NOW_MS // HOUR * HOUR
     quarters = {"unix_seconds": [first // 1000 + n * 900 for n in range(5)], "price": [10, 20, 30, 40, None], "unit": "EUR / MWh"}

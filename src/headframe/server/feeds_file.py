@@ -19,6 +19,7 @@ from headframe.server import openadr
 from headframe.server.operate import site_named
 
 EVERY_LEAST_S, FEEDS_MAX = 5, 100
+_EVENT = re.compile(r"^[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,79}$")
 _NAME = re.compile(r"^[a-z0-9]([a-z0-9-]{0,40}[a-z0-9])?$")
 
 
@@ -148,6 +149,8 @@ def _signals(feed: Feed, document: Any, world: World, now_ms: int) -> Iterator[C
     """`[{"event": "e1", "kind": "limit", "value": 800000, "start_ms": …, "end_ms": …, "version": 1}]`, as `POST /v1/signals` takes them."""
     site = _site(feed, world)
     for said in msgspec.convert(document, list[_Said]):
+        if not _EVENT.fullmatch(said.event):
+            raise BadRequest(f"{feed.name}: an event is named by 1 to 80 letters, digits, spaces, dots, colons, slashes, dashes or underscores")
         signal = Signal(id=f"{site.id}/{feed.name}/{said.event}", site_id=site.id, source=feed.name, event=said.event, version=said.version, kind=said.kind, value=said.value,
                         start_ms=said.start_ms or now_ms, end_ms=said.end_ms, why=said.why[:200], received_ms=now_ms, cancelled=said.cancelled)  # fmt: skip
         if signal.end_ms > now_ms:
