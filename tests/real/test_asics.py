@@ -115,42 +115,40 @@ def test_what_is_no_network_is_refused(network):
         asics.scanned(network)
 
 
-def test_a_level_stops_a_machine_through_the_server(machine, tmp_path):
+@pytest.fixture
+def cloud(machine, tmp_path):
+    """A server that knows the machine, and what mining and power are worth."""
     server = Server(tmp_path).start("--no-check-new")
     try:
         with server.operator() as cloud:
             cloud.tell_asics(asics.scanned(f"{ADDRESS}/32"))
             cloud.tell_coin("BTC", CoinBody(price_usd=100_000, network_hs=1e21, block_s=600, reward=3.15))
             cloud.set_site(cloud.sites().items[0].name, SiteBody(tariff="name: t\nenergy: [{price: 0.05}]\n"))
-            assert cloud.asics().items[0].state is AsicState.MINING
-            cloud.signal(SignalBody(source="grid", event="e1", kind=SignalKind.LEVEL, value=1, length_s=600))
-            wait_for(lambda: machine.asleep)
-            wait_for(lambda: cloud.asics().items[0].state is AsicState.STOPPED)
-            assert cloud.asics().items[0].why in {"", "shed", "a signal sheds mining"}
+            yield cloud
     finally:
         server.kill()
 
 
-def test_a_machine_whose_firmware_can_draws_less_and_later_as_before_through_the_server(machine, tmp_path):
-    server = Server(tmp_path).start("--no-check-new")
-    try:
-        with server.operator() as cloud:
-            cloud.tell_asics(asics.scanned(f"{ADDRESS}/32"))
-            cloud.tell_coin("BTC", CoinBody(price_usd=100_000, network_hs=1e21, block_s=600, reward=3.15))
-            cloud.set_site(cloud.sites().items[0].name, SiteBody(tariff="name: t\nenergy: [{price: 0.05}]\n"))
-            found = cloud.asics().items[0]
-            assert (found.can_limit, found.limit_w) == (True, 3250)
-            cloud.limit_asic(found.name, 2800)
-            wait_for(lambda: machine.profile == "-2")
-            wait_for(lambda: cloud.asics().items[0].limit_w == 2800)
-            with pytest.raises(ApiError, match="20 W"):
-                cloud.limit_asic(found.name, 20)
-            cloud.limit_asic(found.name, 500)
-            wait_for(lambda: "no limit of 500 W" in cloud.asics().items[0].why)
-            cloud.limit_asic(found.name, 0)
-            wait_for(lambda: machine.profile == "default")
-            cloud.tell_asics([Asic(id="asic-dumb", name="dumb", ip="127.0.77.8", model="S9")])
-            with pytest.raises(ApiError, match="sets no power limit"):
-                cloud.limit_asic("dumb", 2000)
-    finally:
-        server.kill()
+def test_a_level_stops_a_machine_through_the_server(machine, cloud):
+    assert cloud.asics().items[0].state is AsicState.MINING
+    cloud.signal(SignalBody(source="grid", event="e1", kind=SignalKind.LEVEL, value=1, length_s=600))
+    wait_for(lambda: machine.asleep)
+    wait_for(lambda: cloud.asics().items[0].state is AsicState.STOPPED)
+    assert cloud.asics().items[0].why in {"", "shed", "a signal sheds mining"}
+
+
+def test_a_machine_whose_firmware_can_draws_less_and_later_as_before_through_the_server(machine, cloud):
+    found = cloud.asics().items[0]
+    assert (found.can_limit, found.limit_w) == (True, 3250)
+    cloud.limit_asic(found.name, 2800)
+    wait_for(lambda: machine.profile == "-2")
+    wait_for(lambda: cloud.asics().items[0].limit_w == 2800)
+    with pytest.raises(ApiError, match="20 W"):
+        cloud.limit_asic(found.name, 20)
+    cloud.limit_asic(found.name, 500)
+    wait_for(lambda: "no limit of 500 W" in cloud.asics().items[0].why)
+    cloud.limit_asic(found.name, 0)
+    wait_for(lambda: machine.profile == "default")
+    cloud.tell_asics([Asic(id="asic-dumb", name="dumb", ip="127.0.77.8", model="S9")])
+    with pytest.raises(ApiError, match="sets no power limit"):
+        cloud.limit_asic("dumb", 2000)

@@ -80,18 +80,20 @@ def test_intervals_follow_one_another_and_each_payload_type_is_what_the_standard
     told = openadr.told(
         event(("IMPORT_CAPACITY_LIMIT", 700), ("PRICE", 0.12), ("SIMPLE", 2), ("ALERT_GRID_EMERGENCY", "now"), ("GHG", 3)), site, "grid", NOW_MS
     )
-    assert [(s.kind, s.value, (s.start_ms - NOW_MS) // HOUR) for s in told.signals] == [
+    assert [(s.kind, s.value, (s.start_ms - NOW_MS) // HOUR) for s in told.take.signals] == [
         (SignalKind.LIMIT, 700_000, 0), (SignalKind.PRICE, 120, 1), (SignalKind.LEVEL, 2, 2), (SignalKind.LEVEL, 3, 3),
     ]  # fmt: skip
     assert told.ignored == ("GHG",)
-    assert all(s.end_ms - s.start_ms == HOUR and s.why == "peak" for s in told.signals)
+    assert all(s.end_ms - s.start_ms == HOUR and s.why == "peak" for s in told.take.signals)
 
 
 def test_units_are_those_that_the_event_declares(world):
     site = world.sites[SITE]
 
     def value(kind, number, **descriptor):
-        return openadr.told(event((kind, number), payloadDescriptors=[{"payloadType": kind, **descriptor}]), site, "grid", NOW_MS).signals[0].value
+        return (
+            openadr.told(event((kind, number), payloadDescriptors=[{"payloadType": kind, **descriptor}]), site, "grid", NOW_MS).take.signals[0].value
+        )
 
     assert value("IMPORT_CAPACITY_LIMIT", 70, units="PERCENT") == 700_000
     assert value("DISPATCH_SETPOINT", 5.5, units="KW") == 5500
@@ -110,9 +112,11 @@ def test_units_are_those_that_the_event_declares(world):
 
 def test_an_event_without_an_end_or_a_beginning_holds_from_now_for_a_month_and_what_is_over_is_left_out(world):
     site = world.sites[SITE]
-    endless = openadr.told({**event(("SIMPLE", 1)), "intervalPeriod": {"start": "0000-00-00", "duration": "P9999Y"}}, site, "grid", NOW_MS).signals[0]
+    endless = openadr.told(
+        {**event(("SIMPLE", 1)), "intervalPeriod": {"start": "0000-00-00", "duration": "P9999Y"}}, site, "grid", NOW_MS
+    ).take.signals[0]
     assert (endless.start_ms, endless.end_ms) == (NOW_MS, NOW_MS + openadr.LONGEST_MS)
-    assert openadr.told(event(("SIMPLE", 1), ("SIMPLE", 2), start=NOW_MS - HOUR), site, "grid", NOW_MS).signals[0].value == 2
+    assert openadr.told(event(("SIMPLE", 1), ("SIMPLE", 2), start=NOW_MS - HOUR), site, "grid", NOW_MS).take.signals[0].value == 2
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headframe.dispatch.heat import settled_c
 from headframe.dispatch.plan import solved
 from headframe.dispatch.survey import choices, kind_of, latest, limit_w, market_of, problem, surveyed, usd_of
 from headframe.model.command import RemoveFiller, SetFiller, SetPrices, SetSite, Submit, TakeSignal, TellAsics, TellCoin, TellMarket
@@ -545,3 +546,21 @@ def test_what_cards_of_a_model_bring_now_is_told_beside_what_else_they_could_do(
     assert row.filler_usd_h == pytest.approx(0.0297 - 0.014), "50 MH of RVN less one per cent, less 280 W at 5 US¢"
     assert row.asleep_usd_h == pytest.approx(-0.05 * 0.028)
     assert row.now_usd_h == pytest.approx(row.sold_usd_h + 3 * row.filler_usd_h, rel=1e-6)
+
+
+def test_a_racks_inlet_follows_what_its_machines_draw_and_where_nothing_is_told_of_its_air_nothing_is_said():
+    site = Site(nodes=1)
+    rack = next(iter(site.world.racks.values()))
+    site.dispatcher._warm(site.world, site.survey())
+    assert site.dispatcher.inlets == {}
+    site.world.put(msgspec.structs.replace(rack, airflow_m3_s=0.1, supply_c=20.0))
+    site.dispatcher._warm(site.world, site.survey())
+    cool = site.dispatcher.inlets[rack.id]
+    assert cool.now_c == cool.settles_c > 20.0
+    site.submit(1, gpus=4)
+    site.step(2)
+    site.now_ms += 300_000
+    site.dispatcher._warm(site.world, site.survey())
+    warm = site.dispatcher.inlets[rack.id]
+    assert cool.now_c < warm.now_c < warm.settles_c
+    assert warm.settles_c == pytest.approx(settled_c(4 * 350 * 0.85, 0.1, 20.0))

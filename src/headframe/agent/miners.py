@@ -15,10 +15,9 @@ from typing import Any
 import httpx
 import msgspec
 
-from headframe.model.power import Reading
+from headframe.model.power import HASHES_MOST, Reading
 
 TIMEOUT_S, ANSWER_BYTES_MAX = 5.0, 256 * 1024
-HASHES_MOST = 1e18
 _SCALE = {"h": 1.0, "kh": 1e3, "mh": 1e6, "gh": 1e9, "th": 1e12, "sol": 1.0, "hs": 1.0, "khs": 1e3, "mhs": 1e6, "ghs": 1e9, "ths": 1e12}
 _SAMPLE = re.compile(r"^([A-Za-z_:][A-Za-z0-9_:]*)(\{[^}]*\})?\s+(\S+)", re.MULTILINE)
 

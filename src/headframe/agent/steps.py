@@ -194,8 +194,7 @@ def _product(bench: Bench, kind: str, side: int) -> Callable[[], torch.Tensor]:
 
 def soak(bench: Bench) -> Measured:
     """The fastest products for long, with all other cards: by how much the last fifth is slower than the first, and whether bits differ."""
-    kind = str(_dtypes(bench)[-1]).removeprefix("torch.")
-    act = _product(bench, kind, _side(bench, kind))
+    act = _fastest(bench)
     first, differ = act().clone(), 0
     slice_s, rates, until = bench.seconds["soak"] / 40, [], time.perf_counter() + bench.seconds["soak"]
     while time.perf_counter() < until or len(rates) < 5:
@@ -204,6 +203,12 @@ def soak(bench: Bench) -> Measured:
     fifth = len(rates) // 5
     loss = 1 - sum(rates[-fifth:]) / sum(rates[:fifth])
     return Measured(soak_loss=max(0.0, loss), repeat_errors=differ)
+
+
+def _fastest(bench: Bench) -> Callable[[], torch.Tensor]:
+    """A product in the card's best type, of a size that takes a fraction of a second."""
+    kind = str(_dtypes(bench)[-1]).removeprefix("torch.")
+    return _product(bench, kind, _side(bench, kind))
 
 
 def _side(bench: Bench, kind: str) -> int:
@@ -223,10 +228,7 @@ def caps(bench: Bench) -> Measured:
         return Measured()
     best = _dtypes(bench)[-1]
     matrix, vector = bench.noise(bench.sizes.product, bench.sizes.product, dtype=best), bench.noise(bench.sizes.product, 1, dtype=best)
-    acts = {
-        "training": _product(bench, str(best).removeprefix("torch."), _side(bench, str(best).removeprefix("torch."))),
-        "decoding": lambda: matrix @ vector,
-    }
+    acts = {"training": _fastest(bench), "decoding": lambda: matrix @ vector}
 
     def worked(act: Callable[[], object]) -> Callable[[], tuple[float, float]]:
         def rate() -> tuple[float, float]:

@@ -60,7 +60,7 @@ class Meter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Survey(msgspec.Struct, frozen=True, kw_only=True):
-    """A site in figures: its cards in service and who holds them, by model; what is drawn; the price and the limit now."""
+    """A site in figures: its cards in service and who holds them, by model; what is drawn, also by rack (W, before the site's PUE); the price and the limit now."""
 
     site: fleet.Site
     now_ms: int
@@ -69,6 +69,12 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     meter: Meter
     usd_kwh: float | None
     limit_w: float
+    racks_w: dict[RackId, float]
+
+    @property
+    def usd_wh(self) -> float:
+        """What a watt of a card costs for an hour now, with what the site adds to it; 0 where no price is known."""
+        return (self.usd_kwh or 0.0) * self.site.pue / 1000
 
 
 def kind_of(allocation: Allocation, workload: Workload | None) -> LoadClass:
@@ -87,6 +93,7 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
     cards: dict[str, list[Gpu]] = {}
     held: list[Held] = []
     idle, static = 0.0, 0.0
+    racks: dict[RackId, float] = {}
 
     @cache
     def assumed(model: str, watts: int, kind: LoadClass) -> float:
@@ -97,7 +104,7 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
         if node.site_id != site.id or node.state is NodeState.RETIRED:
             continue
         static += node.idle_w
-        holders = _holders(world, node.id)
+        holders, drawn = _holders(world, node.id), float(node.idle_w)
         for gpu in world.node_gpus[node.id].values():
             if gpu.state is GpuState.RETIRED:
                 continue
@@ -106,26 +113,19 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
                 cards.setdefault(gpu.model, []).append(gpu)
             owner = holders.get(gpu.id)
             if owner is None:
-                idle += known(gpu.id) or idle_w(gpu.full_w)
-                continue
-            kind = kind_of(owner, world.workloads.get(owner.workload_id))
-            held.append(Held(gpu=gpu, allocation=owner, kind=kind, watts=known(gpu.id) or assumed(gpu.model, gpu.max_w, kind)))
+                watts = known(gpu.id) or idle_w(gpu.full_w)
+                idle += watts
+            else:
+                kind = kind_of(owner, world.workloads.get(owner.workload_id))
+                watts = known(gpu.id) or assumed(gpu.model, gpu.max_w, kind)
+                held.append(Held(gpu=gpu, allocation=owner, kind=kind, watts=watts))
+            drawn += watts
+        racks[node.rack_id] = racks.get(node.rack_id, 0.0) + drawn
     market = market_of(world, site)
     price = usd_kwh(site.tariff, market, now_ms) if site.tariff else None
     ordered = {model: tuple(sorted(there, key=lambda gpu: gpu.id)) for model, there in sorted(cards.items())}
     return Survey(site=site, now_ms=now_ms, cards=ordered, held=tuple(held), meter=_meter(world, site, held, idle + static), usd_kwh=price,
-                  limit_w=limit_w(world, site, now_ms))  # fmt: skip
-
-
-def rack_draws(world: World, survey: Survey) -> dict[RackId, float]:
-    """What the machines of each rack draw now (W), cards that nobody holds included."""
-    found: dict[RackId, float] = {}
-    held = {each.gpu.id: each.watts for each in survey.held}
-    for node in world.nodes.values():
-        if node.site_id == survey.site.id and node.state is not NodeState.RETIRED:
-            cards = (held.get(gpu.id, idle_w(gpu.full_w)) for gpu in world.node_gpus[node.id].values())
-            found[node.rack_id] = found.get(node.rack_id, 0.0) + node.idle_w + sum(cards)
-    return found
+                  limit_w=limit_w(world, site, now_ms), racks_w=racks)  # fmt: skip
 
 
 def _holders(world: World, node_id: NodeId) -> dict[GpuId, Allocation]:
@@ -224,7 +224,7 @@ def worths(world: World, survey: Survey, model: str) -> tuple[dict[str, float], 
     """US$ per card-hour that each filler earns on a model, and what its power costs; sleeping's cost is among the latter."""
     cards = survey.cards.get(model, ())
     limit = cards[0].full_w if cards else UNKNOWN_GPU_W
-    rate = (survey.usd_kwh or 0.0) * survey.site.pue / 1000
+    rate = survey.usd_wh
     earns, costs = dict[str, float](), {SLEEP: idle_w(limit) * rate}
     for key in sorted(world.fillers):
         filler = world.fillers[key]

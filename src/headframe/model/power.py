@@ -1,15 +1,19 @@
 """What power costs, what may be drawn, what cards do while nobody rents them: tariffs, signals, coins, fillers, ASICs."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
 
 from headframe.model.ids import RackId, SiteId
+from headframe.model.units import MS_PER_DAY, MS_PER_HOUR
 
 MINUTES_A_DAY = 1440
 MARKET_MOST_USD_MWH, MARKET_LEAST_USD_MWH = 10_000.0, -1_000.0
 """No market clears beyond these: ERCOT's offers end at 5,000, Europe's day-ahead auction at 4,000 and -500. What lies outside is a mistake."""
 
+HASHES_MOST = 1e18
+"""No miner does more hashes a second: what one says beyond is nonsense."""
 ADAPTERS = ("", "xmrig", "t-rex", "lolminer", "teamredminer", "gminer", "bzminer", "rigel", "srbminer", "hiveos", "prometheus")
 """How miners are read: see `agent/miners.py`."""
 
@@ -77,6 +81,17 @@ class MarketDay(msgspec.Struct, frozen=True, kw_only=True, tag="market_day"):
     closed: bool = False
 
 
+def market_days(market: str, usd_mwh: Mapping[int, float], source: str) -> tuple[MarketDay, ...]:
+    """Prices by the hour's start (ms, UTC) as the market's days."""
+    days: dict[int, list[float | None]] = {}
+    for at_ms, price in sorted(usd_mwh.items()):
+        start = at_ms // MS_PER_DAY * MS_PER_DAY
+        days.setdefault(start, [None] * 24)[(at_ms - start) // MS_PER_HOUR] = price
+    return tuple(
+        MarketDay(id=f"{market}/{start}", market=market, start_ms=start, usd_mwh=tuple(prices), source=source) for start, prices in days.items()
+    )
+
+
 class SignalKind(StrEnum):
     """What is asked: draw at most so many watts, pay so much per MWh, or keep to a level of 0 (as usual) to 3 (all that can go)."""
 
@@ -103,6 +118,11 @@ class Signal(msgspec.Struct, frozen=True, kw_only=True, tag="signal"):
     received_ms: int = 0
     cancelled: bool = False
     closed: bool = False
+
+
+def signal_id(site: SiteId, source: str, event: str) -> str:
+    """A signal is known by its site, its source and that source's own name for it."""
+    return f"{site}/{source}/{event}"
 
 
 class Coin(msgspec.Struct, frozen=True, kw_only=True, tag="coin"):

@@ -40,34 +40,24 @@ class Machines:
                     await asyncio.sleep(LOOK_S * 10)
 
     async def once(self) -> None:
-        """Tell those that do otherwise than wanted; read all again where it is time."""
+        """Tell those that do otherwise than wanted, or draw more; read all again where it is time."""
         now_ms, rows = self._desk.clock_ms(), [self._desk.world.asics[key] for key in sorted(self._desk.world.asics)]
-        odd = [
-            row
-            for row in rows
-            if row.can_stop and row.state is not row.wanted and now_ms - self._tried.get(f"{row.id} {row.wanted}", -AGAIN_MS) >= AGAIN_MS
-        ]
-        answers = await asyncio.gather(*map(self._told, odd))
-        self._tried.update((f"{row.id} {row.wanted}", now_ms) for row in odd)
-        done = [msgspec.structs.replace(row, state=row.state if why else row.wanted, why=why) for row, why in zip(odd, answers, strict=True)]
-        if done:
-            await self._tell(done)
-        await self._limit(now_ms)
+        done = await self._tried_on([row for row in rows if row.can_stop and row.state is not row.wanted], lambda row: row.wanted, self._told, now_ms)
+        await self._tell([msgspec.structs.replace(row, state=row.state if why else row.wanted, why=why) for row, why in done])
+        rows = list(self._desk.world.asics.values())
+        odd = [row for row in rows if row.wanted_w and row.limit_w != row.wanted_w and row.state is AsicState.MINING]
+        done = await self._tried_on(odd, lambda row: row.wanted_w, self._limited, now_ms)
+        await self._tell([msgspec.structs.replace(row, limit_w=row.limit_w if why else row.wanted_w, why=why) for row, why in done])
         if now_ms - self._read_ms >= READ_MS:
             self._read_ms = now_ms
-            await self._read([self._desk.world.asics[row.id] for row in rows if row.id in self._desk.world.asics])
+            await self._read([self._desk.world.asics[key] for key in sorted(self._desk.world.asics)])
 
-    async def _limit(self, now_ms: int) -> None:
-        """Have those that mine keep to the power limit that is wanted of them."""
-        odd = [
-            row for _, row in sorted(self._desk.world.asics.items())
-            if row.wanted_w and row.limit_w != row.wanted_w and row.state is AsicState.MINING and now_ms - self._tried.get(f"{row.id} {row.wanted_w}", -AGAIN_MS) >= AGAIN_MS
-        ]  # fmt: skip
-        answers = await asyncio.gather(*map(self._limited, odd))
-        self._tried.update((f"{row.id} {row.wanted_w}", now_ms) for row in odd)
-        await self._tell(
-            [msgspec.structs.replace(row, limit_w=row.limit_w if why else row.wanted_w, why=why) for row, why in zip(odd, answers, strict=True)]
-        )
+    async def _tried_on(self, odd: Sequence[Asic], wish: Callable[[Asic], object], act: Told, now_ms: int) -> list[tuple[Asic, str]]:
+        """Have machines do what is wished of them, where that was not tried lately; each with why it did not, "" where it did."""
+        due = [row for row in odd if now_ms - self._tried.get(f"{row.id} {wish(row)}", -AGAIN_MS) >= AGAIN_MS]
+        answers = await asyncio.gather(*map(act, due))
+        self._tried.update((f"{row.id} {wish(row)}", now_ms) for row in due)
+        return list(zip(due, answers, strict=True))
 
     async def _read(self, rows: Sequence[Asic]) -> None:
         found = await self._seen([row.ip for row in rows])

@@ -16,7 +16,7 @@ from headframe.dispatch.meter import Means
 from headframe.dispatch.plan import Basis, Schedule, Site
 from headframe.dispatch.power import DRAW_SHARE, idle_w
 from headframe.dispatch.shed import Rung
-from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, rack_draws, shed_always, surveyed, wished_limits
+from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, shed_always, surveyed, wished_limits
 from headframe.dispatch.tariff import billing_month, counting
 from headframe.model import fleet
 from headframe.model.errors import HeadframeError
@@ -196,9 +196,8 @@ class Dispatcher:
     def _warm(self, world: World, survey: Survey) -> None:
         """Racks' inlets go on from where they were towards where what is drawn takes them; one that is looked at for the first time has settled."""
         aired = {rack.id: rack for rack in world.racks.values() if rack.airflow_m3_s and rack.site_id == survey.site.id}
-        drawn = rack_draws(world, survey) if aired else {}
         for key, rack in aired.items():
-            settles, before = settled_c(drawn.get(key, 0.0), rack.airflow_m3_s, rack.supply_c), self.inlets.get(key)
+            settles, before = settled_c(survey.racks_w.get(key, 0.0), rack.airflow_m3_s, rack.supply_c), self.inlets.get(key)
             now_c = after_c(before.now_c, settles, (survey.now_ms - before.at_ms) / 1000) if before else settles
             self.inlets[key] = Inlet(survey.now_ms, now_c, settles)
         for gone in self.inlets.keys() - world.racks.keys():

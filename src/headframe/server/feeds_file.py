@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 
-from headframe.model.command import Command, TakeEvent, TakeSignal, TellCoin, TellMarket
+from headframe.model.command import Command, TakeSignal, TellCoin, TellMarket
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Site
-from headframe.model.power import Coin, MarketDay, Signal, SignalKind
-from headframe.model.units import MS_PER_DAY, MS_PER_HOUR, parse_duration_s
+from headframe.model.power import Coin, Signal, SignalKind, market_days, signal_id
+from headframe.model.units import MS_PER_HOUR, parse_duration_s
 from headframe.model.world import World
 from headframe.server import openadr
 from headframe.server.operate import site_named
@@ -115,23 +115,13 @@ def _market(feed: Feed, prices: Mapping[int, float]) -> TellMarket:
     hours: dict[int, list[float]] = {}
     for at_ms, price in prices.items():
         hours.setdefault(at_ms // MS_PER_HOUR * MS_PER_HOUR, []).append(price * feed.factor)
-    days: dict[int, list[float | None]] = {}
-    for at_ms, found in sorted(hours.items()):
-        start = at_ms // MS_PER_DAY * MS_PER_DAY
-        days.setdefault(start, [None] * 24)[(at_ms - start) // MS_PER_HOUR] = sum(found) / len(found)
-    return TellMarket(
-        days=tuple(
-            MarketDay(id=f"{feed.market}/{start}", market=feed.market, start_ms=start, usd_mwh=tuple(row), source=feed.name)
-            for start, row in days.items()
-        )
-    )
+    return TellMarket(days=market_days(feed.market, {at_ms: sum(found) / len(found) for at_ms, found in hours.items()}, feed.name))
 
 
 def _events(feed: Feed, document: Any, world: World, now_ms: int) -> Iterator[Command]:
     site = _site(feed, world)
     for event in openadr.events(document):
-        told = openadr.told(event, site, feed.name, now_ms)
-        yield TakeEvent(site_id=site.id, source=feed.name, event=told.event, version=told.version, signals=told.signals)
+        yield openadr.told(event, site, feed.name, now_ms).take
 
 
 class _Said(msgspec.Struct, kw_only=True):
@@ -151,7 +141,7 @@ def _signals(feed: Feed, document: Any, world: World, now_ms: int) -> Iterator[C
     for said in msgspec.convert(document, list[_Said]):
         if not _EVENT.fullmatch(said.event):
             raise BadRequest(f"{feed.name}: an event is named by 1 to 80 letters, digits, spaces, dots, colons, slashes, dashes or underscores")
-        signal = Signal(id=f"{site.id}/{feed.name}/{said.event}", site_id=site.id, source=feed.name, event=said.event, version=said.version, kind=said.kind, value=said.value,
+        signal = Signal(id=signal_id(site.id, feed.name, said.event), site_id=site.id, source=feed.name, event=said.event, version=said.version, kind=said.kind, value=said.value,
                         start_ms=said.start_ms or now_ms, end_ms=said.end_ms, why=said.why[:200], received_ms=now_ms, cancelled=said.cancelled)  # fmt: skip
         if signal.end_ms > now_ms:
             yield TakeSignal(signal=signal)
@@ -174,7 +164,7 @@ def _coin(feed: Feed, document: Any, world: World, now_ms: int) -> Iterator[Comm
 
 
 def _site(feed: Feed, world: World) -> Site:
-    found = site_named(world, feed.site) if feed.site else next(iter(world.sites.values()), None)
+    found = site_named(world, feed.site)
     if found is None:
         raise BadRequest(f"{feed.name}: no site {feed.site!r}", "list them: `headframe site ls`")
     return found

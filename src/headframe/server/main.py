@@ -357,18 +357,19 @@ def _spare_collections() -> None:
 
 def _rules(config: Config) -> Rules:
     """The rules with the operator's limits, where there is a file of them."""
-    try:
-        return limited(config.limits.read_text()) if config.limits else Rules()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Conflicting(f"{config.limits} can't be read: {error}", "give another file, or none") from None
+    return limited(_text(config.limits)) if config.limits else Rules()
 
 
 def _feeds(config: Config) -> tuple[Feed, ...]:
     """The feeds of the operator's file."""
+    return feeds(_text(config.feeds)) if config.feeds else ()
+
+
+def _text(path: Path) -> str:
     try:
-        return feeds(config.feeds.read_text()) if config.feeds else ()
+        return path.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise Conflicting(f"{config.feeds} can't be read: {error}", "give another file, or none") from None
+        raise Conflicting(f"{path} can't be read: {error}", "give another file, or none") from None
 
 
 def _gateway(config: Config) -> GatewaySetup:

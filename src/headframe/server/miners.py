@@ -8,13 +8,13 @@ from headframe.dispatch.survey import filler_of
 from headframe.model.agent import Miner
 from headframe.model.fleet import JOINED, LOCAL
 from headframe.model.ids import AllocationId, NodeId
-from headframe.model.power import Reading
+from headframe.model.power import HASHES_MOST, Reading
 from headframe.model.states import AllocationState
 from headframe.model.work import Tier
 from headframe.model.world import World
 from headframe.server.filling import STATS_PORT
 
-LOOK_S, AT_ONCE, HASHES_MOST = 10.0, 8, 1e18
+LOOK_S, AT_ONCE = 10.0, 8
 AGAIN_LOOKS = 30
 """After so many looks agents are told again whom to ask: one that was started anew has forgotten it."""
 Read = Callable[[str, int], Reading]

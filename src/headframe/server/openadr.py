@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
+from headframe.model.command import TakeEvent
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Site
-from headframe.model.power import Signal, SignalKind
+from headframe.model.power import Signal, SignalKind, signal_id
 from headframe.model.units import MS_PER_DAY, MS_PER_HOUR
 
 LONGEST_MS = 31 * MS_PER_DAY
@@ -60,11 +61,9 @@ class _Event(msgspec.Struct):
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """An event of a source as signals (none: it is over or deleted), which of its payload types were not understood, and its version."""
+    """What an event of a source asks to be kept (no signals: it is over or deleted), and which of its payload types were not understood."""
 
-    event: str
-    version: int
-    signals: tuple[Signal, ...]
+    take: TakeEvent
     ignored: tuple[str, ...]
 
 
@@ -88,7 +87,8 @@ def told(document: Mapping[str, Any], site: Site, source: str, now_ms: int) -> T
             f"one of {', '.join(sorted(UNDERSTOOD))}",
         )
     signals = () if deleted else tuple(_signals(event, site, source, version, now_ms))
-    return Told(event=event.id, version=version, signals=signals, ignored=tuple(sorted(types - UNDERSTOOD)))
+    take = TakeEvent(site_id=site.id, source=source, event=event.id, version=version, signals=signals)
+    return Told(take=take, ignored=tuple(sorted(types - UNDERSTOOD)))
 
 
 def events(document: Any) -> Iterable[Mapping[str, Any]]:
@@ -110,8 +110,9 @@ def _signals(event: _Event, site: Site, source: str, version: int, now_ms: int) 
         for payload in interval.payloads:
             if payload.type in UNDERSTOOD and end_ms > now_ms:
                 kind, value = _value(payload, units.get(payload.type), site)
-                yield Signal(id=f"{site.id}/{source}/{event.id}/{interval.id}-{kind}", site_id=site.id, source=source, event=f"{event.id}/{interval.id}-{kind}", version=version,
-                             kind=kind, value=value, start_ms=at_ms, end_ms=end_ms, why=(event.name or "")[:200], received_ms=now_ms)  # fmt: skip
+                name = f"{event.id}/{interval.id}-{kind}"
+                yield Signal(id=signal_id(site.id, source, name), site_id=site.id, source=source, event=name, version=version, kind=kind, value=value,
+                             start_ms=at_ms, end_ms=end_ms, why=(event.name or "")[:200], received_ms=now_ms)  # fmt: skip
         at_ms = end_ms
 
 

@@ -69,8 +69,8 @@ def rack_named(world: World, name: str) -> Rack | None:
 
 
 def site_named(world: World, name: str) -> Site | None:
-    """The site of that name or id."""
-    return next((site for site in world.sites.values() if name in {site.name, site.id}), None)
+    """The site of that name or id; the first where nothing is said."""
+    return next((site for site in world.sites.values() if name in {site.name, site.id, ""}), None)
 
 
 def _rack(world: World, name: str, fresh: RackId, now_ms: int) -> Rack:

@@ -24,6 +24,7 @@ from headframe.dispatch.survey import (
 )
 from headframe.model.fleet import Gpu, plain_model
 from headframe.model.ids import AllocationId
+from headframe.model.money import PriceList
 from headframe.model.power import AsicState, LoadClass, Reading
 from headframe.model.power_api import Alternative, Explanation, FillerView, HourView, ModelNow, PowerView, UseView
 from headframe.model.states import GpuState
@@ -59,7 +60,7 @@ def _uses(world: World, survey: Survey) -> Iterable[UseView]:
         if not there:
             continue
         watts = sum(each.watts for each in there) * pue
-        earns = sum(_filler_usd_h(world, each) if kind is LoadClass.FILLER else usd_of(prices, each.gpu.model, kind) * _sold(each) for each in there)
+        earns = sum(_brings(world, prices, each) for each in there)
         yield UseView(what=NAMES[kind], watts=watts, earns_usd_h=earns, power_usd_h=watts / 1000 * rate)
     machines = [asic for asic in asics(world, survey.site) if asic.state is AsicState.MINING]
     if machines:
@@ -74,6 +75,11 @@ def _sold(each: Held) -> float:
     if each.allocation.tier not in {"on-demand", "reserved", "spot"}:
         return 0.0
     return sum(share.milli for part in each.allocation.parts for share in part.shares if share.gpu_id == each.gpu.id) / 1000
+
+
+def _brings(world: World, prices: PriceList | None, each: Held) -> float:
+    """US$ an hour of a card that is held, before its power."""
+    return _filler_usd_h(world, each) if each.kind is LoadClass.FILLER else usd_of(prices, each.gpu.model, each.kind) * _sold(each)
 
 
 def _filler_usd_h(world: World, each: Held) -> float:
@@ -98,14 +104,14 @@ def _hours(planned: Planned) -> Iterable[HourView]:
 def models_now(world: World, survey: Survey) -> list[ModelNow]:
     """What cards do now and what else they could, by model: sold, filled or asleep."""
     found: list[ModelNow] = []
-    rate, prices = (survey.usd_kwh or 0.0) * survey.site.pue / 1000, latest(world)
+    rate, prices = survey.usd_wh, latest(world)
     for model, cards in survey.cards.items():
         mine = [each for each in survey.held if each.gpu.model == model]
         earns, costs = worths(world, survey, model)
         best = max(earns, key=lambda name: earns[name] - costs[name], default="")
         filling = [each for each in mine if each.kind is LoadClass.FILLER]
         asleep = max(0, len(cards) - len(mine))
-        brings = sum(_filler_usd_h(world, each) if each.kind is LoadClass.FILLER else usd_of(prices, model, each.kind) * _sold(each) for each in mine)
+        brings = sum(_brings(world, prices, each) for each in mine)
         found.append(ModelNow(
             model=model, sold=len(mine) - len(filling), filling=len(filling), asleep=asleep, now_usd_h=brings - sum(each.watts for each in mine) * rate - asleep * costs[SLEEP],
             sold_usd_h=usd_of(prices, model, LoadClass.FIRM) - cards[0].full_w * DRAW_SHARE[LoadClass.FIRM] * rate,
@@ -144,7 +150,7 @@ def explain_gpu(world: World, survey: Survey, gpu: Gpu) -> Explanation:
     holder = next((each for each in survey.held if each.gpu.id == gpu.id), None)
     posture = world.postures.get(posture_id(survey.site, gpu.model))
     earns, costs = worths(world, survey, gpu.model)
-    rate = (survey.usd_kwh or 0.0) * survey.site.pue / 1000
+    rate = survey.usd_wh
     prices = latest(world)
     running = _filler_name(world, holder) if holder and holder.kind is LoadClass.FILLER else ""
     rows: list[Alternative] = []
@@ -195,7 +201,7 @@ def _filler_name(world: World, each: Held) -> str:
 
 def explain_many(world: World, survey: Survey, name: str, cards: Sequence[Gpu]) -> Explanation:
     """A rack's or a site's cards by what they do: earned, spent, left, all together."""
-    rate = (survey.usd_kwh or 0.0) * survey.site.pue / 1000
+    rate = survey.usd_wh
     prices = latest(world)
     ids, held = {gpu.id for gpu in cards}, {each.gpu.id: each for each in survey.held}
     rows: dict[str, list[float]] = {}
@@ -203,13 +209,7 @@ def explain_many(world: World, survey: Survey, name: str, cards: Sequence[Gpu]) 
         each = held.get(gpu.id)
         watts = each.watts if each else idle_w(gpu.full_w)
         what = "sleep" if each is None else _filler_name(world, each) if each.kind is LoadClass.FILLER else f"{NAMES[each.kind]} work"
-        earned = (
-            0.0
-            if each is None
-            else _filler_usd_h(world, each)
-            if each.kind is LoadClass.FILLER
-            else usd_of(prices, gpu.model, each.kind) * _sold(each)
-        )
+        earned = 0.0 if each is None else _brings(world, prices, each)
         row = rows.setdefault(what, [0.0, 0.0, 0.0])
         row[0], row[1], row[2] = row[0] + earned, row[1] + watts * rate, row[2] + 1
     found = [

@@ -8,12 +8,12 @@ from litestar import Request, Router, delete, get, post, put
 from litestar.params import Parameter
 
 from headframe.dispatch.survey import Survey, surveyed
-from headframe.model.command import LimitAsic, RemoveAsic, RemoveFiller, SetFiller, TakeEvent, TakeSignal, TellAsics, TellCoin, TellMarket
+from headframe.model.command import LimitAsic, RemoveAsic, RemoveFiller, SetFiller, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import BadRequest, HeadframeError, NotFound
 from headframe.model.fleet import Site
 from headframe.model.ids import GpuId
 from headframe.model.people import Scope
-from headframe.model.power import Coin, MarketDay, Signal, filler_id
+from headframe.model.power import Coin, Signal, filler_id, market_days, signal_id
 from headframe.model.power_api import (
     AsicBody,
     AsicLimitBody,
@@ -90,15 +90,8 @@ async def tell_market(context: Context, request: Request[Principal, Any, Any], d
         raise BadRequest(f"1 to {PRICES_MAX} hours of prices at once")
     if any(at_ms % MS_PER_HOUR or not 0 <= at_ms < 1 << 45 for at_ms, _ in data.prices):
         raise BadRequest("a price belongs to an hour: its start in ms, UTC", "give hours")
-    days: dict[int, list[float | None]] = {}
-    for at_ms, price in data.prices:
-        start = at_ms // MS_PER_DAY * MS_PER_DAY
-        days.setdefault(start, [None] * 24)[(at_ms - start) // MS_PER_HOUR] = price
+    rows = market_days(data.market, dict(data.prices), data.source[:80])
     from_today = context.clock_ms() // MS_PER_DAY * MS_PER_DAY
-    rows = tuple(
-        MarketDay(id=f"{data.market}/{start}", market=data.market, start_ms=start, usd_mwh=tuple(prices), source=data.source[:80])
-        for start, prices in sorted(days.items())
-    )
 
     def answer(world: World) -> MarketTold:
         known = [row for row in world.market_days.values() if row.market == data.market and row.start_ms >= from_today]
@@ -136,12 +129,11 @@ async def take_event(
     try:
         _token(source, "source")
         told = openadr.told(data, site_named(context.world, site), source, context.clock_ms())
-        command = TakeEvent(site_id=site_named(context.world, site).id, source=source, event=told.event, version=told.version, signals=told.signals)
 
         def answer(world: World) -> EventTaken:
-            return EventTaken(event=told.event, signals=tuple(world.signals.get(row.id, row) for row in told.signals), ignored=told.ignored)
+            return EventTaken(event=told.take.event, signals=tuple(world.signals.get(row.id, row) for row in told.take.signals), ignored=told.ignored)
 
-        return await context.write(request, command, answer)
+        return await context.write(request, told.take, answer)
     except HeadframeError:
         context.refuse_signal()
         raise
@@ -162,7 +154,7 @@ def signal_of(context: Context, data: SignalBody) -> Signal:
     end_ms = data.end_ms or start_ms + data.length_s * 1000
     if not 0 <= data.version < 1 << 31 or not 0 <= start_ms < 1 << 45 or not 0 <= end_ms < 1 << 45:
         raise BadRequest("a version or a time of this signal is out of range")
-    return Signal(id=f"{site.id}/{data.source}/{data.event}", site_id=site.id, source=data.source, event=data.event, version=data.version, kind=data.kind, value=data.value,
+    return Signal(id=signal_id(site.id, data.source, data.event), site_id=site.id, source=data.source, event=data.event, version=data.version, kind=data.kind, value=data.value,
                   start_ms=start_ms, end_ms=end_ms, why=data.why[:200], received_ms=now_ms, cancelled=data.cancelled)  # fmt: skip
 
 
@@ -255,7 +247,7 @@ def _asics(world: World) -> AsicList:
 
 def site_named(world: World, name: str) -> Site:
     """A site by name or id; the only one where nothing is said."""
-    row = operate.site_named(world, name) if name else next(iter(world.sites.values()), None)
+    row = operate.site_named(world, name)
     if row is None:
         raise NotFound(f"no card, rack or site {name[:80]!r}", "list them: `headframe nodes`, `headframe rack ls`, `headframe site ls`")
     return row
