@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from headframe.dispatch.plan import Asics, Pool, Programme, Site, Work, solved
 from headframe.dispatch.power import modes
 from headframe.dispatch.settle import GAIN
-from headframe.dispatch.tariff import Peak, borne
+from headframe.dispatch.tariff import Peak
 from headframe.model.power import LoadClass as L
 
 DATA = Path(__file__).parent / "data"
@@ -34,6 +34,7 @@ MODELS = {  # cards, limit W, rent US$/h, mining US$ per hour and W (benchmark's
 SPEED_SHARE = {"3090": 0.6, "4090": 0.3, "a100": 0.1}
 ASIC_COUNT, ASIC_W, ASIC_TH = 857, 3500.0, 200.0
 HORIZON = 48
+LIKE_DAYS = 14
 START_H = 1 / 60
 CHARGE_USD_KW = 6.0
 """A month's highest hour on weekdays from 16 to 20 o'clock UTC-6, June to September."""
@@ -118,16 +119,13 @@ class Year:
             work.append(Work(id=f"mine-{model}", kind=L.FILLER, usd_h=mine * bonus, draw_w={model: mine_w}, cards=(1e6,) * len(hours), curve=curve))
         asic = float(self.asic_usd_h[hours[0]])
         bonus = 1.0 if on is None else 1 + GAIN if on.get("asic") else 1 / (1 + GAIN)
-        share = (
-            borne(int(self.peak[hours].sum()), int(self.peak[hours[0] :][self.month[hours[0] :] == self.month[hours[0]]].sum()))
-            if len(hours) <= 2 * HORIZON
-            else 1.0
-        )
-        peaks = (
-            (Peak(name="summer", usd_kw=CHARGE_USD_KW * share, within=tuple(bool(x) for x in self.peak[hours]), reached_w=reached),)
-            if self.peak[hours].any()
-            else ()
-        )
+        peaks = ()
+        if self.peak[hours].any():
+            first, marked = hours[0], self.peak[hours] & (self.month[hours] == self.month[hours[0]])
+            left = int(self.peak[first:][self.month[first:] == self.month[first]].sum()) - int(marked.sum())
+            like = self.price[max(0, first - 24 * LIKE_DAYS) : first + 24][self.peak[max(0, first - 24 * LIKE_DAYS) : first + 24]]
+            peaks = (Peak(name="summer", usd_kw=CHARGE_USD_KW, within=tuple(map(bool, self.peak[hours])), reached_w=reached,
+                          later_h=left if len(hours) <= 2 * HORIZON else 0, like_usd_kwh=tuple(map(float, like))),)  # fmt: skip
         del wait
         return Site(hours=1, usd_kwh=tuple(self.price[hours]), limit_w=tuple(self.limit[hours]), pue=PUE, static_w=STATIC_W, work=tuple(work), peaks=peaks,
                     pools=tuple(Pool(id=model, rack=model, cards=cards, idle_w=min(0.08 * limit, 80.0)) for model, (cards, limit, *_) in MODELS.items()),

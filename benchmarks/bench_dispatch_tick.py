@@ -1,12 +1,11 @@
 """Dispatch end to end in virtual time: days of real prices and real jobs through the real tick, placement, ladder, fillers and solver, with machines that fail, beside the optimum that knows
 everything and knows of no machines.
 
-`python benchmarks/bench_dispatch_tick.py [--market ercot-2023] [--from 180] [--days 7] [--nodes 25] [--seed 1]`
+`python benchmarks/bench_dispatch_tick.py [--market ercot-2023] [--from 180] [--days 7] [--nodes 25] [--look 30] [--seed 1]`
 
 A site of RTX 3090, eight to a machine. Jobs are those of the trace at its own pace, thinned until they ask for three quarters of the cards: of eight and more cards on-demand (gangs over several
 machines), of less than four hours spot, the others spot with a checkpoint. Idle cards mine. Prices are told a day ahead; a limit of 30 % less comes twice for three hours; each machine fails once
-in ten days and is away for four hours. Work that has just started is over the limit until fillers have made room for it:
-a look here (30 s), seconds on a real server, which looks at once. Money is counted at each look: what is sold at its price, what is mined, what the meter draws at the hour's price. Work that is lost with its machine or shed before its
+in ten days and is away for four hours. The site is looked at every `--look` seconds, and again at once where something was granted or ended, as a server does. Money is counted at each look: what is sold at its price, what is mined, what the meter draws at the hour's price. Work that is lost with its machine or shed before its
 checkpoint is done again: paid once, as its owner is credited. The bound is one programme over all hours that places card-hours of all jobs at will after they were submitted, without machines, gangs, dwells or failures.
 """
 
@@ -26,7 +25,7 @@ from bench_curtailment import HOUR_MS, Drill
 from bench_dispatch import DATA, prices
 from headframe.dispatch.plan import Pool, Site, Work, solved
 from headframe.dispatch.power import DRAW_SHARE, idle_w
-from headframe.dispatch.survey import surveyed
+from headframe.dispatch.survey import limit_w, surveyed
 from headframe.model.command import MoveNode, SetPrices, SetSite, Submit, TakeSignal, TellMarket
 from headframe.model.ids import KeyId, ProjectId, WorkloadId
 from headframe.model.money import GpuPrice
@@ -39,7 +38,6 @@ from headframe.simulate.world import START_MS, run_now
 
 LIMIT_W, PUE, MINED_USD_H, MINE_W = 350, 1.1, 0.0297, 280.0
 ON_DEMAND, SPOT = 0.18, 0.09
-LOOK_MS = 30_000
 SHARES = (0.3, 0.2, 0.25)
 """Of the cards, what on-demand, spot and batch work ask for on average, as in bench_dispatch."""
 FAILS_DAYS, AWAY_MS = 10.0, 4 * HOUR_MS
@@ -49,8 +47,15 @@ def jobs(days, cards, rng):
     """(hour of submission, hours, cards) of a thinned part of the trace."""
     rows = csv.DictReader(gzip.open(next((DATA / "itp2021").glob("*.gz")), "rt"))
     found = [(int(row["submit_s"]) / 3600, int(row["duration_s"]) / 3600, int(row["gpus"])) for row in rows]
+    span = max(at for at, _, _ in found) // 168 * 168  # whole weeks; after them the trace begins again
     start = sorted(at for at, _, _ in found)[len(found) // 3]
-    found = [(at - start, min(lasts, 24.0), gpus) for at, lasts, gpus in found if start <= at < start + 24 * days and gpus <= cards // 4]
+    found = [
+        ((at - start) % span + again * span, min(lasts, 24.0), gpus)
+        for at, lasts, gpus in found
+        if at < span and gpus <= cards // 4
+        for again in range(int(24 * days // span) + 1)
+    ]
+    found = [job for job in found if job[0] < 24 * days]
     kept = []
     for share, kind in zip(SHARES, ("firm", "spot", "batch"), strict=True):
         mine = [job for job in found if kind_of(job) == kind]
@@ -86,7 +91,7 @@ class Days(Drill):
         )
         self.tiers, self.hours, self.back = {}, {}, {}
         self.usd = dict.fromkeys(("sold", "mined", "energy"), 0.0)
-        self.over_s = self.over = self.failed = 0.0
+        self.over_s = self.over = self.failed = self.waited = 0.0
 
     def tell(self, day):
         """Today's prices and tomorrow's, as a day-ahead market does."""
@@ -119,18 +124,29 @@ class Days(Drill):
         self.back[node] = self.at_ms + AWAY_MS
         self.do(MoveNode(node_id=node, to=Service.DRAIN, by=KeyId("op"), why="it failed", until_ms=self.at_ms))
 
-    def count(self):
-        """What this look's time brings and costs; work runs down while it is held."""
-        world, hours = self.desk.world, LOOK_MS / HOUR_MS
-        meter = surveyed(world, world.sites[SITE], self.at_ms, lambda _: None)
+    def look(self):
+        """Dispatch and two ticks, again while there is a reason to look at once."""
+        for _ in range(5):
+            self.dispatcher._look.clear()
+            run_now(self.dispatcher.once(SITE))
+            for _ in range(2):
+                run_now(self.tick.run(self.epoch))
+            if not self.dispatcher._look.is_set():
+                break
+
+    def count(self, for_ms):
+        """What the time until the next look brings and costs; work runs down while it is held. What was granted and has not started draws nothing yet."""
+        world, hours = self.desk.world, for_ms / HOUR_MS
+        there = surveyed(world, world.sites[SITE], self.at_ms, lambda _: None)
+        waits = [each for each in there.held if each.allocation.state is AllocationState.GRANTED]
+        self.waited += bool(waits)
+        total_w = there.meter.total_w - PUE * sum(each.watts - idle_w(LIMIT_W) for each in waits)
         self.usd["energy"] += (
-            meter.meter.total_w
-            / 1000
-            * hours
-            * self.usd_kwh[min(len(self.usd_kwh) - 1, (self.at_ms - START_MS // MS_PER_DAY * MS_PER_DAY) // HOUR_MS)]
+            total_w / 1000 * hours * self.usd_kwh[min(len(self.usd_kwh) - 1, (self.at_ms - START_MS // MS_PER_DAY * MS_PER_DAY) // HOUR_MS)]
         )
-        self.over_s += (meter.meter.total_w > meter.limit_w * 1.0001) * LOOK_MS / 1000
-        self.over = max(self.over, meter.meter.total_w / meter.limit_w - 1) if meter.limit_w == self.contract_w else self.over
+        limit = limit_w(world, world.sites[SITE], self.at_ms)
+        self.over_s += (total_w > limit * 1.0001) * for_ms / 1000
+        self.over = max(self.over, total_w / limit - 1)
         for held in world.held.values():
             if held.state is not AllocationState.RUNNING:
                 continue
@@ -156,7 +172,7 @@ def bound(usd_kwh, work, cards, limits):
         work=(*(Work(id=f"sold-{price}", kind=LoadClass.BATCH, usd_h=price, draw_w={"p": draw}, cards=tuple(map(float, come)), can_wait=True, curve=one) for price, come in arrives.items()),
               Work(id="mine", kind=LoadClass.FILLER, usd_h=MINED_USD_H, draw_w={"p": MINE_W}, cards=(1e6,) * steps, curve=one)),
     )  # fmt: skip
-    schedule, _ = solved(site, 600.0)
+    schedule, _ = solved(site, 600.0, interior=True)
     assert schedule is not None
     return schedule.net_usd
 
@@ -168,17 +184,20 @@ def main():
     parser.add_argument("--days", type=int, default=7)
     parser.add_argument("--nodes", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--look", type=float, default=30, help="seconds between looks")
     parser.add_argument("--sound", action="store_true", help="no machine fails")
     chosen = parser.parse_args()
     rng, cards = Random(chosen.seed), chosen.nodes * 8
     usd_kwh = prices(chosen.market)[1][24 * chosen.first : 24 * (chosen.first + chosen.days)]
     work = jobs(chosen.days, cards, rng)
+    look_ms = int(chosen.look * 1000)
     site = Days(chosen.nodes, chosen.seed, usd_kwh, work)
     begin = site.at_ms = START_MS // MS_PER_DAY * MS_PER_DAY
-    limits = np.full(len(usd_kwh), site.contract_w)
+    limits, limited = np.full(len(usd_kwh), site.contract_w), []
     for day in (chosen.days // 3, 2 * chosen.days // 3):
         limits[24 * day + 16 : 24 * day + 19] *= 0.7
         start = begin + (24 * day + 16) * HOUR_MS
+        limited.append(start)
         site.do(
             TakeSignal(
                 signal=Signal(
@@ -211,21 +230,21 @@ def main():
             if at_ms <= site.at_ms:
                 del site.back[node]
                 site.do(MoveNode(node_id=node, to=Service.RESUME, by=KeyId("op"), why="mended"))
-        if not chosen.sound and rng.random() < LOOK_MS / MS_PER_DAY / FAILS_DAYS * chosen.nodes:
+        if not chosen.sound and rng.random() < look_ms / MS_PER_DAY / FAILS_DAYS * chosen.nodes:
             node = rng.choice([node for node in sorted(site.desk.world.nodes) if node not in site.back])
             site.fail(node)
-        run_now(site.dispatcher.once(SITE))
-        for _ in range(2):
-            run_now(site.tick.run(site.epoch))
-        site.count()
-        site.at_ms += LOOK_MS
+        site.look()
+        told = [at_ms - 30_000 for at_ms in limited if at_ms - 30_000 > site.at_ms]
+        step_ms = min(look_ms, *[at_ms - site.at_ms for at_ms in told]) if told else look_ms
+        site.count(step_ms)
+        site.at_ms += step_ms
     net = site.usd["sold"] + site.usd["mined"] - site.usd["energy"]
     done = sum(key in site.ended for key in site.tiers)
     print(
         f"sold US$ {site.usd['sold']:,.2f}, mined {site.usd['mined']:,.2f}, energy {site.usd['energy']:,.2f}: net US$ {net:,.2f}, {net / best:.2%} of the bound"
     )
     print(
-        f"jobs ended {done} of {n}, ended by a failing machine {site.failed:.0f}, fillers and spot work that gave way or were shed {sum(site.gone.values())}, over the limit at {site.over_s / LOOK_MS * 1000:.0f} of {(end - begin) / LOOK_MS:.0f} looks, by {max(0.0, site.over):.2%} of the contract at most; {time.perf_counter() - began:.0f} s"
+        f"jobs ended {done} of {n}, ended by a failing machine {site.failed:.0f}, fillers and spot work that gave way or were shed {sum(site.gone.values())}, over the limit for {site.over_s:.0f} s, by {max(0.0, site.over):.2%} at most; starts waited for room at {site.waited:.0f} looks; {time.perf_counter() - began:.0f} s"
     )
 
 

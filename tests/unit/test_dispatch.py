@@ -90,8 +90,28 @@ def test_a_peak_is_only_looked_at_where_its_window_is_near():
     charge = DemandCharge(name="4cp", usd_kw=6, when=(Window(from_min=16 * 60, to_min=20 * 60),))
     tariff = Tariff(name="t", energy=(EnergyCharge(usd_kwh=0.05),), demand=(charge,))
     day = [at("2026-07-01T12:00") + n * HOUR_MS for n in range(6)]
-    assert peaks(tariff, day, lambda _: 1e6)[0].within == (False, False, False, False, True, True)
-    assert peaks(tariff, day[:2], lambda _: 0.0) == ()
+    assert peaks(tariff, none, day, lambda _: 1e6)[0].within == (False, False, False, False, True, True)
+    assert peaks(tariff, none, day[:2], lambda _: 0.0) == ()
+
+
+def test_what_a_months_later_hours_will_cost_is_taken_from_hours_like_them():
+    charge = DemandCharge(name="4cp", usd_kw=6, when=(Window(from_min=16 * 60, to_min=20 * 60),))
+    tariff = Tariff(name="t", market="hub", demand=(charge,))
+    known = {at("2026-07-29T17:00"): 90.0, at("2026-07-29T12:00"): 10.0, at("2026-07-30T16:00"): 50.0}
+    (peak,) = peaks(tariff, known.get, [at("2026-07-30T14:00") + n * HOUR_MS for n in range(24)], lambda _: 0.0)
+    assert (peak.later_h, sorted(peak.like_usd_kwh)) == (4, [0.05, 0.09])  # the 31st from 16 to 20 o'clock
+    (last,) = peaks(tariff, known.get, [at("2026-07-31T14:00") + n * HOUR_MS for n in range(24)], lambda _: 0.0)
+    assert last.later_h == 0
+
+
+@pytest.mark.parametrize(("later_usd_kwh", "mines"), [((0.02, 0.03), 10), ((0.02, 0.30), 10), ((0.30, 0.40), 0), ((), 0)])
+def test_a_new_peak_is_begun_where_the_months_later_hours_are_expected_to_pay_for_it(later_usd_kwh, mines):
+    pool = Pool(id="p", rack="r", cards=10, idle_w=0)
+    mine = Work(id="mine", kind=LoadClass.FILLER, usd_h=0.03, draw_w={"p": 300}, cards=(10.0, 10.0), curve=((1.0, 1.0),))
+    peak = Peak(name="p", usd_kw=2.0, within=(True, False), later_h=80, like_usd_kwh=later_usd_kwh)
+    schedule = found(Site(hours=1, usd_kwh=(0.02, 0.02), limit_w=(1e6,) * 2, pools=(pool,), work=(mine,), peaks=(peak,)))
+    assert sum(use.cards[0] for use in schedule.uses) == pytest.approx(mines)
+    assert sum(use.cards[1] for use in schedule.uses) == pytest.approx(10), "outside the window nothing is paid for"
 
 
 QUARTER = 900_000
@@ -207,7 +227,8 @@ def sites(draw):
              cards=tuple(draw(st.integers(0, 40)) for _ in range(steps)))
         for n, kind in enumerate(draw(st.lists(st.sampled_from(list(LoadClass)), max_size=4)))
     )  # fmt: skip
-    peak = Peak(name="p", usd_kw=draw(FLOAT) * 10, within=tuple(draw(st.booleans()) for _ in range(steps)), reached_w=1000.0 * draw(FLOAT))
+    peak = Peak(name="p", usd_kw=draw(FLOAT) * 10, within=tuple(draw(st.booleans()) for _ in range(steps)), reached_w=1000.0 * draw(FLOAT),
+                later_h=draw(st.integers(0, 80)), like_usd_kwh=tuple(draw(st.lists(FLOAT, max_size=3))))  # fmt: skip
     return Site(
         hours=draw(st.sampled_from([0.25, 1.0])), usd_kwh=tuple(draw(st.floats(-0.1, 2.0)) for _ in range(steps)), pue=draw(st.sampled_from([1.0, 1.3])),
         limit_w=tuple(draw(st.floats(0, 40_000)) for _ in range(steps)), pools=pools, work=work, static_w=draw(st.sampled_from([0.0, 500.0])),
@@ -253,7 +274,7 @@ def test_scaling_all_prices_scales_the_earnings_and_changes_nothing_else(site, f
     scaled = msgspec.structs.replace(
         site, usd_kwh=tuple(price * factor for price in site.usd_kwh), work=tuple(msgspec.structs.replace(work, usd_h=work.usd_h * factor) for work in site.work),
         asics=tuple(msgspec.structs.replace(asics, usd_h=asics.usd_h * factor) for asics in site.asics),
-        peaks=tuple(msgspec.structs.replace(peak, usd_kw=peak.usd_kw * factor) for peak in site.peaks),
+        peaks=tuple(msgspec.structs.replace(peak, usd_kw=peak.usd_kw * factor, like_usd_kwh=tuple(each * factor for each in peak.like_usd_kwh)) for peak in site.peaks),
     )  # fmt: skip
     if any(work.kind is LoadClass.FIRM for work in site.work):
         return  # the penalty for firm work that has no room is an amount

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headframe.dispatch.heat import settled_c
 from headframe.dispatch.plan import solved
+from headframe.dispatch.power import idle_w
 from headframe.dispatch.survey import choices, kind_of, latest, limit_w, market_of, problem, surveyed, usd_of
 from headframe.model.command import RemoveFiller, SetFiller, SetPrices, SetSite, Submit, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import HeadframeError, Unbelievable
@@ -33,7 +34,7 @@ from headframe.model.power import (
 )
 from headframe.model.states import AllocationState, GpuState, NodeState
 from headframe.model.units import MS_PER_DAY, NANO_PER_USD
-from headframe.model.work import Facts, Observation, Tier
+from headframe.model.work import Allocation, Facts, Observation, Tier
 from headframe.placement import explain
 from headframe.server.decide import SITE, decide
 from headframe.server.dispatcher import Dispatcher, Planned, _reached
@@ -42,6 +43,7 @@ from headframe.server.power import DAYS_KEPT
 from headframe.server.power_view import models_now
 from headframe.server.tick import admitter, decisions
 from headframe.server.watch import Watch
+from headframe.server.watts import WAITS_MS, Starts, granted
 from support import NOW_MS, PROJECT, commit, fleet, gpu, put, running, spec
 
 RVN = Coin(id="RVN", algorithm="kawpow", price_usd=0.02, network_hs=5e12, block_s=60, reward=2500)
@@ -58,7 +60,7 @@ class Site:
         for card in list(self.world.gpus.values()):
             self.world.put(msgspec.structs.replace(card, max_w=350))
         self.do(SetSite(site_id=SITE, contract_w=contract_w, pue=1.0, tariff=tariff), TellCoin(coin=RVN), SetFiller(filler=KAWPOW))
-        self.events, self.peak_w, self.resting = [], 0.0, {}
+        self.events, self.peak_w, self.resting, self.started = [], 0.0, {}, set()
         desk = SimpleNamespace(world=self.world, listeners=[], clock_ms=lambda: self.now_ms)
         self.dispatcher = Dispatcher(desk, SimpleNamespace(epoch=1), Watch(), lambda: None)
 
@@ -87,17 +89,35 @@ class Site:
             self.events += commit(self.world, filled(self.world, self.survey(), self.resting))
             survey = self.survey()
             self.dispatcher._count(self.world, survey)
-            budgets = dict(self.dispatcher.budgets)
             for _ in range(2):  # what was told, then what came of it
-                facts = Facts(nodes=dict.fromkeys(self.world.nodes, self.now_ms), observations=tuple(self.seen()), budgets=budgets)
-                self.events += commit(self.world, decisions(self.world, facts, self.now_ms))
-            self.peak_w = max(self.peak_w, self.survey().meter.total_w)
+                facts = Facts(
+                    nodes=dict.fromkeys(self.world.nodes, self.now_ms), observations=tuple(self.seen()), budgets=dict(self.dispatcher.budgets)
+                )
+                told = commit(self.world, decisions(self.world, facts, self.now_ms))
+                self.dispatcher._heard(told)
+                self.events += told
+                self.start()
+                self.peak_w = max(self.peak_w, self.drawn_w())
             for held in self.world.held.values():
                 assert self.world.allocations[held.id].id == held.id
         return self
 
+    def start(self):
+        """As the tick does."""
+        starts = Starts(self.world, self.dispatcher.budgets, self.now_ms)
+        self.started |= {
+            row.id for row in starts.ordered() if row.state is AllocationState.GRANTED and row.id not in self.started and starts.fits(row)
+        }
+
+    def drawn_w(self):
+        """What the site really draws: what was granted and not started draws as an idle card does."""
+        survey = self.survey()
+        return survey.meter.total_w - sum(each.watts - idle_w(each.gpu.full_w) for each in survey.held if each.allocation.id not in self.started)
+
     def seen(self):
         for held in list(self.world.held.values()):
+            if held.state is AllocationState.GRANTED and held.id not in self.started:
+                continue
             if held.state is AllocationState.STOPPING:
                 yield Observation(
                     allocation_id=held.id,
@@ -205,6 +225,73 @@ def test_fillers_stay_below_the_contract_and_paid_work_pushes_them_below_it():
     assert site.survey().meter.total_w <= 1500
 
 
+def test_paid_work_starts_once_fillers_have_left_it_its_watts():
+    site = Site(nodes=1, gpus_each=8, contract_w=1500)
+    site.plan()
+    site.step(30)
+    before = site.filling()
+    site.submit(1, gpus=2)
+    site.step()
+    (row,) = [held for held in site.world.held.values() if held.tier is Tier.ON_DEMAND]
+    assert row.id not in site.started, "granted, and its cards are free, but the meter is full"
+    site.step(3)
+    assert row.id in site.started
+    assert len(site.filling()) < len(before)
+    assert site.peak_w <= 1500
+
+
+def test_a_filler_that_ignores_its_stop_holds_up_paid_work_for_a_minute_at_most():
+    site = Site(nodes=1, gpus_each=8, contract_w=1500)
+    site.plan()
+    site.step(30)
+    site.seen = lambda: [each for each in Site.seen(site) if each.state is not AllocationState.ENDED]
+    site.submit(1, gpus=2)
+    site.step(WAITS_MS // STEP - 1)
+    assert not site.started & {held.id for held in site.world.held.values() if held.tier is Tier.ON_DEMAND}
+    site.step(2)
+    assert site.started & {held.id for held in site.world.held.values() if held.tier is Tier.ON_DEMAND}
+
+
+def test_of_what_was_granted_together_as_much_starts_as_has_room():
+    site = Site(nodes=1, gpus_each=8, contract_w=3000)
+    site.step()
+    budget = msgspec.structs.replace(site.dispatcher.budgets[SITE], free_w=500.0)
+    for n in (1, 2):
+        site.submit(n, gpus=1)
+    for event in commit(site.world, decisions(site.world, Facts(nodes=dict.fromkeys(site.world.nodes, site.now_ms), budgets={}), site.now_ms)):
+        for row in event.rows:
+            budget = granted(site.world, SITE, budget, row) if isinstance(row, Allocation) else budget
+    assert budget.free_w == pytest.approx(500 - 2 * 350)
+    starts = Starts(site.world, {SITE: budget}, site.now_ms)
+    assert [starts.fits(row) for row in starts.ordered()] == [True, False]
+
+
+def test_a_limit_that_is_told_ahead_is_kept_from_its_first_second():
+    site = Site(nodes=1, gpus_each=8, contract_w=3000)
+    site.plan()
+    site.step(30)
+    start = site.now_ms + 120_000
+    site.do(
+        TakeSignal(
+            signal=Signal(
+                id=f"{SITE}/grid/soon",
+                site_id=SITE,
+                source="grid",
+                event="soon",
+                kind=SignalKind.LIMIT,
+                value=900,
+                start_ms=start,
+                end_ms=start + 600_000,
+            )
+        )
+    )
+    while site.now_ms < start - 60_000:
+        assert site.step().drawn_w() > 900
+    while site.now_ms < start:
+        site.step()
+    assert site.drawn_w() <= 900
+
+
 def test_work_that_the_contract_has_no_room_for_waits_and_says_how_many_watts_are_missing():
     site = Site(nodes=1, gpus_each=8, contract_w=900)
     site.plan()
@@ -212,7 +299,7 @@ def test_work_that_the_contract_has_no_room_for_waits_and_says_how_many_watts_ar
     site.step(3)
     assert site.paid() == []
 
-    budget = Budget(left_w=740, limit_w=900, pue=1.0, at_ms=site.now_ms, until_ms=NOW_MS + 3_600_000, why="grid asked for it")
+    budget = Budget(left_w=740, free_w=740, limit_w=900, pue=1.0, at_ms=site.now_ms, until_ms=NOW_MS + 3_600_000, why="grid asked for it")
     why = explain(site.world, site.world.workloads["wl-1"], site.now_ms, admitter(site.world, site.now_ms, {SITE: budget}))
     assert [each.rule for each in why] == ["power"]
     assert "1.40 kW" in why[0].need
@@ -372,6 +459,7 @@ ACTS = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
+@example(acts=[("submit", (2, Tier.ON_DEMAND, False)), ("submit", (2, Tier.ON_DEMAND, False)), ("limit", 1351.0)])  # granted, and waiting for a filler to go
 @given(acts=ACTS)
 def test_whatever_happens_no_card_is_held_twice_firm_work_goes_on_and_every_limit_holds_within_two_steps(acts):
     site = Site(nodes=2, gpus_each=3, contract_w=2300)
@@ -401,10 +489,11 @@ def test_whatever_happens_no_card_is_held_twice_firm_work_goes_on_and_every_limi
         assert firm <= set(site.world.held), "firm work was stopped"
         cards = [share.gpu_id for held in site.world.held.values() for part in held.parts for share in part.shares]
         assert len(cards) == len(set(cards))
+        assert site.peak_w <= 2300 + 1e-6, "the contract holds at each step, in the middle of starts too"
     site.step(2)
     survey = site.survey()
     loose = survey.meter.filler_w + survey.meter.spot_w
-    assert survey.meter.total_w - survey.meter.going_w <= survey.limit_w + 1e-6 or loose <= survey.meter.going_w + 1e-6
+    assert site.drawn_w() - survey.meter.going_w <= survey.limit_w + 1e-6 or loose <= survey.meter.going_w + 1e-6
 
 
 def test_a_card_that_another_gpu_model_names_is_not_filled():

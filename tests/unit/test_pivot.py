@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from headframe.cli.main import app
 from headframe.data import text
-from headframe.dispatch.pivot import HOST, KEEP, RESALE, SELL, SLOTS, Draw, facts, month, plan
+from headframe.dispatch.pivot import ADDED, BATCH, INFERENCE, KEEP, NETWORK, RESALE, TRAINING, Draw, facts, month, plan
 from headframe.model.fleet import Rig, RigCard
 from headframe.model.pivot import Assumptions
 
@@ -34,18 +34,18 @@ def test_the_arithmetic_is_that_of_the_formulas():
     watts = 290 / 0.92 * 1.06 / 1000 * 730
     mined = 121.2 * 0.02 * 0.98 * 365 / 12 - watts * 0.07
     host = 75 / 0.92 * 1.06 / 1000 * 730 * 0.07
-    assert month(KEEP, [CARD], BASE, Draw(), risers=False) == pytest.approx(mined - host)
+    assert month(KEEP, [CARD], BASE, Draw()) == pytest.approx(mined - host)
     rented = 0.4 * (CARD.rent_usd_h * 730 - 0.8 * 350 / 0.92 * 1.06 / 1000 * 730 * 0.07) + 0.6 * mined - host
-    assert month(HOST, [CARD], BASE, Draw(), risers=False) == pytest.approx(rented)
+    assert month(INFERENCE, [CARD], BASE, Draw()) == pytest.approx(rented)
 
 
-@given(st.floats(0, 0.5), st.floats(0, 0.5), st.sampled_from([KEEP, SELL, HOST, SLOTS]), st.integers(1, 12), st.booleans())
-def test_dearer_power_never_earns_more_and_better_rents_sales_and_coins_never_less(power, more, kind, count, risers):
+@given(st.floats(0, 0.5), st.floats(0, 0.5), st.sampled_from([KEEP, BATCH, INFERENCE, TRAINING, NETWORK, ADDED]), st.integers(1, 12))
+def test_dearer_power_never_earns_more_and_better_rents_sales_and_coins_never_less(power, more, way, count):
     cards = [CARD] * count
-    cheap, dear = (Assumptions(power_usd_kwh=each, coins={"etchash": 0.02}) for each in (power, power + more))
-    assert month(kind, cards, dear, Draw(), risers=risers) <= month(kind, cards, cheap, Draw(), risers=risers) + 1e-6
+    cheap, dear = (Assumptions(power_usd_kwh=each, coins={"etchash": 0.02}, resale={CARD.name: 500}) for each in (power, power + more))
+    assert month(way, cards, dear, Draw()) <= month(way, cards, cheap, Draw()) + 1e-6
     for better in (Draw(rent=1 + more), Draw(coin=1 + more)):
-        assert month(kind, cards, cheap, better, risers=risers) >= month(kind, cards, cheap, Draw(), risers=risers) - 1e-6
+        assert month(way, cards, cheap, better) >= month(way, cards, cheap, Draw()) - 1e-6
 
 
 @given(st.floats(0.1, 10))
@@ -57,6 +57,7 @@ def test_scaling_every_price_alike_changes_no_choice(scale):
         rents={CARD.name: CARD.rent_usd_h * scale},
         host_usd=140 * scale,
         slots_usd=420 * scale,
+        network_usd=180 * scale,
     )
     assert [row.options[0].kind for row in planned(found, scaled).rigs] == [row.options[0].kind for row in planned(found).rigs]
 
@@ -80,13 +81,40 @@ def test_what_is_not_known_is_said_and_counts_as_nothing():
     assert any("Weird Card 9000" in each for each in made.unknown)
     assert any("--coin" in each for each in made.unknown)
     dear = planned(rigs(2), Assumptions(power_usd_kwh=5.0, coins={"etchash": 0.001}))
-    assert dear.rigs[0].options[0].kind == KEEP
+    assert dear.rigs[0].options[0].kind == KEEP.kind
     assert "switch it off" in dear.rigs[0].why
+
+
+def test_each_kind_of_work_names_its_upgrades_and_what_they_cost():
+    priced = Assumptions(power_usd_kwh=0.07, coins={"etchash": 0.02}, resale={CARD.name: 500})
+    options = {option.kind: option for option in planned(rigs(6), priced).rigs[0].options}
+    assert {kind: option.capex_usd for kind, option in options.items()} == {
+        KEEP.kind: 0,
+        BATCH.kind: 0,
+        INFERENCE.kind: 140,
+        TRAINING.kind: 140 + 2 * 420,
+        NETWORK.kind: 140 + 2 * (420 + 180),
+        ADDED.kind: pytest.approx(140 + 2 * (420 + 180) + 2 * 550),
+        RESALE.kind: -3000,
+    }
+    assert options[ADDED.kind].what.startswith("2 hosts with 4 real slots, 16 to 32 GB of memory, an SSD, 25 GbE, 2 × GeForce RTX 3090: ")
+    assert {option.sells for option in options.values()} == {"", "batch", "inference", "training"}
+    two = {option.kind: option for option in planned(rigs(2), priced).rigs[0].options}
+    assert two[TRAINING.kind].capex_usd == 140, "two cards have real slots already"
+    assert two[ADDED.kind].capex_usd == pytest.approx(140 + 180 + 2 * 550)
+
+
+def test_small_cards_are_sold_only_as_what_fits_them_and_cards_are_added_only_at_a_known_price():
+    small = planned(rigs(4, model="GeForce RTX 3070"))
+    assert {option.sells for option in small.rigs[0].options} == {"", "batch", "inference"}, "8 GB are too little to train in"
+    kinds = {option.kind for option in planned(rigs(6)).rigs[0].options}
+    assert not kinds & {ADDED.kind, RESALE.kind}
+    assert any("--resale" in each for each in planned(rigs(6)).unknown)
 
 
 def test_hardware_that_sells_well_is_sold():
     made = planned(rigs(1), Assumptions(power_usd_kwh=0.07, resale={CARD.name: 50_000}))
-    assert made.rigs[0].options[0].kind == RESALE
+    assert made.rigs[0].options[0].kind == RESALE.kind
     assert made.capex_usd == -50_000
 
 

@@ -31,26 +31,27 @@ def plan(
     coin: Annotated[list[str] | None, typer.Option(help=f"What a coin pays a day for 10^6 hashes/s (pearl: 10^12), such as etchash=0.02; of {', '.join(ALGORITHMS)}. May repeat.")] = None,
     rent: Annotated[list[str] | None, typer.Option(help="Your own price of a model, US$ per GPU-hour, such as 'GeForce RTX 3090=0.18'. May repeat.")] = None,
     resale: Annotated[list[str] | None, typer.Option(help="What a card sells for, US$, such as 'GeForce RTX 3090=550'. May repeat.")] = None,
-    sold: Annotated[float, typer.Option(min=0, max=0.95, help="Share of hours sold in well-equipped hosts.")] = 0.55,
+    sold: Annotated[float, typer.Option(min=0, max=0.95, help="Share of hours sold as training in real slots; the others' shares follow it.")] = 0.5,
     pue: Annotated[float, typer.Option(min=1, max=3, help="What the site draws for each watt of the machines.")] = 1.06,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     html: Annotated[Path | None, typer.Option(help="Write the plan as one HTML page.", dir_okay=False)] = None, json: Json = False,
 ) -> None:  # fmt: skip
-    """What to do with each rig: keep mining, sell its hours, mend its host first, sell the hardware; US$ a month, payback, what it depends on."""
+    """What to do with each rig: keep mining, sell its hours as batch, inference or training with the upgrades these need, add cards, sell the hardware; US$ a month, payback, what it depends on."""
     found = _inventory(files)
     known = _known()
     coins, rents, resales = _pairs(coin, "--coin", ALGORITHMS), _pairs(rent, "--rent", known), _pairs(resale, "--resale", known)
     base = Assumptions(power_usd_kwh=power)
-    scale = sold / base.sold_slots
+    scale = sold / base.sold_training
     assumed = Assumptions(
         power_usd_kwh=power,
         coins=coins,
         rents=rents,
         resale=resales,
         pue=pue,
-        sold_bare=base.sold_bare * scale,
-        sold_host=base.sold_host * scale,
-        sold_slots=sold,
+        sold_batch=base.sold_batch * scale,
+        sold_inference=base.sold_inference * scale,
+        sold_training=sold,
+        sold_network=min(0.95, base.sold_network * scale),
     )
     made = _planned(found, known, assumed, seed)
     if html is not None:
@@ -142,8 +143,8 @@ def _show(made: FleetPlan, html: Path | None) -> None:
         out.print(f"not known: {printable(each)}", style="yellow", markup=False)
     assumed = made.assumptions
     out.print(
-        f"assumed: sold {assumed.sold_bare:.0%} of hours on a bare rig, {assumed.sold_host:.0%} with memory and disk, {assumed.sold_slots:.0%} in real slots; behind a riser "
-        f"{assumed.riser_price:.0%} of the price; PUE {assumed.pue:g}; prices: medians of listings (data/README.md)", style="dim",
+        f"assumed: sold {assumed.sold_batch:.0%} of hours as batch, {assumed.sold_inference:.0%} as inference, {assumed.sold_training:.0%} as training, {assumed.sold_network:.0%} with a network; "
+        f"batch gets {assumed.batch_price:.0%} of the price, a card behind a riser {assumed.riser_price:.0%}; PUE {assumed.pue:g}; prices: medians of listings (data/README.md)", style="dim",
     )  # fmt: skip
     if html is not None:
         out.print(f"written: {html}", style="dim", markup=False)

@@ -1,4 +1,5 @@
-"""What an owner of mining rigs would earn by keeping on, by selling GPU-hours, by mending the hosts first, or by selling the hardware: from an inventory alone.
+"""What an owner of mining rigs would earn by keeping on, by selling hours as batch work, inference or training (each needs its own upgrades), or by selling the hardware: from an
+inventory alone.
 
 Everything is US$ of a month of 730 hours. Mining: hashrate × coin × (1 - fees) - power; renting: price × share of hours sold - power, and what mining brings in the hours between.
 Watts at the wall are the cards' and the host's over the supplies' efficiency, times the site's PUE. What is assumed is a field of `Assumptions`, shown with every plan; what is not
@@ -21,8 +22,8 @@ HOURS, DAYS = 730.0, 365 / 12
 DRAWS = 4000
 AI_POWER, IDLE_W = 0.8, 18.0
 """A rented card draws this much of its limit on average; a card that waits draws some watts."""
-SELLABLE_MIB = 6 * 1024
-"""Below this nobody rents a card for AI: the smallest useful models no longer fit."""
+LEAST_MIB = {"batch": 6 * 1024, "inference": 8 * 1024, "training": 12 * 1024}
+"""Cards with less memory are not sold as that: an 8-billion-parameter model at 4 bits with its cache needs 6 to 8 GiB, adapters trained on one 12."""
 COIN_SPREAD, RENT_SPREAD, SOLD_SPREAD, POWER_SPREAD = 1.03, 0.25, 0.35, 0.15
 """Standard deviations of logarithms. The coin's makes nine in ten draws span a factor of 30, as the gross revenue of ETC per hash did from 2017 to 2020."""
 
@@ -46,7 +47,23 @@ class Draw(msgspec.Struct, frozen=True, kw_only=True):
     power: Any = 1.0
 
 
-KEEP, SELL, HOST, SLOTS, RESALE = "keep mining", "sell hours", "memory and disk, then sell", "real slots, then sell", "sell the hardware"
+class Way(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to do with a rig: the work that it is sold as, and what is bought first: memory and an SSD, hosts with real slots, a network, cards for slots that are left empty."""
+
+    kind: str
+    sells: str = ""
+    host: bool = False
+    slots: bool = False
+    network: bool = False
+    adds: bool = False
+
+
+KEEP, RESALE = Way(kind="keep mining"), Way(kind="sell the hardware")
+BATCH, INFERENCE = Way(kind="sell as batch", sells="batch"), Way(kind="memory and disk, sell as inference", sells="inference", host=True)
+TRAINING = Way(kind="real slots, sell as training", sells="training", host=True, slots=True)
+NETWORK = Way(kind="real slots and network, sell as training", sells="training", host=True, slots=True, network=True)
+ADDED = Way(kind="real slots and network, cards added, sell as training", sells="training", host=True, slots=True, network=True, adds=True)
+WAYS = (KEEP, BATCH, INFERENCE, TRAINING, NETWORK, ADDED, RESALE)
 
 
 def facts(gpus: str, rents: str) -> dict[str, CardFacts]:
@@ -100,31 +117,36 @@ def draws(rng: np.random.Generator) -> Draw:
     return Draw(coin=factor(COIN_SPREAD), rent=factor(RENT_SPREAD), sold=factor(SOLD_SPREAD), power=factor(POWER_SPREAD))
 
 
-def month(kind: str, cards: Sequence[CardFacts], assumed: Assumptions, draw: Draw, *, risers: bool) -> Any:
+def month(way: Way, cards: Sequence[CardFacts], assumed: Assumptions, draw: Draw) -> Any:
     """US$ a month of a rig in one of the ways."""
-    if kind == RESALE:
+    if way == RESALE:
         return 0.0 * draw.coin
-    if kind == KEEP:
+    if way == KEEP:
         mined = sum((np.maximum(0.0, _mined(card, assumed, draw)) for card in cards), 0.0 * draw.coin)
         return np.maximum(0.0, mined - _power(assumed.host_w, assumed, draw))
-    sold = np.minimum(0.95, {SELL: assumed.sold_bare, HOST: assumed.sold_host, SLOTS: assumed.sold_slots}[kind] * draw.sold)
-    hosts = _slot_hosts(cards, assumed) if kind == SLOTS and risers else 1
-    total = -_power(assumed.host_w * hosts, assumed, draw) + 0.0 * draw.coin
-    for card in cards:
+    sold = np.minimum(0.95, sold_share(way, assumed) * draw.sold)
+    total = -_power(assumed.host_w * _hosts(way, cards, assumed), assumed, draw) + 0.0 * draw.coin
+    factor = (assumed.batch_price if way.sells == "batch" else 1.0) * (assumed.riser_price if _risers(cards, assumed) and not way.slots else 1.0)
+    for card in (*cards, *_added(way, cards, assumed)):
         idle = np.maximum(_mined(card, assumed, draw), -_power(IDLE_W, assumed, draw))
-        rent = rented(card, assumed)
+        rent = rented(card, assumed, way)
         if rent is None:
             total = total + idle
             continue
-        price = rent * (assumed.riser_price if risers and kind != SLOTS else 1.0) * (1 - assumed.market_fee) * draw.rent
+        price = rent * factor * (1 - assumed.market_fee) * draw.rent
         total = total + sold * (price * HOURS - _power(AI_POWER * card.limit_w, assumed, draw)) + (1 - sold) * idle
     return total
 
 
-def rented(card: CardFacts, assumed: Assumptions) -> float | None:
-    """US$ per hour that a card is taken to be rented for; None where nobody would, or no price is known."""
+def sold_share(way: Way, assumed: Assumptions) -> float:
+    """Which share of the hours is sold."""
+    return assumed.sold_network if way.network else getattr(assumed, f"sold_{way.sells}")
+
+
+def rented(card: CardFacts, assumed: Assumptions, way: Way = BATCH) -> float | None:
+    """US$ per hour that a card is taken to be rented for, uninterrupted; None where nobody would, or no price is known."""
     own = assumed.rents.get(card.name)
-    return own if own is not None else card.rent_usd_h if card.memory_mib >= SELLABLE_MIB else None
+    return own if own is not None else card.rent_usd_h if card.memory_mib >= LEAST_MIB[way.sells] else None
 
 
 def _mined(card: CardFacts, assumed: Assumptions, draw: Draw) -> Any:
@@ -143,46 +165,61 @@ def _power(watts: float, assumed: Assumptions, draw: Draw) -> Any:
 
 
 def _rig(rig: Rig, cards: Sequence[CardFacts], assumed: Assumptions, draw: Draw) -> tuple[RigPlan, tuple[Any, Any]]:
-    risers = _risers(cards, assumed)
-    capex = {
-        KEEP: 0.0,
-        SELL: 0.0,
-        HOST: assumed.host_usd,
-        SLOTS: assumed.host_usd + assumed.slots_usd * _slot_hosts(cards, assumed),
-        RESALE: 0.0,
-    }
-    kinds = [KEEP, SELL, HOST, *([SLOTS] if risers else [])]
-    resale = [assumed.resale[card.name] for card in cards if card.name in assumed.resale]
-    if resale:
-        kinds.append(RESALE)
-        capex[RESALE] = -sum(resale)
-    drawn = {kind: month(kind, cards, assumed, draw, risers=risers) for kind in kinds}
-    keep = float(month(KEEP, cards, assumed, Draw(), risers=risers))
-    options = [_option(kind, cards, assumed, capex[kind], drawn, keep, risers=risers) for kind in kinds]
+    ways = [way for way in WAYS if _open(way, cards, assumed)]
+    drawn = {way.kind: month(way, cards, assumed, draw) for way in ways}
+    keep = float(month(KEEP, cards, assumed, Draw()))
+    options = [_option(way, cards, assumed, drawn, keep) for way in ways]
     options.sort(key=lambda option: -_worth(option))
     said = Counter(card.name for card in cards)
     shown = ", ".join(f"{count} × {name}" for name, count in sorted(said.items()))
     return RigPlan(
-        name=rig.name,
-        cards=shown,
-        options=tuple(options),
-        why=_why(options, keep, cards, assumed),
-        unknown=tuple(_unknown(rig, cards, assumed, risers=risers)),
-    ), (drawn[KEEP], drawn[options[0].kind])
+        name=rig.name, cards=shown, options=tuple(options), why=_why(options, keep, cards, assumed), unknown=tuple(_unknown(rig, cards, assumed))
+    ), (
+        drawn[KEEP.kind],
+        drawn[options[0].kind],
+    )
 
 
-def _option(
-    kind: str, cards: Sequence[CardFacts], assumed: Assumptions, capex: float, drawn: Mapping[str, Any], keep: float, *, risers: bool
-) -> Option:
-    sure = float(month(kind, cards, assumed, Draw(), risers=risers))
+def _open(way: Way, cards: Sequence[CardFacts], assumed: Assumptions) -> bool:
+    """Whether there is any such thing to do: what is sold has a card that is rented, what is added or sold a price."""
+    if way == RESALE:
+        return any(card.name in assumed.resale for card in cards)
+    if way.sells and not any(rented(card, assumed, way) is not None for card in cards):
+        return False
+    return not way.adds or bool(_added(way, cards, assumed))
+
+
+def _capex(way: Way, cards: Sequence[CardFacts], assumed: Assumptions) -> float:
+    if way == RESALE:
+        return -sum(assumed.resale.get(card.name, 0.0) for card in cards)
+    hosts = _hosts(way, cards, assumed)
+    rebuilt = hosts if way.slots and _risers(cards, assumed) else 0
+    bought = assumed.host_usd * way.host + assumed.slots_usd * rebuilt + assumed.network_usd * hosts * way.network
+    return bought + sum(assumed.resale[card.name] * assumed.added_price for card in _added(way, cards, assumed))
+
+
+def _option(way: Way, cards: Sequence[CardFacts], assumed: Assumptions, drawn: Mapping[str, Any], keep: float) -> Option:
+    sure, capex = float(month(way, cards, assumed, Draw())), _capex(way, cards, assumed)
     gain = sure - keep
-    hosts = _slot_hosts(cards, assumed) if kind == SLOTS else 1
     mining = sum(max((watts for _, watts in card.mines.values()), default=0.0) for card in cards)
-    watts = 0.0 if kind == RESALE else assumed.host_w * hosts + (mining if kind == KEEP else sum(AI_POWER * card.limit_w for card in cards))
-    what = {KEEP: "as it is", SELL: "as it is; mines between", HOST: f"16 to 32 GB of memory and an SSD: {capex:,.0f} US$", RESALE: f"{-capex:,.0f} US$ once",
-            SLOTS: f"{counted(hosts, 'host')} with {assumed.slots_cards} real slots, memory, SSD: {capex:,.0f} US$"}[kind]  # fmt: skip
-    return Option(kind=kind, what=what, capex_usd=capex, month_usd=sure, watts=watts, payback_months=capex / gain if capex > 0 and gain > 0 else None, band=_band(drawn[kind]),
-                  better=float(np.mean(drawn[kind] > drawn[KEEP])))  # fmt: skip
+    selling = sum(AI_POWER * card.limit_w for card in (*cards, *_added(way, cards, assumed)))
+    watts = 0.0 if way == RESALE else assumed.host_w * _hosts(way, cards, assumed) + (mining if way == KEEP else selling)
+    return Option(
+        kind=way.kind, sells=way.sells, what=_bought(way, cards, assumed, capex), capex_usd=capex, month_usd=sure, watts=watts,
+        payback_months=capex / gain if capex > 0 and gain > 0 else None, band=_band(drawn[way.kind]), better=float(np.mean(drawn[way.kind] > drawn[KEEP.kind])),
+    )  # fmt: skip
+
+
+def _bought(way: Way, cards: Sequence[CardFacts], assumed: Assumptions, capex: float) -> str:
+    """What is paid for at first, in words."""
+    if way in (KEEP, RESALE):
+        return "as it is" if way == KEEP else f"{-capex:,.0f} US$ once"
+    hosts, added = _hosts(way, cards, assumed), _added(way, cards, assumed)
+    parts = [f"{counted(hosts, 'host')} with {assumed.slots_cards} real slots"] * (way.slots and _risers(cards, assumed)) + [
+        "16 to 32 GB of memory, an SSD"
+    ] * way.host
+    parts += ["25 GbE"] * way.network + ([f"{len(added)} × {added[0].name}"] if added else [])
+    return f"{', '.join(parts)}: {capex:,.0f} US$" if parts else "as it is; mines between"
 
 
 def _worth(option: Option) -> float:
@@ -194,34 +231,37 @@ def _why(options: Sequence[Option], keep: float, cards: Sequence[CardFacts], ass
     best = options[0]
     if not any(rented(card, assumed) is not None or assumed.coins.keys() & card.mines.keys() for card in cards):
         return "nothing is known that it could earn: measure it (`headframe check`), or give prices"
-    if best.kind == KEEP:
+    if best.kind == KEEP.kind:
         return "nothing else would bring more" if keep > 0 else "neither mining nor renting covers its power: switch it off"
     paid = f", paid for after {best.payback_months:.1f} months" if best.payback_months else ""
     return f"{best.month_usd - keep:+,.0f} US$ a month against keeping on{paid}; better in {best.better:.0%} of the draws"
 
 
-def _unknown(rig: Rig, cards: Sequence[CardFacts], assumed: Assumptions, *, risers: bool) -> list[str]:
+def _unknown(rig: Rig, cards: Sequence[CardFacts], assumed: Assumptions) -> list[str]:
     found = [
         f"what a {card.name} rents for: no listed price (--rent '{card.name}=0.10')"
         for card in cards
-        if rented(card, assumed) is None and card.memory_mib >= SELLABLE_MIB
+        if rented(card, assumed) is None and card.memory_mib >= LEAST_MIB[BATCH.sells]
     ]
     if not assumed.coins:
         found.append("what coins pay: give --coin etchash=0.02 (US$ a day for 10^6 hashes/s), else mining counts as nothing")
-    if risers:
+    if _risers(cards, assumed):
         found.append(f"links: a rig of {len(cards)} cards is taken to have risers (from {assumed.risers_from} on)")
     if not rig.memory_mib:
         found.append("memory of hosts: taken to be too little until upgraded")
+    if not any(card.name in assumed.resale for card in cards):
+        found.append("what cards sell for: give --resale 'GeForce RTX 3090=550', else neither selling nor adding cards is looked at")
     return list(dict.fromkeys(found))
 
 
 def _sensitivity(fleet: Sequence[Sequence[CardFacts]], assumed: Assumptions, plans: Sequence[RigPlan]) -> list[Sensitivity]:
-    def total(draw: Draw, kinds: Sequence[str]) -> float:
-        return sum(float(month(kind, cards, assumed, draw, risers=_risers(cards, assumed))) for kind, cards in zip(kinds, fleet, strict=True))
+    def total(draw: Draw, ways: Sequence[Way]) -> float:
+        return sum(float(month(way, cards, assumed, draw)) for way, cards in zip(ways, fleet, strict=True))
 
     cases = [("as assumed", Draw()), ("half as many hours sold", Draw(sold=0.5)), ("half again as many hours sold", Draw(sold=1.5)), ("rents a third lower", Draw(rent=2 / 3)),
              ("coin a fifth", Draw(coin=0.2)), ("coin five times", Draw(coin=5.0)), ("coin thirty times", Draw(coin=30.0)), ("power half", Draw(power=0.5)), ("power twice", Draw(power=2.0))]  # fmt: skip
-    keep, chosen = [KEEP] * len(fleet), [row.options[0].kind for row in plans]
+    named = {way.kind: way for way in WAYS}
+    keep, chosen = [KEEP] * len(fleet), [named[row.options[0].kind] for row in plans]
     return [Sensitivity(what=what, keep_usd=total(draw, keep), plan_usd=total(draw, chosen)) for what, draw in cases]
 
 
@@ -234,12 +274,22 @@ def _risers(cards: Sequence[CardFacts], assumed: Assumptions) -> bool:
     return len(cards) >= assumed.risers_from
 
 
-def _slot_hosts(cards: Sequence[CardFacts], assumed: Assumptions) -> int:
-    return -(-len(cards) // assumed.slots_cards)
+def _hosts(way: Way, cards: Sequence[CardFacts], assumed: Assumptions) -> int:
+    """How many machines the cards are in afterwards."""
+    return -(-len(cards) // assumed.slots_cards) if way.slots and _risers(cards, assumed) else 1
 
 
-def _of(row: RigPlan, kind: str) -> Option:
-    return next(option for option in row.options if option.kind == kind)
+def _added(way: Way, cards: Sequence[CardFacts], assumed: Assumptions) -> list[CardFacts]:
+    """Cards for the slots that are left empty: of the kind there is most of among those that can be sold as this and have a price."""
+    priced = [card for card in cards if way.adds and card.name in assumed.resale and rented(card, assumed, way) is not None]
+    if not priced:
+        return []
+    most = Counter(card.name for card in priced).most_common(1)[0][0]
+    return [next(card for card in priced if card.name == most)] * (_hosts(way, cards, assumed) * assumed.slots_cards - len(cards))
+
+
+def _of(row: RigPlan, way: Way) -> Option:
+    return next(option for option in row.options if option.kind == way.kind)
 
 
 def _band(values: Any) -> Band:

@@ -28,9 +28,9 @@ SHORT_USD_H = 1000.0
 """What a card-hour of firm work that can't be served is taken to cost: more than anything brings."""
 LATE_SHARE_H = 0.002
 """What an hour's delay of work that can wait costs, of its worth: enough to do it rather today."""
-LEFT_SHARE, LEFT_PART = 0.97, 0.5
-"""What work that still waits at the end of the horizon is worth, of what it would bring, as far as it came within the last half of it: older work that is left is worth
-nothing, or it would be put off for ever wherever watts are short.
+LEFT_SHARE, LEFT_QUANTILE = 0.99, 0.25
+"""What work that still waits at the end of the horizon is worth, of what it would bring in hours as cheap as the horizon's cheapest quarter, up to as much work as comes within
+the horizon: of what is left beyond that nothing is counted, or it would be put off for ever wherever watts are short.
 """
 INFINITY = math.inf
 
@@ -73,7 +73,7 @@ class Asics(msgspec.Struct, frozen=True, kw_only=True):
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
     """The problem: intervals of `hours` each, US$ per kWh in each, what may be drawn at the meter in each (W), `pue` from the cards' watts to the meter's, `static_w` that
-    is drawn whatever the cards do, and what each rack may carry, its idle cards included. `late_share_h`, `left_share`, `left_part`: see the constants.
+    is drawn whatever the cards do, and what each rack may carry, its idle cards included. `late_share_h`, `left_share`: see the constants.
     """
 
     hours: float
@@ -88,7 +88,6 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     peaks: tuple[Peak, ...] = ()
     late_share_h: float = LATE_SHARE_H
     left_share: float = LEFT_SHARE
-    left_part: float = LEFT_PART
 
 
 class Use(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,8 +235,9 @@ class Programme:
         """backlog(t) = backlog(t-1) + what arrives - what is done; what is left at the end has a worth too, or all would be done today at any price."""
         hours = self.site.hours
         left = self._columns(np.full(self.steps, -work.usd_h * self.site.late_share_h * hours), INFINITY)
-        lately = float(arriving[self.steps - int(self.steps * self.site.left_part) :].sum())
-        counts = self._columns(np.array([self.site.left_share * work.usd_h]), lately)
+        cheap = float(np.quantile(self.price, LEFT_QUANTILE)) * self.site.pue / 1000
+        brings = max((work.usd_h - self._extra_w[n] / self._choices[n].speed * cheap for n in mine), default=0.0)
+        counts = self._columns(np.array([self.site.left_share * max(0.0, brings)]), float(arriving.sum()))
         kept = self._rows.new(np.full(1, -INFINITY), np.zeros(1))
         self._rows.put(kept, counts, 1.0)
         self._rows.put(kept, left[-1:], -1.0)
@@ -274,6 +274,15 @@ class Programme:
             rows = self._rows.new(np.full(len(inside), -INFINITY), np.full(len(inside), max(0.0, peak.reached_w - self._base_w)))
             self._drawn(rows, inside)
             self._rows.put(rows, np.broadcast_to(beyond, rows.shape), -1.0)
+            self._later(peak, beyond)
+
+    def _later(self, peak: Peak, beyond: Ints) -> None:
+        """What the level that is reached is worth in the month's later hours: the best use of each further watt there, at prices as they were lately."""
+        found = worths(self.site, peak.like_usd_kwh) if peak.later_h and peak.like_usd_kwh else []
+        uses = self._columns(np.array([usd_wh * peak.later_h for _, usd_wh in found]), np.array([watts for watts, _ in found]))
+        row = self._rows.new(np.full(1, -INFINITY), np.full(1, max(0.0, peak.reached_w - self._base_w)))
+        self._rows.put(np.broadcast_to(row, uses.shape), uses, 1.0)
+        self._rows.put(row, beyond, -1.0)
 
     def _drawn(self, rows: Ints, which: "Ints | slice") -> None:
         for n in range(len(self._choices)):
@@ -346,6 +355,36 @@ class Programme:
             short=float(sum(value[short].sum() for short in self._short)) * site.hours,
             waiting={site.work[number].id: float(value[left[-1]]) for number, left in self._backlog.items()},
         )  # fmt: skip
+
+
+def worths(site: Site, usd_kwh: Sequence[float]) -> list[tuple[float, float]]:
+    """What further watts at the meter bring in an hour like these: (watts, US$ for each watt-hour, power paid), best first. Cards go to what brings most, caps are taken back where
+    that brings most; work that can wait is left out, as it is done in other hours.
+    """
+    found: list[tuple[float, float]] = []
+    asked = {work.id: sum(work.cards) / len(work.cards) for work in site.work if not work.can_wait}
+    for pool in site.pools:
+        left = float(pool.cards)
+        for work in sorted(site.work, key=lambda work: (work.kind is not LoadClass.FIRM, -work.usd_h)):
+            count = min(left, asked.get(work.id, 0.0)) if pool.id in work.draw_w else 0.0
+            left -= count
+            asked[work.id] = asked.get(work.id, 0.0) - count
+            before_w, before_usd_h = pool.idle_w, 0.0
+            for mode in reversed(modes(work.kind, work.curve, work.least)) if count else ():
+                watts, usd_h = max(work.draw_w[pool.id] * mode.x, pool.idle_w), work.usd_h * mode.speed
+                if watts > before_w:
+                    found.append(
+                        (
+                            site.pue * count * (watts - before_w),
+                            (SHORT_USD_H if work.kind is LoadClass.FIRM else usd_h - before_usd_h) / (watts - before_w) / site.pue,
+                        )
+                    )
+                before_w, before_usd_h = watts, usd_h
+    for asics in site.asics:
+        earned = asics.usd_h[0] if isinstance(asics.usd_h, tuple) else asics.usd_h
+        found.append((site.pue * asics.count * asics.watts, earned / asics.watts / site.pue))
+    paid = [(watts, sum(max(0.0, usd_wh - price / 1000) for price in usd_kwh) / len(usd_kwh)) for watts, usd_wh in found]
+    return sorted(paid, key=lambda each: -each[1])
 
 
 def solved(site: Site, time_limit_s: float = 60.0, start: Basis | None = None, *, interior: bool = False) -> tuple[Schedule | None, Basis | None]:

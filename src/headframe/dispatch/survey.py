@@ -35,6 +35,11 @@ Known = Callable[[GpuId], float | None]
 CAPS_COST = 0.15
 """Of what work brings, at its class's lowest cap: training keeps 85 % of its speed at 0.7 of its draw."""
 _RUNGS = {LoadClass.SPOT: Rung.SPOT, LoadClass.BATCH: Rung.BATCH}
+LEAD_MS = 45_000
+"""A limit that is told ahead is kept from so long before it begins: spot work has 30 s to go."""
+RISES_MS = 60_000
+"""For so long after its start work counts at least as what it is assumed to draw, whatever its cards were last read to draw: programs load before they compute."""
+_UP = frozenset({AllocationState.GRANTED, AllocationState.STARTING})
 _SERVICE = frozenset({NodeState.READY, NodeState.DRAINING})
 
 
@@ -117,7 +122,9 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
                 idle += watts
             else:
                 kind = kind_of(owner, world.workloads.get(owner.workload_id))
-                watts = known(gpu.id) or assumed(gpu.model, gpu.max_w, kind)
+                watts = known(gpu.id) or 0.0
+                if not watts or _rising(owner, now_ms):
+                    watts = max(watts, assumed(gpu.model, gpu.max_w, kind))
                 held.append(Held(gpu=gpu, allocation=owner, kind=kind, watts=watts))
             drawn += watts
         racks[node.rack_id] = racks.get(node.rack_id, 0.0) + drawn
@@ -125,7 +132,12 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
     price = usd_kwh(site.tariff, market, now_ms) if site.tariff else None
     ordered = {model: tuple(sorted(there, key=lambda gpu: gpu.id)) for model, there in sorted(cards.items())}
     return Survey(site=site, now_ms=now_ms, cards=ordered, held=tuple(held), meter=_meter(world, site, held, idle + static), usd_kwh=price,
-                  limit_w=limit_w(world, site, now_ms), racks_w=racks)  # fmt: skip
+                  limit_w=min(limit_w(world, site, at_ms) for at_ms in (now_ms, now_ms + LEAD_MS)), racks_w=racks)  # fmt: skip
+
+
+def _rising(allocation: Allocation, now_ms: int) -> bool:
+    """Whether it draws less than it will: it has not started, or only just."""
+    return allocation.state in _UP or (allocation.state is AllocationState.RUNNING and now_ms - (allocation.started_ms or now_ms) < RISES_MS)
 
 
 def _holders(world: World, node_id: NodeId) -> dict[GpuId, Allocation]:
@@ -272,7 +284,7 @@ def problem(world: World, survey: Survey, picked: Mapping[str, Choice], hours: i
         hours=1.0, usd_kwh=tuple(prices), limit_w=tuple(limit_w(world, row, max(at_ms, survey.now_ms)) for at_ms in starts), pue=row.pue,
         static_w=sum(node.idle_w for node in world.nodes.values() if node.site_id == row.id and node.state is not NodeState.RETIRED),
         pools=pools, racks=racks, work=tuple(_works(world, survey, pools, models, picked, hours)), asics=tuple(_alike(world, name, there) for name, there in sorted(asic_groups(world, row).items())),
-        peaks=peaks(tariff, starts, lambda name: row.reached_w.get(name, 0.0)) if tariff else (),
+        peaks=peaks(tariff, market_of(world, row), starts, lambda name: row.reached_w.get(name, 0.0)) if tariff else (),
     ))  # fmt: skip
 
 

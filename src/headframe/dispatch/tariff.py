@@ -10,17 +10,22 @@ from headframe.model.power import MARKET_LEAST_USD_MWH, MARKET_MOST_USD_MWH, MIN
 from headframe.model.units import MS_PER_HOUR
 
 MWH_KWH = 1000.0
+LIKE_DAYS = 14
 Market = Callable[[int], float | None]
 """The market's price (US$ per MWh) at an instant (ms), None where it is not known."""
 
 
 class Peak(msgspec.Struct, frozen=True, kw_only=True):
-    """US$ for each kW of the highest interval among those marked, beyond what the month has reached already."""
+    """US$ for each kW of the highest interval among those marked, beyond what the month has reached already. A new peak is paid for once and used for the rest of the month:
+    `later_h` hours like those marked come after them, at prices like `like_usd_kwh`.
+    """
 
     name: str
     usd_kw: float
     within: tuple[bool, ...]
     reached_w: float = 0.0
+    later_h: float = 0.0
+    like_usd_kwh: tuple[float, ...] = ()
 
 
 def holds(window: Window, local: datetime) -> bool:
@@ -53,18 +58,23 @@ def series(tariff: Tariff, market: Market, starts_ms: Sequence[int]) -> list[flo
     return [usual if price is None else price for price in known]
 
 
-def peaks(tariff: Tariff, starts_ms: Sequence[int], reached_w: Callable[[str], float]) -> tuple[Peak, ...]:
-    """The demand charges that some of the intervals may raise. `reached_w` is the month's peak so far, by the charge's name: what is below it costs nothing more.
-
-    A new peak is paid for once and used for the rest of the month, so the intervals bear their share of it: theirs of the hours in the charge's windows that the month still has.
+def peaks(tariff: Tariff, market: Market, starts_ms: Sequence[int], reached_w: Callable[[str], float]) -> tuple[Peak, ...]:
+    """The demand charges that some of the intervals (hours) may raise. `reached_w` is the month's peak so far, by the charge's name: what is below it costs nothing more.
+    What the month's later hours will cost is taken to be what hours in the charge's windows cost in the intervals and in the two weeks before them, where that is known.
     """
     local = [_local(tariff, at_ms) for at_ms in starts_ms]
     found: list[Peak] = []
     for charge in tariff.demand:
         within = tuple(_counts(charge, at) for at in local)
         if any(within):
-            share = borne(sum(within), _left(tariff, charge, starts_ms[0]))
-            found.append(Peak(name=charge.name, usd_kw=charge.usd_kw * share, within=within, reached_w=reached_w(charge.name)))
+            now = sum(inside and at.month == local[0].month for inside, at in zip(within, local, strict=True))
+            before = [starts_ms[0] - hour * MS_PER_HOUR for hour in range(1, 24 * LIKE_DAYS + 1)]
+            hours = [at_ms for at_ms in [*before, *starts_ms] if _counts(charge, _local(tariff, at_ms))]
+            like = tuple(price for at_ms in hours if (price := usd_kwh(tariff, market, at_ms)) is not None)
+            later = max(0, _left(tariff, charge, starts_ms[0]) - now)
+            found.append(
+                Peak(name=charge.name, usd_kw=charge.usd_kw, within=within, reached_w=reached_w(charge.name), later_h=later, like_usd_kwh=like)
+            )
     return tuple(found)
 
 
@@ -77,11 +87,6 @@ def counting(tariff: Tariff, at_ms: int) -> list[DemandCharge]:
 def billing_month(tariff: Tariff, at_ms: int) -> str:
     """Such as 2026-11, in the site's own time."""
     return _local(tariff, at_ms).strftime("%Y-%m")
-
-
-def borne(here: int, left: int) -> float:
-    """The share of a new peak's cost that some of the month's hours bear, of those that are left of it."""
-    return min(1.0, here / left) if left else 1.0
 
 
 def trusted(usd_mwh: float) -> bool:

@@ -8,7 +8,9 @@ ALGORITHMS = {"etchash": "hashrate_etchash_mh_s", "kawpow": "hashrate_kawpow_mh_
 
 class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
     """What is taken for granted. `coins` is what a coin pays a day for 10^6 hashes/s (10^12 for pearl); `rents` replaces listed prices, US$ per GPU-hour, `resale` is US$ per card. `sold_*` are
-    shares of hours that are sold: on a bare rig, with memory and a disk, and in real slots; `riser_price` is what a card behind a riser gets of the price.
+    shares of hours that are sold: as batch work on a bare rig, as inference with memory and a disk, as training in real slots, as training of several machines with a network besides.
+    `batch_price` and `riser_price` are what interruptible work and a card behind a riser get of the price. `host_usd`, `slots_usd` and `network_usd` (25 GbE: a card and a share of a switch)
+    are of one host; a card that is added costs `added_price` times what one sells for. The spot share is the median of 41 models that list both (gpu_rents.csv); the others are judgements.
     """
 
     power_usd_kwh: float
@@ -20,12 +22,16 @@ class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
     host_w: float = 75.0
     pool_fee: float = 0.02
     market_fee: float = 0.0
-    sold_bare: float = 0.2
-    sold_host: float = 0.4
-    sold_slots: float = 0.55
+    sold_batch: float = 0.3
+    sold_inference: float = 0.4
+    sold_training: float = 0.5
+    sold_network: float = 0.6
+    batch_price: float = 0.625
     riser_price: float = 0.75
     host_usd: float = 140.0
     slots_usd: float = 420.0
+    network_usd: float = 180.0
+    added_price: float = 1.1
     slots_cards: int = 4
     risers_from: int = 5
 
@@ -39,11 +45,12 @@ class Band(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to do with a rig: US$ now, US$ a month, the months until it has paid for itself against keeping on (None: never, or nothing to pay), how it spreads,
+    """One thing to do with a rig, `sells` being the work that its hours are sold as ("" for none): US$ now, US$ a month, the months until it has paid for itself against keeping on (None: never, or nothing to pay), how it spreads,
     and in which share of the draws it is better than keeping on.
     """
 
     kind: str
+    sells: str
     what: str
     capex_usd: float
     month_usd: float

@@ -16,14 +16,14 @@ from headframe.dispatch.meter import Means
 from headframe.dispatch.plan import Basis, Schedule, Site
 from headframe.dispatch.power import DRAW_SHARE, idle_w
 from headframe.dispatch.shed import Rung
-from headframe.dispatch.survey import NO_LIMIT_W, Problem, Survey, active, choices, problem, shed_always, surveyed, wished_limits
+from headframe.dispatch.survey import LEAD_MS, NO_LIMIT_W, Problem, Survey, active, choices, problem, shed_always, surveyed, wished_limits
 from headframe.dispatch.tariff import billing_month, counting
 from headframe.model import fleet
 from headframe.model.errors import HeadframeError
 from headframe.model.event import Draft, Event, Kind
-from headframe.model.ids import GpuId, NodeId, RackId, SiteId
+from headframe.model.ids import AllocationId, GpuId, NodeId, RackId, SiteId
 from headframe.model.power import Budget, LoadClass, SignalKind
-from headframe.model.states import Reason
+from headframe.model.states import AllocationState, Reason
 from headframe.model.work import Allocation, Tier
 from headframe.model.world import World
 from headframe.server.desk import Desk
@@ -32,6 +32,7 @@ from headframe.server.lead import Leadership
 from headframe.server.qualify import HOUSE
 from headframe.server.solving import Answer, solve
 from headframe.server.watch import Watch
+from headframe.server.watts import granted
 
 LOOK_S, PLAN_MS = 5.0, 300_000
 REST_MS = 60_000
@@ -180,6 +181,7 @@ class Dispatcher:
         """What placement may still give out."""
         meter, before = survey.meter, self.budgets.get(survey.site.id)
         told = active(world, survey.site, survey.now_ms)
+        told += [row for row in active(world, survey.site, survey.now_ms + LEAD_MS) if row not in told]
         no_spot = Rung.SPOT in shed_always(world, survey.site, survey.now_ms)
         floors = spot_floors(survey, self.planned.get(survey.site.id))
         if survey.limit_w >= NO_LIMIT_W and not no_spot and not any(floors.values()):
@@ -187,10 +189,10 @@ class Dispatcher:
             return
         limits = [signal for signal in told if no_spot or (signal.kind is SignalKind.LIMIT and signal.value == survey.limit_w)]
         firm_w = meter.total_w - meter.going_w - meter.filler_w - meter.asic_w
-        budget = Budget(left_w=survey.limit_w - firm_w, limit_w=survey.limit_w, pue=survey.site.pue, at_ms=survey.now_ms, until_ms=limits[0].end_ms if limits else 0,
+        budget = Budget(left_w=survey.limit_w - firm_w, free_w=survey.limit_w - meter.total_w, waiting=_waiting(survey), limit_w=survey.limit_w, pue=survey.site.pue, at_ms=survey.now_ms, until_ms=limits[0].end_ms if limits else 0,
                         why=f"{limits[0].source} asked for it" if limits else "its contract", no_spot=no_spot, floor_usd_h=floors)  # fmt: skip
         self.budgets[survey.site.id] = budget
-        if before is None or budget.left_w > before.left_w + 1:
+        if before is None or budget.left_w > before.left_w + 1 or (budget.free_w >= 0 and before.free_w < budget.free_w and budget.waiting):
             self._wake()
 
     def _warm(self, world: World, survey: Survey) -> None:
@@ -205,12 +207,24 @@ class Dispatcher:
 
     def _heard(self, events: Sequence[Event]) -> None:
         for event in events:
-            if event.kind in AT_ONCE:
+            if event.kind in AT_ONCE or (event.kind is Kind.WORKLOAD_ENDED and any(budget.free_w < 0 for budget in self.budgets.values())):
                 self._look.set()
+            for row in event.rows if event.kind is Kind.WORKLOAD_STARTING else ():
+                if isinstance(row, Allocation):
+                    self.budgets.update({key: granted(self._desk.world, key, budget, row) for key, budget in self.budgets.items()})
             for row in event.rows if event.kind is Kind.WORKLOAD_STOPPING else ():
                 if isinstance(row, Allocation) and row.tier is Tier.FILLER and row.stop_because is Reason.PREEMPTED:
                     self._resting.update((part.node_id, event.at_ms + REST_MS) for part in row.parts)
                     self._look.set()
+
+
+def _waiting(survey: Survey) -> dict[AllocationId, float]:
+    """What was granted and has not started, and the watts that were counted for it at the meter."""
+    found: dict[AllocationId, float] = {}
+    for each in survey.held:
+        if each.allocation.state is AllocationState.GRANTED:
+            found[each.allocation.id] = found.get(each.allocation.id, 0.0) + survey.site.pue * (each.watts - idle_w(each.gpu.full_w))
+    return found
 
 
 def spot_floors(survey: Survey, planned: Planned | None) -> dict[str, float]:

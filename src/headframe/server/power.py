@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from headframe.dispatch.mining import why_not_believed
-from headframe.dispatch.tariff import trusted
+from headframe.dispatch.tariff import LIKE_DAYS, trusted
 from headframe.model.command import LimitAsic, RemoveAsic, RemoveFiller, SetFiller, TakeEvent, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import BadRequest, Conflicting, NotFound, Unbelievable
 from headframe.model.event import Draft, Kind
@@ -15,7 +15,7 @@ from headframe.model.units import MS_PER_DAY, counted, duration
 from headframe.model.world import World
 
 Power = TellMarket | TakeSignal | TakeEvent | TellCoin | SetFiller | RemoveFiller | TellAsics | RemoveAsic | LimitAsic
-DAYS_KEPT = 3
+DAYS_KEPT = LIKE_DAYS
 """Days of prices that are over and still of use; the store keeps all."""
 SPAN_MOST_MS = 31 * MS_PER_DAY
 LIMIT_MOST_W, LEVEL_MOST = 1e9, 3

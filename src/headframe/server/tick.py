@@ -19,14 +19,12 @@ from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Volume
 from headframe.model.health import CardFacts, Finding, HostFacts
 from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, allocation_id, volume_id
-from headframe.model.money import PriceList
 from headframe.model.power import Budget
 from headframe.model.states import AllocationState, Reason, WorkloadState
-from headframe.model.units import MILLI, NANO_PER_USD, clock, money
+from headframe.model.units import money
 from headframe.model.work import Allocation, Facts, Observation, Part, Refusal, Tier, Workload
 from headframe.model.world import World
 from headframe.placement import Grant, plan
-from headframe.placement.power import drawn_w
 from headframe.reconcile.cards import cards
 from headframe.reconcile.endpoints import endpoints
 from headframe.reconcile.jobs import jobs, stop
@@ -44,10 +42,9 @@ from headframe.server.qualify import expired, graded, is_check, said
 from headframe.server.serving import silent
 from headframe.server.sessions import Sessions
 from headframe.server.watch import Watch
+from headframe.server.watts import Starts, Watts
 
 SWEEP_MS = 3_600_000
-FLOOR_SLACK = 0.98
-"""Spot work that is worth just what its cards are is let in: what the programme finds is no more exact."""
 LINES_MAX = 1000
 """Of a check's log; it tells one line for each card."""
 
@@ -122,9 +119,9 @@ class Tick:
         """Wanted against seen: start what is granted, stop what should not be, forget what is settled."""
         world = self._desk.world
         seen = {observation.allocation_id: observation for observation in sight.observations}
-        for key in sorted(world.unsteady):
-            allocation = world.unsteady[key]
-            if allocation.state is AllocationState.GRANTED and allocation.id not in seen:
+        starts = Starts(world, self._budgets, self._clock_ms())
+        for allocation in starts.ordered():
+            if allocation.state is AllocationState.GRANTED and allocation.id not in seen and starts.fits(allocation):
                 await self._engine.start(allocation, self._keyed(allocation, world.workloads[allocation.workload_id]))
             elif allocation.state is AllocationState.STOPPING:
                 grace_s = FILLER_GRACE_S if allocation.tier is Tier.FILLER else GRACE_S
@@ -209,61 +206,6 @@ def admitter(
         return refusal
 
     return admit
-
-
-class Watts:
-    """What sites' limits leave for work at the meter; what was granted since they were last counted is taken off."""
-
-    def __init__(self, world: World, budgets: Mapping[SiteId, Budget], prices: PriceList) -> None:
-        self._world, self._budgets, self._prices = world, budgets, prices
-        self._left = {key: budget.left_w - self._since(key, budget) for key, budget in budgets.items()}
-
-    def take(self, workload: Workload, parts: Sequence[Part]) -> Refusal | None:
-        """Count a placement, or say how many watts are missing, and until when."""
-        for key, budget in self._budgets.items():
-            if budget.no_spot and workload.spec.tier is Tier.SPOT and any(self._at(part, key) for part in parts):
-                until = clock(budget.until_ms) if budget.until_ms else "it is over"
-                return Refusal(
-                    rule="power",
-                    need="a grid as usual",
-                    have=f"{self._world.sites[key].name}: {budget.why}",
-                    nodes=0,
-                    change=f"spot work waits until {until}",
-                )
-            if workload.spec.tier is Tier.SPOT and (refusal := self._below_floor(key, budget, parts)) is not None:
-                return refusal
-        needs = {key: self._needed(key, budget, parts) for key, budget in self._budgets.items()}
-        for key, need in needs.items():
-            if need > self._left[key]:
-                budget, site = self._budgets[key], self._world.sites[key]
-                until = f" until {clock(budget.until_ms)}" if budget.until_ms else ""
-                return Refusal(rule="power", need=f"{need / 1000:.2f} kW at the meter", nodes=0, change=f"waits until {max(0.0, need - self._left[key]) / 1000:.2f} kW more are free{until}",
-                               have=f"{max(0.0, self._left[key]) / 1000:.2f} kW left of {site.name}'s {budget.limit_w / 1000:g} kW ({budget.why})")  # fmt: skip
-        for key, need in needs.items():
-            self._left[key] -= need
-        return None
-
-    def _below_floor(self, key: SiteId, budget: Budget, parts: Sequence[Part]) -> Refusal | None:
-        """Why spot work would bring less than its cards and their power are worth otherwise. A model without a price is not sold, so its work is let be."""
-        cards = [share for part in parts if self._at(part, key) for share in part.shares if self._prices.of(share.model).spot_nano]
-        brings = sum(share.milli * self._prices.of(share.model).spot_nano for share in cards) / MILLI / NANO_PER_USD
-        floor = sum(share.milli * budget.floor_usd_h.get(share.model, 0.0) for share in cards) / MILLI
-        if brings >= floor * FLOOR_SLACK:
-            return None
-        return Refusal(rule="spot-floor", need=f"US$ {floor:.4f}/h or more, which its cards and their power are worth now", have=f"US$ {brings:.4f}/h, its price", nodes=0,
-                       change="waits for cheaper power or a higher spot price; on-demand work does not wait for it")  # fmt: skip
-
-    def _needed(self, key: SiteId, budget: Budget, parts: Sequence[Part]) -> float:
-        there = {part.node_id for part in parts if self._at(part, key)}
-        return budget.pue * drawn_w(self._world, parts, there)
-
-    def _at(self, part: Part, key: SiteId) -> bool:
-        node = self._world.nodes.get(part.node_id)
-        return node is not None and node.site_id == key
-
-    def _since(self, key: SiteId, budget: Budget) -> float:
-        young = (row for row in self._world.unsteady.values() if row.granted_ms > budget.at_ms and row.tier is not Tier.FILLER)
-        return sum(self._needed(key, budget, row.parts) for row in young)
 
 
 def _unaffordable(world: World, workload: Workload, rate: int, granted: int, now_ms: int) -> Refusal | None:
