@@ -4,7 +4,7 @@ everything and knows of no machines.
 `python benchmarks/bench_dispatch_tick.py [--market ercot-2023] [--from 180] [--days 7] [--nodes 25] [--look 30] [--seed 1]`
 
 A site of RTX 3090, eight to a machine. Jobs are those of the trace at its own pace, thinned until they ask for three quarters of the cards: of eight and more cards on-demand (gangs over several
-machines), of less than four hours spot, the others spot with a checkpoint. Idle cards mine. Prices are told a day ahead; a limit of 30 % less comes twice for three hours; each machine fails once
+machines), of less than four hours spot, the others spot with a checkpoint. Idle cards mine. Prices are told a day ahead; a limit of 30 % less comes for three hours twice (of more than two weeks: each fortnight); each machine fails once
 in ten days and is away for four hours. The site is looked at every `--look` seconds, and again at once where something was granted or ended, as a server does. Money is counted at each look: what is sold at its price, what is mined, what the meter draws at the hour's price. Work that is lost with its machine or shed before its
 checkpoint is done again: paid once, as its owner is credited. The bound is one programme over all hours that places card-hours of all jobs at will after they were submitted, without machines, gangs, dwells or failures.
 """
@@ -105,6 +105,23 @@ class Days(Drill):
                     )
                 )
 
+    def cut(self, day, start_ms):
+        """The grid asks for 30 % less for three hours of this day."""
+        self.do(
+            TakeSignal(
+                signal=Signal(
+                    id=f"g{day}",
+                    site_id=SITE,
+                    source="grid",
+                    event=f"g{day}",
+                    kind=SignalKind.LIMIT,
+                    value=0.7 * self.contract_w,
+                    start_ms=start_ms,
+                    end_ms=start_ms + 3 * HOUR_MS,
+                )
+            )
+        )
+
     def submit_job(self, n, lasts, gpus):
         key = WorkloadId(f"wl-{n:05}")
         self.runs_ms[key] = self.hours[key] = max(60_000, int(lasts * HOUR_MS))
@@ -193,25 +210,13 @@ def main():
     look_ms = int(chosen.look * 1000)
     site = Days(chosen.nodes, chosen.seed, usd_kwh, work)
     begin = site.at_ms = START_MS // MS_PER_DAY * MS_PER_DAY
-    limits, limited = np.full(len(usd_kwh), site.contract_w), []
-    for day in (chosen.days // 3, 2 * chosen.days // 3):
+    limits = np.full(len(usd_kwh), site.contract_w)
+    cuts = {
+        day: begin + (24 * day + 16) * HOUR_MS
+        for day in range(chosen.days // 3 if chosen.days < 15 else 5, chosen.days, max(1, chosen.days // 3) if chosen.days < 15 else 15)
+    }
+    for day in cuts:
         limits[24 * day + 16 : 24 * day + 19] *= 0.7
-        start = begin + (24 * day + 16) * HOUR_MS
-        limited.append(start)
-        site.do(
-            TakeSignal(
-                signal=Signal(
-                    id=f"g{day}",
-                    site_id=SITE,
-                    source="grid",
-                    event=f"g{day}",
-                    kind=SignalKind.LIMIT,
-                    value=0.7 * site.contract_w,
-                    start_ms=start,
-                    end_ms=start + 3 * HOUR_MS,
-                )
-            )
-        )
     best = bound(usd_kwh, work, cards, limits)
     print(
         f"{chosen.market}, day {chosen.first} and {chosen.days} days, {cards} cards, {len(work)} jobs of {sum(lasts * gpus for _, lasts, gpus in work):,.0f} card-hours; bound US$ {best:,.2f}"
@@ -223,6 +228,8 @@ def main():
         if int(hour // 24) > day:
             day = int(hour // 24)
             site.tell(day)
+            if day in cuts:
+                site.cut(day, cuts[day])
         while n < len(work) and work[n][0] <= hour:
             site.submit_job(n, *work[n][1:])
             n += 1
@@ -234,7 +241,7 @@ def main():
             node = rng.choice([node for node in sorted(site.desk.world.nodes) if node not in site.back])
             site.fail(node)
         site.look()
-        told = [at_ms - 30_000 for at_ms in limited if at_ms - 30_000 > site.at_ms]
+        told = [at_ms - 30_000 for at_ms in cuts.values() if at_ms - 30_000 > site.at_ms]
         step_ms = min(look_ms, *[at_ms - site.at_ms for at_ms in told]) if told else look_ms
         site.count(step_ms)
         site.at_ms += step_ms

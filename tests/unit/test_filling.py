@@ -459,7 +459,9 @@ ACTS = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@example(acts=[("submit", (2, Tier.ON_DEMAND, False)), ("submit", (2, Tier.ON_DEMAND, False)), ("limit", 1351.0)])  # granted, and waiting for a filler to go
+@example(
+    acts=[("submit", (2, Tier.ON_DEMAND, False)), ("submit", (2, Tier.ON_DEMAND, False)), ("limit", 1351.0)]
+)  # granted, and waiting for a filler to go
 @given(acts=ACTS)
 def test_whatever_happens_no_card_is_held_twice_firm_work_goes_on_and_every_limit_holds_within_two_steps(acts):
     site = Site(nodes=2, gpus_each=3, contract_w=2300)

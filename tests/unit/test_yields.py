@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from headframe.billing.yields import Hour, postings, yields
 from headframe.model.command import Enrol, Found, RemoveFiller, SetFiller, SetNode, SetSite, TellCoin
+from headframe.model.endpoint import Served
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Site
 from headframe.model.health import CardHour, NodeHour
-from headframe.model.ids import AllocationId, PostingId, RackId, UsageId
+from headframe.model.ids import AllocationId, KeyId, PostingId, RackId, UsageId, WorkloadId
 from headframe.model.money import Entry, NodeYield, Usage
 from headframe.model.power import EnergyCharge, Tariff
 from headframe.model.states import AllocationState
@@ -24,7 +25,7 @@ from headframe.server.profits import LATE_MS, By, catch_up, kept, profits
 from headframe.store.base import Query
 from headframe.store.memory import MemoryStore
 from headframe.store.open import open_store
-from support import HOUR, NOW_MS, gpu, key, node, running
+from support import HOUR, NOW_MS, PROJECT, gpu, key, node, running
 from test_filling import KAWPOW, RVN
 
 START = NOW_MS // HOUR * HOUR
@@ -34,6 +35,22 @@ HERE = Site(id=SITE, name="here", created_ms=0, pue=1.2)
 def used(allocation, ms=HOUR, amount_nano=300_000_000, at_ms=START):
     return Usage(id=UsageId(f"{allocation.id}/{at_ms}"), allocation_id=allocation.id, workload_id=allocation.workload_id, project_id=allocation.project_id, start_ms=at_ms, end_ms=at_ms + ms,
                  gpu_milli=allocation.gpu_milli, cpu_milli=0, memory_mib=0, disk_mib=0, price_version=1, rate_nano=amount_nano, amount_nano=amount_nano)  # fmt: skip
+
+
+def tokens(n, at_ms, amount_nano):
+    return Served(
+        id=f"s{n}",
+        gateway_id="gw",
+        endpoint_id=WorkloadId("ep-1"),
+        project_id=PROJECT,
+        key_id=KeyId("k"),
+        at_ms=at_ms,
+        requests=1,
+        prompt=1,
+        completion=1,
+        amount_nano=amount_nano,
+        paid_nano=amount_nano,
+    )
 
 
 def hour(usages=(), allocations=(), readings=(), usd_kwh=0.1, **more):
@@ -64,6 +81,18 @@ def test_what_was_sold_is_shared_among_an_allocations_cards_and_a_filler_mines_f
     assert [card.sold_nano for card in row.cards] == [150_000_000, 150_000_000]
     row = rows_of(hour([used(filler, ms=HOUR // 2, amount_nano=0)], [filler]))[0]
     assert [(card.sold_nano, card.mined_nano) for card in row.cards] == [(0, 15_000_000), (0, 0)]
+
+
+def test_what_tokens_brought_is_shared_among_an_endpoints_replicas_by_the_time_of_their_cards():
+    _, long = running(1, [0], 2, tier=Tier.SERVED)
+    _, short = running(2, [0], 1, first=2, tier=Tier.SERVED)
+    served = hour(
+        [used(long, amount_nano=0), used(short, ms=HOUR // 2, amount_nano=0)],
+        [long, short],
+        tokens_nano={"chat": 1000, "other": 7},
+        endpoints={long.id: "chat", short.id: "chat"},
+    )
+    assert [card.sold_nano for card in rows_of(served, cards=3)[0].cards] == [400, 400, 200]
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.floats(0, 0.5)), min_size=1, max_size=6))
@@ -118,6 +147,11 @@ def test_an_hour_is_added_up_once_late_enough_and_found_again_by_owner(store):
             text="x",
             rows=(workload, msgspec.structs.replace(filler, state=AllocationState.RUNNING), used(filler, amount_nano=0)),
         )
+        replica, serves = running(2, [0], 1, first=1, tier=Tier.SERVED)
+        replica = msgspec.structs.replace(replica, held_nano=0, endpoint_id=WorkloadId("ep-1"))
+        draft = msgspec.structs.replace(
+            draft, rows=(*draft.rows, replica, serves, used(serves, amount_nano=0), tokens(1, START + 5, 7_000), tokens(2, START + HOUR, 9))
+        )
         await desk.write(lambda _world, _now: iter((draft,)))
         store.keep_hours([NodeHour(node_id="node-0", hour_ms=START, cards=(CardHour(gpu_id="GPU-0-0", minutes=60, power_w=280.0),))], 0)
         await do(RemoveFiller(name=KAWPOW.name))  # what it earned is still its own, not what the next one would
@@ -142,5 +176,5 @@ def test_an_hour_is_added_up_once_late_enough_and_found_again_by_owner(store):
     assert found[0].net_nano == found[0].sold_nano + found[0].mined_nano - found[0].energy_nano
     by_gpu = {row.name: row for row in profits(desk.world, iter(rows), By.GPU)}
     assert by_gpu["GPU-0-0"].measured == 1.0
-    assert by_gpu["GPU-0-1"].mined_nano == 0
+    assert (by_gpu["GPU-0-1"].mined_nano, by_gpu["GPU-0-1"].sold_nano) == (0, 7_000)
     assert AllocationId("wl-1.1") in desk.world.allocations

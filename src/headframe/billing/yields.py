@@ -1,7 +1,7 @@
 """What each card brought and cost in an hour: energy at the meter at that hour's price, what was sold of it, what it mined. Pure; history, which no decision looks at.
 
 Energy is what telemetry read (mean watts), times the site's PUE; of an hour without readings it is what the card's holders are assumed to have drawn, and `measured` says so. What was
-sold is the usage that began in the hour, shared among an allocation's cards; what was mined is the filler's worth then, for as long as it held the card.
+sold is the usage that began in the hour, shared among an allocation's cards, and the tokens that were served in it, shared among their endpoint's replicas by the time of their cards; what was mined is the filler's worth then, for as long as it held the card.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ ENERGY, POWER_BILL, MINED, POOLS = "operator/energy", "utility/payable", "operat
 
 class Hour(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an hour's yields are made from: usage that began in it with its allocations, readings by machine, US$ per kWh (None: not known), watts assumed of a card
-    (by card and whether it was held), US$ an hour that a filler's allocation earned.
+    (by card and whether it was held), US$ an hour that a filler's allocation earned; what each endpoint's tokens brought, and which endpoint's replica an allocation is.
     """
 
     start_ms: int
@@ -32,6 +32,8 @@ class Hour(msgspec.Struct, frozen=True, kw_only=True):
     usd_kwh: float | None
     assumed_w: Callable[[GpuId, float], float]
     filler_usd_h: Callable[[Allocation], float]
+    tokens_nano: Mapping[WorkloadId, int] = {}
+    endpoints: Mapping[AllocationId, WorkloadId] = {}
 
 
 def yields(hour: Hour, nodes: Sequence[tuple[Node, Sequence[GpuId]]]) -> list[NodeYield]:
@@ -39,17 +41,32 @@ def yields(hour: Hour, nodes: Sequence[tuple[Node, Sequence[GpuId]]]) -> list[No
     sold: dict[GpuId, float] = {}
     mined: dict[GpuId, float] = {}
     busy: dict[GpuId, float] = {}
+    served: dict[WorkloadId, int] = {}
+    for usage in hour.usages:
+        if (endpoint := hour.endpoints.get(usage.allocation_id)) is not None:
+            served[endpoint] = served.get(endpoint, 0) + _card_ms(usage)
     for usage in hour.usages:
         allocation = hour.allocations.get(usage.allocation_id)
         total = allocation.gpu_milli if allocation else 0
         span_h = (usage.end_ms - usage.start_ms) / MS_PER_HOUR
         for share in (share for part in allocation.parts for share in part.shares) if allocation and total else ():
             part = share.milli / total
-            sold[share.gpu_id] = sold.get(share.gpu_id, 0.0) + usage.amount_nano * part
+            sold[share.gpu_id] = sold.get(share.gpu_id, 0.0) + (usage.amount_nano + _tokens_nano(hour, usage, served)) * part
             busy[share.gpu_id] = min(1.0, busy.get(share.gpu_id, 0.0) + span_h * share.milli / 1000)
             if allocation and allocation.tier is Tier.FILLER:
                 mined[share.gpu_id] = mined.get(share.gpu_id, 0.0) + hour.filler_usd_h(allocation) * span_h * part * NANO_PER_USD
     return [_node(hour, node, cards, sold, mined, busy) for node, cards in nodes]
+
+
+def _card_ms(usage: Usage) -> int:
+    return usage.gpu_milli * (usage.end_ms - usage.start_ms)
+
+
+def _tokens_nano(hour: Hour, usage: Usage, served: Mapping[WorkloadId, int]) -> float:
+    """What a replica's tokens brought while it was used: its share of its endpoint's."""
+    endpoint = hour.endpoints.get(usage.allocation_id)
+    total = served.get(endpoint, 0) if endpoint else 0
+    return hour.tokens_nano.get(endpoint, 0) * _card_ms(usage) / total if endpoint and total else 0.0
 
 
 def _node(

@@ -12,11 +12,12 @@ from headframe.dispatch.power import DRAW_SHARE, idle_w
 from headframe.dispatch.survey import earned_usd_h, filler_key, market_of
 from headframe.dispatch.tariff import usd_kwh
 from headframe.model import fleet
+from headframe.model.endpoint import Served
 from headframe.model.errors import HeadframeError
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Node
 from headframe.model.health import NodeHour
-from headframe.model.ids import AllocationId, GpuId
+from headframe.model.ids import AllocationId, GpuId, WorkloadId
 from headframe.model.money import CardYield, NodeYield, Usage
 from headframe.model.power import Filler, LoadClass
 from headframe.model.power_api import Profit, ProfitHour
@@ -88,6 +89,8 @@ async def _add(desk: Desk, site: fleet.Site, nodes: Sequence[tuple[Node, Sequenc
         usd_kwh=price,
         assumed_w=_assumed(world),
         filler_usd_h=_earned(world, gathered.fillers),
+        tokens_nano=gathered.tokens_nano,
+        endpoints=gathered.endpoints,
     )
     rows = yields(hour, nodes)
     entries = postings(hour, rows, chunk)
@@ -101,23 +104,35 @@ async def _add(desk: Desk, site: fleet.Site, nodes: Sequence[tuple[Node, Sequenc
 
 
 class _Gathered(msgspec.Struct, frozen=True, kw_only=True):
-    """What the store has of an hour: usage, whose it was, which filler's, and what some machines' cards said."""
+    """What the store has of an hour: usage, whose it was, which filler's and which endpoint's, what each endpoint's tokens brought, and what some machines' cards said."""
 
     usages: list[Usage]
     allocations: dict[AllocationId, Allocation]
     fillers: dict[AllocationId, Filler]
     readings: dict[str, NodeHour]
+    endpoints: dict[AllocationId, WorkloadId]
+    tokens_nano: dict[WorkloadId, int]
 
 
 def _gathered(store: Store, nodes: Sequence[str], start_ms: int) -> _Gathered:
     usages = list(every(store, Usage, Query(since_ms=start_ms, until_ms=start_ms + MS_PER_HOUR)))
     allocations = {key: row for key in dict.fromkeys(usage.allocation_id for usage in usages) if (row := store.get(Allocation, key)) is not None}
-    works = {key: work for key, row in allocations.items() if row.tier is Tier.FILLER and (work := store.get(Workload, row.workload_id)) is not None}
+    works = {
+        key: work
+        for key, row in allocations.items()
+        if row.tier in {Tier.FILLER, Tier.SERVED} and (work := store.get(Workload, row.workload_id)) is not None
+    }
+    endpoints = {key: work.endpoint_id for key, work in works.items() if work.endpoint_id}
+    tokens_nano: dict[WorkloadId, int] = {}
+    for row in every(store, Served, Query(since_ms=start_ms, until_ms=start_ms + MS_PER_HOUR)) if endpoints else ():
+        tokens_nano[row.endpoint_id] = tokens_nano.get(row.endpoint_id, 0) + row.amount_nano
     known = {key: filler for key in set(map(filler_key, works.values())) if (filler := store.get(Filler, key)) is not None}
     return _Gathered(
         usages=usages,
         allocations=allocations,
         fillers={key: known[filler_key(work)] for key, work in works.items() if filler_key(work) in known},
+        endpoints=endpoints,
+        tokens_nano=tokens_nano,
         readings={node: found[0] for node in nodes if (found := [row for row in store.hours(node, start_ms, 1) if row.hour_ms == start_ms])},
     )
 
