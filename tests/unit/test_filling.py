@@ -15,6 +15,7 @@ from headframe.dispatch.survey import choices, kind_of, latest, limit_w, market_
 from headframe.model.command import RemoveFiller, SetFiller, SetPrices, SetSite, Submit, TakeSignal, TellAsics, TellCoin, TellMarket
 from headframe.model.errors import HeadframeError, Unbelievable
 from headframe.model.event import Kind
+from headframe.model.health import Sample
 from headframe.model.ids import KeyId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.power import (
@@ -37,7 +38,7 @@ from headframe.model.units import MS_PER_DAY, NANO_PER_USD
 from headframe.model.work import Allocation, Facts, Observation, Tier
 from headframe.placement import explain
 from headframe.server.decide import SITE, decide
-from headframe.server.dispatcher import Dispatcher, Planned, _reached
+from headframe.server.dispatcher import FALLS_MS, Dispatcher, Planned, _reached
 from headframe.server.filling import emergency, filled, over, settled
 from headframe.server.power import DAYS_KEPT
 from headframe.server.power_view import models_now
@@ -264,6 +265,24 @@ def test_of_what_was_granted_together_as_much_starts_as_has_room():
     assert budget.free_w == pytest.approx(500 - 2 * 350)
     starts = Starts(site.world, {SITE: budget}, site.now_ms)
     assert [starts.fits(row) for row in starts.ordered()] == [True, False]
+
+
+def test_what_a_card_drew_under_work_that_has_ended_is_not_held_against_what_comes_next():
+    """Else each look would shed one more filler for the watts of the last one, until a new reading comes in."""
+    site = Site(nodes=1, gpus_each=4, contract_w=3000)
+    site.plan()
+    site.step(30)
+    card = site.filling()[0]
+    told = {card: Sample(gpu_id=card, at_ms=site.now_ms, power_w=280.0)}
+    site.dispatcher._watch = SimpleNamespace(latest=told.get)
+    assert site.dispatcher.known(card) == 280.0
+    (row,) = [held for held in site.world.held.values() if held.holds(card)]
+    ended = msgspec.structs.replace(row, state=AllocationState.ENDED, ended_ms=site.now_ms)
+    site.dispatcher._heard([SimpleNamespace(kind=Kind.WORKLOAD_ENDED, at_ms=site.now_ms, rows=(ended,))])
+    assert site.dispatcher.known(card) is None
+    told[card] = msgspec.structs.replace(told[card], at_ms=site.now_ms + FALLS_MS, power_w=25.0)
+    site.now_ms += FALLS_MS
+    assert site.dispatcher.known(card) == 25.0
 
 
 def test_a_limit_that_is_told_ahead_is_kept_from_its_first_second():

@@ -37,7 +37,8 @@ from headframe.server.watts import granted
 LOOK_S, PLAN_MS = 5.0, 300_000
 REST_MS = 60_000
 """A machine on which a filler made room gets no new one for so long: what it made room for may need several of its cards."""
-STALE_MS, LIMITS_AGAIN_MS = 60_000, 300_000
+STALE_MS, LIMITS_AGAIN_MS, FALLS_MS = 60_000, 300_000, 2_000
+"""How long a reading counts, and how soon after work has ended on a card it says what the idle card draws: NVML's watts are a mean over up to a second."""
 AT_ONCE = frozenset(
     {Kind.SIGNAL_TAKEN, Kind.SITE_CHANGED, Kind.FILLER_CHANGED, Kind.COIN_TOLD, Kind.MARKET_TOLD, Kind.WORKLOAD_STARTING, Kind.RACK_CHANGED}
 )
@@ -85,6 +86,7 @@ class Dispatcher:
         self.inlets: dict[RackId, Inlet] = {}
         self._desk, self._leadership, self._watch, self._wake, self._solver = desk, leadership, watch, wake, solver
         self._resting: dict[NodeId, int] = {}
+        self._freed: dict[GpuId, int] = {}
         self._basis: dict[SiteId, Basis | None] = {}
         self._asked: dict[SiteId, tuple[int, Site]] = {}
         self._limits: dict[NodeId, dict[GpuId, int]] = {}
@@ -173,9 +175,10 @@ class Dispatcher:
             self._look.set()
 
     def known(self, gpu: GpuId) -> float | None:
-        """What a card was last read to draw; None where that is too long ago."""
+        """What a card was last read to draw; None where that is too long ago, or from under work that has ended since."""
         sample = self._watch.latest(gpu)
-        return sample.power_w if sample is not None and self._desk.clock_ms() - sample.at_ms < STALE_MS else None
+        valid = sample is not None and self._desk.clock_ms() - sample.at_ms < STALE_MS and sample.at_ms >= self._freed.get(gpu, 0)
+        return sample.power_w if sample is not None and valid else None
 
     def _count(self, world: World, survey: Survey) -> None:
         """What placement may still give out."""
@@ -209,13 +212,21 @@ class Dispatcher:
         for event in events:
             if event.kind in AT_ONCE or (event.kind is Kind.WORKLOAD_ENDED and any(budget.free_w < 0 for budget in self.budgets.values())):
                 self._look.set()
-            for row in event.rows if event.kind is Kind.WORKLOAD_STARTING else ():
+            for row in event.rows:
                 if isinstance(row, Allocation):
-                    self.budgets.update({key: granted(self._desk.world, key, budget, row) for key, budget in self.budgets.items()})
-            for row in event.rows if event.kind is Kind.WORKLOAD_STOPPING else ():
-                if isinstance(row, Allocation) and row.tier is Tier.FILLER and row.stop_because is Reason.PREEMPTED:
-                    self._resting.update((part.node_id, event.at_ms + REST_MS) for part in row.parts)
-                    self._look.set()
+                    self._moved(row, event.at_ms)
+
+    def _moved(self, row: Allocation, now_ms: int) -> None:
+        match row.state:
+            case AllocationState.GRANTED:
+                self.budgets.update({key: granted(self._desk.world, key, budget, row) for key, budget in self.budgets.items()})
+            case AllocationState.STOPPING if row.tier is Tier.FILLER and row.stop_because is Reason.PREEMPTED:
+                self._resting.update((part.node_id, now_ms + REST_MS) for part in row.parts)
+                self._look.set()
+            case AllocationState.ENDED:
+                self._freed.update((share.gpu_id, now_ms + FALLS_MS) for part in row.parts for share in part.shares)
+            case _:
+                pass
 
 
 def _waiting(survey: Survey) -> dict[AllocationId, float]:

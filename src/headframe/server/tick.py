@@ -90,8 +90,9 @@ class Tick:
         if len(self._heard_ms) < len(world.nodes):  # silence counts from when this server first knew of a node
             self._heard_ms = {**dict.fromkeys(world.nodes, now_ms), **self._heard_ms}
         self._heard_ms.update(dict.fromkeys(sight.nodes, now_ms))
+        seen = {observation.allocation_id for observation in sight.observations}
+        self._missing_since_ms = {key: since_ms for key, since_ms in self._missing_since_ms.items() if key not in seen and key in world.held}
         if sight.complete:
-            seen = {observation.allocation_id for observation in sight.observations}
             reachable = set(sight.nodes)
             absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}

@@ -92,7 +92,7 @@ class Starts:
 def granted(world: World, key: SiteId, budget: Budget, allocation: Allocation) -> Budget:
     """The budget with one more allocation granted since it was counted."""
     need = needed_w(world, key, budget, allocation.parts)
-    if not need:
+    if not need or allocation.id in budget.waiting:
         return budget
     left_w = budget.left_w - (need if allocation.tier is not Tier.FILLER else 0.0)
     return msgspec.structs.replace(budget, left_w=left_w, free_w=budget.free_w - need, waiting={**budget.waiting, allocation.id: need})
