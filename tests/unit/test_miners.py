@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_filling import KAWPOW, Site
 
-from headframe.agent.miners import ADAPTERS, Unread, hive_stats, read
+from headframe.agent.miners import ADAPTERS, Unread, read, reading
+from headframe.model.agent import Miner
 from headframe.model.command import SetFiller
+from headframe.model.errors import BadRequest
 from headframe.model.fleet import JOINED
 from headframe.model.power import Reading
 from headframe.server.miners import Miners
+from headframe.server.power_file import filler as filler_file
 
 XMRIG = {"hashrate": {"total": [9123.5, 9100.0, None]}, "results": {"shares_good": 41, "shares_total": 42}, "uptime": 3600, "algo": "rx/0"}
 T_REX = {"hashrate": 104_000_000, "accepted_count": 100, "rejected_count": 1, "uptime": 900, "algorithm": "kawpow",
@@ -91,11 +94,22 @@ def test_no_answer_gives_more_than_a_figure_or_a_reason(name, answer):
 
 def test_a_hiveos_script_is_run_as_hiveos_runs_it(tmp_path):
     script = tmp_path / "h-stats.sh"
-    script.write_text('khs=93000\nstats=\'{"hs": [46.5, 46.5], "hs_units": "mhs", "ar": [12, 1], "uptime": 10}\'\necho noise\n')
-    assert hive_stats(str(script)).hashes_s == pytest.approx(93e6)
+    script.write_text(
+        'khs=93000\n[ "$HEADFRAME_STATS_PORT" = 4101 ] || exit 1\nstats=\'{"hs": [46.5, 46.5], "hs_units": "mhs", "ar": [12, 1], "uptime": 10}\'\necho noise\n'
+    )
+    assert reading(Miner("hiveos", 4101, str(script))).hashes_s == pytest.approx(93e6)
     script.write_text("exit 3\n")
-    with pytest.raises(Unread):
-        hive_stats(str(script))
+    for miner in (Miner("hiveos", 4101, str(script)), Miner("hiveos", 4101, "/nowhere/h-stats.sh"), Miner("hiveos", 4101)):
+        with pytest.raises(Unread):
+            reading(miner)
+
+
+def test_a_filler_that_hiveos_reads_names_its_script():
+    text = "name: m\nrun: mine\nvalue: 0.1\nmodels: {any: {watts: 200}}\n"
+    assert filler_file(text + "stats: hiveos\nscript: /hive/miners/t-rex/h-stats.sh\n").script == "/hive/miners/t-rex/h-stats.sh"
+    for wrong in ("stats: hiveos\n", "script: /hive/h-stats.sh\n", "stats: hiveos\nscript: h-stats.sh\n", "stats: hiveos\nscript: '/a; reboot'\n"):
+        with pytest.raises(BadRequest, match="script"):
+            filler_file(text + wrong)
 
 
 def test_a_machine_tells_of_the_miners_it_was_asked_about_and_of_no_others():

@@ -6,6 +6,7 @@ All are asked on loopback only. Fields are those of each miner's own documentati
 
 import json
 import math
+import os
 import re
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from headframe.model.agent import Miner
 from headframe.model.power import HASHES_MOST, Reading
 
 TIMEOUT_S, ANSWER_BYTES_MAX = 5.0, 256 * 1024
@@ -35,10 +37,10 @@ class Adapter(msgspec.Struct, frozen=True, kw_only=True):
     parse: Callable[[bytes], Any]
 
 
-def reading(adapter: str, port: int = 0) -> Reading:
-    """What the miner at a port of this machine says; Unread where that can't be had."""
-    known = ADAPTERS[adapter]
-    return read(adapter, known.ask(port or known.port))
+def reading(miner: Miner) -> Reading:
+    """What a miner of this machine says (port 0: its usual one); Unread where that can't be had."""
+    known = ADAPTERS[miner.adapter]
+    return read(miner.adapter, _hive_script(miner) if miner.script else known.ask(miner.port or known.port))
 
 
 def read(adapter: str, answer: bytes) -> Reading:
@@ -98,18 +100,18 @@ def _bounded(pieces: Any) -> bytes:
     return found
 
 
-def _hive_script(_port: int) -> bytes:
-    raise Unread("HiveOS' scripts are run, not asked: see `hive_stats`")
+def _unscripted(_port: int) -> bytes:
+    raise Unread("HiveOS reads miners by scripts: give the `h-stats.sh` that reads this one")
 
 
-def hive_stats(script: str, timeout_s: float = TIMEOUT_S) -> Reading:
-    """Run an `h-stats.sh` as HiveOS does (it sets `khs` and `stats`) and read what it leaves. The script is the operator's own."""
-    shell = f'. "{script}" >/dev/null 2>&1; printf \'{{"khs": %s, "stats": %s}}\' "${{khs:-0}}" "${{stats:-null}}"'
+def _hive_script(miner: Miner) -> bytes:
+    """What an `h-stats.sh` leaves, run as HiveOS does: it sets `khs` and `stats`. The script is the operator's own; it finds its card's port in HEADFRAME_STATS_PORT."""
+    shell = '[ -r "$0" ] || exit 1; . "$0" >/dev/null 2>&1; printf \'{"khs": %s, "stats": %s}\' "${khs:-0}" "${stats:-null}"'
+    env = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HEADFRAME_STATS_PORT": str(miner.port)}
     try:
-        done = subprocess.run(["/bin/bash", "-c", shell], capture_output=True, timeout=timeout_s, check=False)
+        return subprocess.run(["/bin/bash", "-c", shell, miner.script], capture_output=True, timeout=TIMEOUT_S, check=False, env=env).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unread(f"{script}: {error}") from error
-    return read("hiveos", done.stdout)
+        raise Unread(f"{miner.script}: {error}") from error
 
 
 # How they are read
@@ -247,5 +249,5 @@ ADAPTERS: dict[str, Adapter] = {
     "lolminer": Adapter(port=4444, ask=_http("/summary"), read=_lolminer, parse=loose), "teamredminer": Adapter(port=4028, ask=_cgminer("devs"), read=_teamred, parse=loose),
     "gminer": Adapter(port=10050, ask=_http("/stat"), read=_gminer, parse=loose), "bzminer": Adapter(port=4014, ask=_http("/status"), read=_bzminer, parse=loose),
     "rigel": Adapter(port=5000, ask=_http("/"), read=_rigel, parse=loose), "srbminer": Adapter(port=21550, ask=_http("/"), read=_srbminer, parse=loose),
-    "hiveos": Adapter(port=0, ask=_hive_script, read=_hiveos, parse=loose), "prometheus": Adapter(port=9100, ask=_http("/metrics"), read=_prometheus, parse=lambda answer: answer.decode("utf-8", "replace")),
+    "hiveos": Adapter(port=0, ask=_unscripted, read=_hiveos, parse=loose), "prometheus": Adapter(port=9100, ask=_http("/metrics"), read=_prometheus, parse=lambda answer: answer.decode("utf-8", "replace")),
 }  # fmt: skip

@@ -86,7 +86,7 @@ class Agent:
             asked, found = dict(self._asked), dict[AllocationId, Reading]()
             for key, miner in asked.items():
                 with contextlib.suppress(Unread, KeyError, OSError):  # what can't be read is not told
-                    found[key] = await asyncio.to_thread(reading, miner.adapter, miner.port)
+                    found[key] = await asyncio.to_thread(reading, miner)
             self._readings = found
             await asyncio.sleep(REPORT_S)
 

@@ -199,11 +199,12 @@ def stats(
 ) -> None:  # fmt: skip
     """What a miner on this machine says of itself."""
     from headframe.agent import miners
+    from headframe.model.agent import Miner
 
     if adapter not in miners.ADAPTERS:
         fail(f"no adapter {adapter!r}", f"one of {', '.join(sorted(miners.ADAPTERS))}", 2)
     try:
-        found = miners.hive_stats(str(script)) if script else miners.reading(adapter, port)
+        found = miners.reading(Miner(adapter, port, str(script.absolute()) if script and adapter == "hiveos" else ""))
     except miners.Unread as error:
         fail(str(error), "is it running, with its API on, on loopback?", 1)
     show(

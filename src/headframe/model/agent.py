@@ -119,10 +119,11 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True, tag="limit"):
 
 
 class Miner(msgspec.Struct, frozen=True):
-    """How a miner is read: its adapter, and its port on that machine."""
+    """How a miner is read: its adapter, and its port on that machine, or the HiveOS script there that reads it."""
 
     adapter: str
     port: int
+    script: str = ""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):

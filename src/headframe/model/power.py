@@ -149,7 +149,7 @@ class Mines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class Filler(msgspec.Struct, frozen=True, kw_only=True, tag="filler", omit_defaults=True):
     """What idle cards may do: mine a coin, or the operator's own work of a known worth (`usd_gpu_h`). `run` is started for each card; `program` is the file whose
-    SHA-256 has to be `sha256` ("" for what is no closed program). `failures` counts ends of its own fault in a row, after which it waits until `not_before_ms`. `stats` names how its figures are read at `port`. Of a model that `models` does not name it does nothing.
+    SHA-256 has to be `sha256` ("" for what is no closed program). `failures` counts ends of its own fault in a row, after which it waits until `not_before_ms`. `stats` names how its figures are read at `port`, or (hiveos) by `script`. Of a model that `models` does not name it does nothing.
     """
 
     id: str
@@ -166,6 +166,7 @@ class Filler(msgspec.Struct, frozen=True, kw_only=True, tag="filler", omit_defau
     sha256: str = ""
     stats: str = ""
     port: int = 0
+    script: str = ""
     cpu_milli: int = 100
     memory_mib: int = 1024
     enabled: bool = True

@@ -15,6 +15,7 @@ from litestar.handlers import BaseRouteHandler
 
 from headframe.engines.base import Engine
 from headframe.engines.joined import JoinedEngine
+from headframe.model.agent import Miner
 from headframe.model.command import Command
 from headframe.model.errors import BadRequest, HeadframeError, IdempotencyMismatch, InFlight, NotFound, Unauthenticated
 from headframe.model.event import Event
@@ -147,7 +148,7 @@ class Context:
         return made[-1]
 
 
-def _nobody(_adapter: str, _port: int) -> Reading:
+def _nobody(_miner: Miner) -> Reading:
     raise NotFound("nobody reads miners here")
 
 

@@ -17,8 +17,8 @@ from headframe.server.filling import STATS_PORT
 LOOK_S, AT_ONCE = 10.0, 8
 AGAIN_LOOKS = 30
 """After so many looks agents are told again whom to ask: one that was started anew has forgotten it."""
-Read = Callable[[str, int], Reading]
-"""Asks the miner at a port of this machine; an exception where it can't be read."""
+Read = Callable[[Miner], Reading]
+"""Asks a miner of this machine; an exception where it can't be read."""
 Ask = Callable[[NodeId, Mapping[AllocationId, Miner]], None]
 """Has a machine that joined ask its miners."""
 
@@ -50,7 +50,7 @@ class Miners:
         async def one(key: AllocationId, miner: Miner) -> None:
             async with gate:
                 try:
-                    self.readings[key] = await asyncio.to_thread(self._read, miner.adapter, miner.port)
+                    self.readings[key] = await asyncio.to_thread(self._read, miner)
                 except Exception:  # a miner may say anything, or nothing: what it said before counts no more
                     self.readings.pop(key, None)
 
@@ -83,7 +83,7 @@ class Miners:
             part = held.parts[0]
             able = part.node_id in self._world.nodes and self._world.nodes[part.node_id].engine in {LOCAL, JOINED}
             if filler is not None and filler.stats and able and held.state is AllocationState.RUNNING:
-                yield part.node_id, key, Miner(filler.stats, (filler.port or STATS_PORT) + part.shares[0].index)
+                yield part.node_id, key, Miner(filler.stats, (filler.port or STATS_PORT) + part.shares[0].index, filler.script)
 
 
 def _can_be(said: Reading) -> bool:

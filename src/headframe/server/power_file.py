@@ -62,6 +62,7 @@ class _Filler(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     program: str = ""
     sha256: str = ""
     stats: str = ""
+    script: str = ""
     port: int = 0
     cpu: float = 0.1
     memory: str = "1GiB"
@@ -119,6 +120,11 @@ def filler(text: str) -> Filler:
         "64 lower-case hex digits, as sha256sum prints them",
     )
     _need(read.stats in ADAPTERS, f"filler: stats: no adapter {read.stats!r}", f"one of {', '.join(ADAPTERS[1:])}")
+    _need(
+        (read.stats == "hiveos") == bool(read.script) and (not read.script or bool(_PATH.fullmatch(read.script))),
+        "filler: script: HiveOS' scripts, and they alone, read by `stats: hiveos`",
+        "give both `stats: hiveos` and `script:`, the absolute path of the miner's h-stats.sh on its machine, or neither",
+    )
     _need(0 <= read.port <= 65_000, f"filler: port: {read.port}", "1 to 65000")
     models = {
         name: Mines(
@@ -131,7 +137,7 @@ def filler(text: str) -> Filler:
     return Filler(
         id=filler_id(read.name), name=read.name, run=read.run, image=read.image, env=read.env, coin=read.coin, models=models, program=read.program, sha256=read.sha256,
         usd_gpu_h=_within(read.value or 0.0, 0, 1000, "value", "US$ per card-hour"), pool_fee=_within(read.pool_fee, 0, 0.5, "pool_fee", "a share"),
-        program_fee=_within(read.program_fee, 0, 0.5, "program_fee", "a share"), stats=read.stats, port=read.port, enabled=read.enabled,
+        program_fee=_within(read.program_fee, 0, 0.5, "program_fee", "a share"), stats=read.stats, port=read.port, script=read.script, enabled=read.enabled,
         cpu_milli=round(_within(read.cpu, 0.01, 64, "cpu", "cores") * MILLI), memory_mib=_said(lambda: parse_mib(read.memory), "memory", "a size such as 1GiB"),
     )  # fmt: skip
 
