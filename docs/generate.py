@@ -161,7 +161,9 @@ def workload_file() -> str:
         "- `sharing` is how a fraction is kept apart. `time-slice` isolates nothing; `mps` limits the share of the processors. Neither is a boundary\n"
         "  between tenants who don't trust each other. A MIG instance is a card of its own.\n"
         "- A volume is a directory of the project's that outlives its work. It lies on the machine where it was first mounted, and work that mounts it\n"
-        "  goes there. In a container it is at its path; without an image its path is in `$HEADFRAME_VOLUME_<NAME>`. It is not limited in size."
+        "  goes there. In a container it is at its path; without an image its path is in `$HEADFRAME_VOLUME_<NAME>`. It is not limited in size.\n"
+        "- `cache:models:/models` is a cache: a directory of its own on each machine, for what can be had again (model files, data sets). Gangs may have one; work prefers\n"
+        "  machines that have it; what nothing has mounted for 30 days is deleted. On Slurm it lies on the node's own disk, in `/var/tmp`, and the system clears it."
     )
     return "\n".join(out) + "\n"
 

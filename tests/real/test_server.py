@@ -122,6 +122,21 @@ def test_a_volume_outlives_the_work_that_mounts_it_and_is_its_projects_own(serve
         assert [line.text.strip() for line in tenant.follow("keeps") if hasattr(line, "text")] == ["1"]
 
 
+def test_a_cache_is_kept_between_works_listed_and_removed_with_what_is_in_it(server):
+    text = "name: warm\nrun: echo again >> $HEADFRAME_VOLUME_MODELS/x; wc -l < $HEADFRAME_VOLUME_MODELS/x\nvolumes: ['cache:models:/models']\n"
+    text += "resources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}"
+    with server.tenant("cacher") as tenant:
+        for count in ("1", "2"):
+            tenant.submit(text)
+            assert [line.text.strip() for line in tenant.follow("warm") if hasattr(line, "text")] == [count]
+        (row,) = tenant.volumes().items
+        assert row.volume.cache
+        assert row.volume.used_ms > row.volume.created_ms
+        tenant.remove_volume("models")
+        tenant.submit(text)
+        assert [line.text.strip() for line in tenant.follow("warm") if hasattr(line, "text")] == ["1"]
+
+
 def test_an_operator_sets_up_racks_taints_and_maintenance_and_work_is_told_why_it_waits(server):
     text = "name: waits\nrun: 'true'\nresources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}"
     with server.operator() as operator, server.tenant() as tenant:

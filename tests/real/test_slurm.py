@@ -166,6 +166,27 @@ def test_a_gang_is_one_launch_whose_ranks_know_one_another(cloud):
     assert [text.split()[3] for _, text in said] == cloud.where("gang")
 
 
+def test_a_cache_lies_on_each_nodes_own_disk_where_only_the_works_account_reaches_it(cloud):
+    place = f"/var/tmp/headframe-cache-{os.geteuid()}"  # noqa: S108
+    text = 'test -w "$HEADFRAME_VOLUME_MODELS" && stat -c "%a %u" "$HEADFRAME_VOLUME_MODELS/.."; echo "$HEADFRAME_VOLUME_MODELS"'
+    cloud.run("cached", text, nodes=2, gpu=1, volumes=["cache:models:/m"])
+    assert cloud.ended("cached").state == "succeeded"
+    said = {text for _, text in cloud.lines("cached")}
+    assert f"700 {os.geteuid()}" in said
+    assert all(text.startswith(place) for text in said if text.startswith("/"))
+    assert {row.node for row in cloud.operator.volumes().items} == set(cloud.where("cached"))
+    cloud.tenant.remove_volume("models")
+    shutil.rmtree(place)
+    Path(place).symlink_to("/tmp")  # noqa: S108 - another account was there first
+    try:
+        cloud.run("lured", "true", gpu=1, volumes=["cache:models:/m"])
+        assert cloud.ended("lured").state == "failed"
+        assert "a cache can't be used" in cloud.tenant.workload("lured").allocations[0].detail
+    finally:
+        Path(place).unlink()
+        cloud.tenant.remove_volume("models")
+
+
 def test_a_gang_ends_as_one_with_the_reason_of_the_rank_that_failed_first(cloud):
     cloud.run("broken", "if [ $HEADFRAME_NODE_RANK = 1 ]; then sleep 0.5; exit 7; fi; sleep 600", nodes=3, gpu=1)
     row = cloud.ended("broken")

@@ -17,6 +17,7 @@ from headframe.placement import plan
 from headframe.placement.defragment import defragment
 from headframe.reconcile.jobs import jobs
 from headframe.server.decide import decide
+from headframe.server.operate import CACHE_MS, stale
 from headframe.server.tick import decisions
 from support import HOUR, NOW_MS, PROJECT, commit, fleet, job, put, running, spec
 
@@ -229,7 +230,24 @@ def test_a_volume_lies_where_it_was_first_mounted_and_is_not_removed_while_it_is
     assert isinstance(volume, Volume)
     assert volume.node_id == world.allocations["wl-1.1"].parts[0].node_id
     with pytest.raises(Conflicting, match="data is used by job-1"):
-        list(decide(world, RemoveVolume(id=volume.id), NOW_MS))
+        list(decide(world, RemoveVolume(project_id=PROJECT, name="data"), NOW_MS))
+
+
+def test_a_cache_is_one_on_each_machine_of_a_gang_and_goes_when_nothing_has_mounted_it_for_a_month():
+    world = fleet(nodes=3, gpus_each=1, queue=[job(1, gpus=1, nodes=2, volumes=(Mount(volume="models", path="/m", cache=True),))])
+    commit(world, decisions(world, Facts(nodes=dict.fromkeys(world.nodes, NOW_MS)), NOW_MS + 100))
+    nodes = [part.node_id for part in world.allocations["wl-1.1"].parts]
+    assert list(world.caches[PROJECT, "models"]) == nodes
+    assert world.homes == {}
+    month = NOW_MS + 100 + CACHE_MS
+    assert list(stale(world, month)) == [], "it is mounted"
+    world.put(msgspec.structs.replace(world.workloads["wl-1"], state=WorkloadState.SUCCEEDED, ended_ms=NOW_MS + 200))
+    assert list(stale(world, month - 1)) == []
+    assert [event.text.partition(":")[0] for event in commit(world, stale(world, month))] == [
+        f"cache models on {world.nodes[node].name} removed" for node in nodes
+    ]
+    assert world.caches[PROJECT, "models"] == {}
+    assert world.volumes == {}
 
 
 def test_work_that_gave_way_is_not_failed_for_it():

@@ -187,6 +187,15 @@ def test_an_image_is_run_where_it_has_run_before():
     assert plan(world, NOW_MS + 100).grants[0].parts[0].node_id == "node-2"
 
 
+def test_work_prefers_machines_that_have_its_caches_and_waits_for_none():
+    mounts = (Mount(volume="models", path="/m", cache=True),)
+    world = fleet(nodes=4, gpus_each=1, queue=[job(n, gpus=1, volumes=mounts) for n in (1, 2)] + [job(3, gpus=1, nodes=2, volumes=mounts)])
+    world.put(Volume(id=f"{PROJECT}.models@node-2", project_id=PROJECT, name="models", node_id="node-2", created_ms=0, cache=True))
+    world.put(Volume(id="pr-other.models@node-3", project_id="pr-other", name="models", node_id="node-3", created_ms=0, cache=True))
+    made = {grant.workload_id: [part.node_id for part in grant.parts] for grant in plan(world, NOW_MS + 100).grants}
+    assert made == {"wl-1": ["node-2"], "wl-2": ["node-0"], "wl-3": ["node-1", "node-3"]}, "another project's cache is none"
+
+
 def test_work_goes_where_its_volume_lies_and_says_why_it_waits_there():
     mounts = (Mount(volume="data", path="/data"),)
     world = fleet(nodes=3, gpus_each=1, queue=[job(1, gpus=1, volumes=mounts), job(2, gpus=1)])

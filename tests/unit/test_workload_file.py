@@ -40,13 +40,18 @@ resources:
   arch: arm64
   tolerations: [lab, a]
 topology: {network: required, pcie: ">=8", p2p: required}
-volumes: [data:/data, other-1:/mnt/x]
+volumes: [data:/data, other-1:/mnt/x, cache:models:/models]
 """).spec
     assert spec.resources.gpu == GpuRequest(
         milli=2000, model="A100", compute_capability="8.0", grade=Grade.TRAIN, mig="1g.10gb", pcie_width=8, p2p=True
     )
     assert (spec.resources.exclusive, spec.resources.arch, spec.resources.tolerations) == (True, "aarch64", ("a", "lab"))
-    assert (spec.network, spec.volumes) == (Network.REQUIRED, (Mount(volume="data", path="/data"), Mount(volume="other-1", path="/mnt/x")))
+    assert (spec.network, spec.volumes) == (
+        Network.REQUIRED,
+        (Mount(volume="data", path="/data"), Mount(volume="other-1", path="/mnt/x"), Mount(volume="models", path="/models", cache=True)),
+    )
+    assert parse("run: x\nnodes: 2\nvolumes: ['cache:models:/m']").spec.volumes == (Mount(volume="models", path="/m", cache=True),)
+    assert parse("run: x\nvolumes: ['cache:/m']").spec.volumes == (Mount(volume="cache", path="/m"),)
     shared = parse("run: x\nresources: {gpu: {memory: 24gb.., count: 0.5, sharing: mps}}").spec.resources.gpu
     assert shared == GpuRequest(milli=500, memory_min_mib=24 * 1024, sharing=Sharing.MPS)
 
@@ -58,6 +63,8 @@ volumes: [data:/data, other-1:/mnt/x]
         ("volumes: ['data:relative']", "volumes"),
         ("volumes: ['a:/x', 'b:/x']", "volumes"),
         ("volumes: ['a:/x']\nnodes: 2", "volumes"),
+        ("volumes: ['cache:m:/x', 'a:/y']\nnodes: 2", "volumes"),
+        ("volumes: ['cache:cache:m:/x']", "volumes"),
         ("volumes: ['a:/x']\ncheckpoint: /x", "volumes"),
         ("topology: {pcie: 3}", "topology.pcie"),
         ("topology: {p2p: maybe}", "topology.p2p"),

@@ -145,7 +145,7 @@ def volume_ls(*, project: ProjectOption = "", json: Json = False) -> None:
 
 @volume_app.command("rm")
 def volume_rm(name: str, *, project: ProjectOption = "", json: Json = False) -> None:
-    """Delete a volume and what is in it."""
+    """Delete a volume and what is in it; a cache on all machines."""
     with client() as cloud:
         gone = cloud.remove_volume(name, project)
     show(gone, json, lambda: out.print(f"{gone.volume.name} is deleted"))
@@ -185,7 +185,8 @@ def _show_reservations(rows: tuple[Reservation, ...]) -> None:
 
 
 def _show_volumes(rows: tuple[VolumeView, ...]) -> None:
-    shown = table("volume", "node", "project")
+    shown = table("volume", "kind", "node", "last mounted", "project")
     for row in rows:
-        shown.add_row(row.volume.name, row.node, row.volume.project_id)
+        used = datetime.fromtimestamp(row.volume.used_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC") if row.volume.used_ms else "–"
+        shown.add_row(row.volume.name, "cache" if row.volume.cache else "volume", row.node, used, row.volume.project_id)
     out.print(shown)

@@ -31,10 +31,10 @@ from headframe.engines.shell import Shell, ShellAsk, listens, open_shell
 from headframe.files import write_private
 from headframe.model.errors import Conflicting
 from headframe.model.fleet import Volume
-from headframe.model.ids import AllocationId, GpuId, NodeId, is_allocation_id, volume_id
+from headframe.model.ids import AllocationId, GpuId, NodeId, is_allocation_id
 from headframe.model.states import AllocationState, Reason
 from headframe.model.units import MILLI
-from headframe.model.work import CHECK, Allocation, LogLine, Observation, Workload
+from headframe.model.work import CHECK, Allocation, LogLine, Observation, Workload, mounted_id
 
 LOG_LINES_MAX = 2000
 KEEPER_AGAIN_MS, KEEPER_LIMIT_MS = 2_000, 20_000
@@ -264,7 +264,7 @@ class LocalEngine:
         checkpoint = self._checkpoints / workload.id
         if workload.spec.checkpoint:
             checkpoint.mkdir(exist_ok=True, mode=0o700)
-        mounts = {mount: self._volumes / volume_id(workload.project_id, mount.volume) for mount in workload.spec.volumes}
+        mounts = {mount: self._volumes / mounted_id(workload, mount, allocation.parts[0].node_id) for mount in workload.spec.volumes}
         for volume in mounts.values():
             volume.mkdir(exist_ok=True, mode=0o700)
         launch = launch_for(here(allocation), allocation, workload, work, checkpoint, mounts)

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import sys
 import time
 
@@ -25,6 +26,16 @@ LEASE_LOOK_S = 5.0
 PR_SET_CHILD_SUBREAPER = 36
 LOCK_TRIES = 200
 SETUP_FAILED = "setup-failed"
+
+
+def own_directory(path):
+    """Make it, or see that it is this account's alone: where everybody may write, another may have been there first."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise PermissionError(f"{path} is not a directory of its own") from None
 
 
 class Keeper:
@@ -91,6 +102,12 @@ class Keeper:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.began = (int(time.time() * 1000), time.monotonic())
         self.write(event="starting", pid=os.getpid(), boot_id=self.spec["boot_id"])
+        try:
+            for path in self.spec.get("caches", ()):
+                own_directory(os.path.dirname(path))
+                own_directory(path)
+        except OSError as error:
+            return self.end(1, SETUP_FAILED, f"a cache can't be used: {error}")
         if self.spec["setup"]:
             self.log.line("sys", "setup: " + self.spec["setup_shown"])
             code = self.phase(self.spec["setup"], "setup", wake_read)

@@ -6,7 +6,7 @@ from headframe.model.endpoint import GatewayReport, Served
 from headframe.model.engine import EngineSetup
 from headframe.model.fleet import Gpu, Grade, Node, Reservation, Rig, Sharing
 from headframe.model.health import Depth
-from headframe.model.ids import EngineId, GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, SiteId, VolumeId, WorkloadId
+from headframe.model.ids import EngineId, GpuId, KeyId, NodeId, ProjectId, RackId, ReservationId, SiteId, WorkloadId
 from headframe.model.money import GpuPrice
 from headframe.model.people import Key
 from headframe.model.power import Asic, Coin, Filler, MarketDay, Signal, Tariff
@@ -308,9 +308,10 @@ class CancelReservation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RemoveVolume(msgspec.Struct, frozen=True, kw_only=True):
-    """Delete a volume and what is in it."""
+    """Delete a volume and what is in it; of a cache, on all nodes."""
 
-    id: VolumeId
+    project_id: ProjectId
+    name: str
 
 
 class Defragment(msgspec.Struct, frozen=True, kw_only=True):

@@ -158,13 +158,17 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, tag="reservation"):
 
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
-    """A project's directory that outlives its workloads; it lies on one node, and work that mounts it goes there."""
+    """A project's directory that outlives its workloads; it lies on one node, and work that mounts it goes there. A cache (models, data sets) has one such row for each node that
+    has it: work prefers those nodes, and what nothing has mounted since `used_ms` for a month is deleted.
+    """
 
     id: VolumeId
     project_id: ProjectId
     name: str
     node_id: NodeId
     created_ms: int
+    cache: bool = False
+    used_ms: int = 0
     removed: bool = False
 
 

@@ -68,6 +68,11 @@ def volume_id(project: ProjectId, name: str) -> VolumeId:
     return VolumeId(f"{project}.{name}")
 
 
+def cache_id(project: ProjectId, name: str, node: NodeId) -> VolumeId:
+    """A cache is a directory of its own on each node."""
+    return VolumeId(f"{project}.{name}@{node}")
+
+
 def allowance_id(gateway: GatewayId, project: ProjectId) -> str:
     """What a gateway may spend for a project is one row."""
     return f"{gateway}.{project}"

@@ -6,7 +6,7 @@ import msgspec
 
 from headframe.model.fleet import Down, Grade, Machine, Sharing
 from headframe.model.health import CardFacts, Finding, HostFacts
-from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, SiteId, WorkloadId
+from headframe.model.ids import AllocationId, GpuId, KeyId, NodeId, ProjectId, SiteId, VolumeId, WorkloadId, cache_id, volume_id
 from headframe.model.power import Budget
 from headframe.model.serving import Load, Serving
 from headframe.model.states import AllocationState, Reason, WorkloadState
@@ -82,10 +82,11 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume of the project and where it is seen."""
+    """A volume of the project and where it is seen; a cache is one on each node of its own, filled again where it is not."""
 
     volume: str
     path: str
+    cache: bool = False
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +125,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     def gpu_milli(self) -> int:
         """Thousandths of GPUs on all nodes together."""
         return self.resources.gpu.milli * self.nodes
+
+    @property
+    def homed(self) -> bool:
+        """Whether it mounts what lies on one node."""
+        return any(not mount.cache for mount in self.volumes)
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
@@ -275,3 +281,8 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     stream: str
     text: str
     next: int
+
+
+def mounted_id(workload: Workload, mount: Mount, node: NodeId) -> VolumeId:
+    """Which volume a mount is, on a node."""
+    return cache_id(workload.project_id, mount.volume, node) if mount.cache else volume_id(workload.project_id, mount.volume)

@@ -83,6 +83,7 @@ class World:
         self.reservations: dict[ReservationId, Reservation] = {}
         self.volumes: dict[VolumeId, Volume] = {}
         self.homes: dict[tuple[ProjectId, str], NodeId] = {}
+        self.caches: dict[tuple[ProjectId, str], dict[NodeId, None]] = {}
         self.projects: dict[ProjectId, Project] = {}
         self.users: dict[UserId, User] = {}
         self.keys: dict[KeyId, Key] = {}
@@ -284,10 +285,18 @@ class World:
         free.disk_mib += size[2] - was[2]
 
     def _index_volume(self, old: Volume | None, new: Volume | None) -> None:
-        if old is not None:
-            self.homes.pop((old.project_id, old.name), None)
-        if new is not None:
-            self.homes[new.project_id, new.name] = new.node_id
+        for row in (old, new):
+            if row is None:
+                continue
+            key = (row.project_id, row.name)
+            if row.cache and row is new:
+                self.caches.setdefault(key, {})[row.node_id] = None
+            elif row.cache:
+                self.caches.get(key, {}).pop(row.node_id, None)
+            elif row is new:
+                self.homes[key] = row.node_id
+            else:
+                self.homes.pop(key, None)
 
     def _index_rack(self, rack_id: RackId) -> None:
         for node in self.nodes.values():

@@ -47,7 +47,7 @@ def defragment(world: World, now_ms: int) -> Proposal | None:
     movable = frozenset(_movable(fleet, now_ms))
     waiting = (workload for workload in Order(world, now_ms) if workload.not_before_ms <= now_ms and workload.spec.nodes == 1) if movable else ()
     for _, workload in zip(range(LOOKED_AT), waiting, strict=False):
-        if workload.spec.volumes or not workload.spec.resources.gpu.milli or (fleet.costs(workload.spec) < NEVER).any():
+        if workload.spec.homed or not workload.spec.resources.gpu.milli or (fleet.costs(workload.spec) < NEVER).any():
             continue
         losses = fleet.losses(workload.spec, now_ms, movable)
         for rank in cheapest(losses, min(TRIES, int((losses < NEVER).sum()))):
@@ -62,7 +62,7 @@ def _movable(fleet: Fleet, now_ms: int) -> Iterator[AllocationId]:
     world = fleet.world
     for key, allocation in world.held.items():
         workload = world.workloads.get(allocation.workload_id)
-        if workload is None or not workload.spec.checkpoint or workload.spec.volumes or len(allocation.parts) > 1:
+        if workload is None or not workload.spec.checkpoint or workload.spec.homed or len(allocation.parts) > 1:
             continue
         if may_go(fleet, allocation, now_ms, (key,)) and allocation.state is AllocationState.RUNNING:
             yield key

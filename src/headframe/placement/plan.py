@@ -166,12 +166,12 @@ class _Made:
         over = self._over_quota(workload)
         if over is not None:
             return (over,)
-        if workload.spec.volumes:
+        if workload.spec.homed:
             return self._where_its_volumes_are(workload)
         shape = _shape(workload.spec)
         # Capacity only shrinks within a plan: what did not fit before does not fit now.
         parts = self._set_aside(workload)
-        parts = parts or (() if shape in self._full else self.fleet.place(workload.spec, near=self.fleet.at_hand(workload.spec)))
+        parts = parts or (() if shape in self._full else self.fleet.place(workload.spec, near=self.fleet.at_hand(workload)))
         if not parts and workload.spec.max_duration_s < self._too_long.get(shape, FOREVER_MS):
             parts = self._backfilled(workload)
             if not parts and workload.spec.max_duration_s:
@@ -189,7 +189,7 @@ class _Made:
     def _where_its_volumes_are(self, workload: Workload) -> Grant | tuple[Refusal, ...]:
         """Work with volumes goes where they lie; where none does yet, anywhere."""
         homes = {self.world.homes[workload.project_id, mount.volume] for mount in workload.spec.volumes
-                 if (workload.project_id, mount.volume) in self.world.homes}  # fmt: skip
+                 if not mount.cache and (workload.project_id, mount.volume) in self.world.homes}  # fmt: skip
         names = ", ".join(self.world.nodes[home].name for home in sorted(homes))
         if len(homes) > 1:
             return (Refusal(rule="volume", need="volumes that lie on one node", have=f"volumes on {names}", nodes=0,

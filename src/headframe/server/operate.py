@@ -20,10 +20,10 @@ from headframe.model.command import (
 )
 from headframe.model.errors import Conflicting, Infeasible, NotFound
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import Rack, Reservation, Site
+from headframe.model.fleet import Rack, Reservation, Site, Volume
 from headframe.model.ids import NodeId, RackId
 from headframe.model.states import Reason
-from headframe.model.units import gpus
+from headframe.model.units import MS_PER_DAY, duration, gpus
 from headframe.model.work import Refusal
 from headframe.model.world import World
 from headframe.placement.defragment import defragment
@@ -33,6 +33,7 @@ from headframe.reconcile.reservations import overstayers
 from headframe.server.lifecycle import serve
 from headframe.server.qualify import qualify
 
+CACHE_MS = 30 * MS_PER_DAY
 Operate = Qualify | SetNode | SetSite | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume | Defragment | MoveNode | MoveGpu
 
 
@@ -187,15 +188,29 @@ def _cancel(world: World, command: CancelReservation) -> Iterator[Draft]:
 
 
 def _remove_volume(world: World, command: RemoveVolume) -> Iterator[Draft]:
-    row = world.volumes.get(command.id)
-    if row is None:
-        return
     users = [w.name for w in world.workloads.values()
-             if w.project_id == row.project_id and not w.ended_ms and any(mount.volume == row.name for mount in w.spec.volumes)]  # fmt: skip
+             if w.project_id == command.project_id and not w.ended_ms and any(mount.volume == command.name for mount in w.spec.volumes)]  # fmt: skip
     if users:
-        raise Conflicting(f"{row.name} is used by {', '.join(sorted(users)[:5])}", "stop them first: `headframe stop`")
+        raise Conflicting(f"{command.name} is used by {', '.join(sorted(users)[:5])}", "stop them first: `headframe stop`")
+    there = [row for row in world.volumes.values() if (row.project_id, row.name) == (command.project_id, command.name)]
+    for row in sorted(there, key=lambda row: row.id):
+        yield _removed(world, row, "")
+
+
+def _removed(world: World, row: Volume, why: str) -> Draft:
     gone = msgspec.structs.replace(row, removed=True)
-    yield Draft(kind=Kind.VOLUME_REMOVED, subject=row.id, project_id=row.project_id, text=f"volume {row.name} removed", rows=(gone,))
+    node = world.nodes.get(row.node_id)
+    what = f"cache {row.name} on {node.name if node else row.node_id}" if row.cache else f"volume {row.name}"
+    return Draft(kind=Kind.VOLUME_REMOVED, subject=row.id, project_id=row.project_id, text=f"{what} removed{why}", rows=(gone,))
+
+
+def stale(world: World, now_ms: int) -> Iterator[Draft]:
+    """Caches that nothing has mounted for a month: disks are finite, and what is in them can be had again."""
+    old = [row for row in world.volumes.values() if row.cache and now_ms - row.used_ms >= CACHE_MS]
+    mounted = {(w.project_id, mount.volume) for w in world.workloads.values() if not w.ended_ms for mount in w.spec.volumes} if old else set()
+    for row in sorted(old, key=lambda row: row.id):
+        if (row.project_id, row.name) not in mounted:
+            yield _removed(world, row, f": unused for {duration(now_ms - row.used_ms)}")
 
 
 def _defragment(world: World, command: Defragment, now_ms: int) -> Iterator[Draft]:

@@ -15,10 +15,10 @@ from headframe.billing.price import price_at, rate_nano
 from headframe.engines.base import FILLER_GRACE_S, GRACE_S, Engine, Sight
 from headframe.health.grade import OURS
 from headframe.health.rules import UNCLEAN, Rules
-from headframe.model.event import Draft, Kind
+from headframe.model.event import Draft, Event, Kind
 from headframe.model.fleet import Volume
 from headframe.model.health import CardFacts, Finding, HostFacts
-from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, allocation_id, volume_id
+from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, VolumeId, allocation_id, cache_id, volume_id
 from headframe.model.power import Budget
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import money
@@ -37,7 +37,7 @@ from headframe.server.enrol import unchecked
 from headframe.server.filling import failed
 from headframe.server.idle import give_way, idle_checks
 from headframe.server.machines import machines
-from headframe.server.operate import moves
+from headframe.server.operate import moves, stale
 from headframe.server.qualify import expired, graded, is_check, said
 from headframe.server.serving import silent
 from headframe.server.sessions import Sessions
@@ -76,6 +76,12 @@ class Tick:
         self._heard_ms: dict[NodeId, int] = {}
         self._missing_since_ms: dict[AllocationId, int] = {}
         self._swept_ms = 0
+        self._removed: dict[VolumeId, Volume] = {}
+        desk.listeners.append(self._heard)
+
+    def _heard(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._removed.update((row.id, row) for row in event.rows if event.kind is Kind.VOLUME_REMOVED and isinstance(row, Volume))
 
     async def run(self, epoch: int) -> None:
         """Catch up with what other servers committed, look, decide, commit under `epoch`, act."""
@@ -120,6 +126,8 @@ class Tick:
         """Wanted against seen: start what is granted, stop what should not be, forget what is settled."""
         world = self._desk.world
         seen = {observation.allocation_id: observation for observation in sight.observations}
+        while self._removed:  # before anything starts: what is mounted anew under the same name begins empty
+            await self._engine.erase(self._removed.popitem()[1])
         starts = Starts(world, self._budgets, self._clock_ms())
         for allocation in starts.ordered():
             if allocation.state is AllocationState.GRANTED and allocation.id not in seen and starts.fits(allocation):
@@ -170,6 +178,7 @@ def decisions(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> I
         yield from unchecked(world, now_ms)
         yield from idle_checks(world, now_ms)
         yield from silent(world, now_ms)
+        yield from stale(world, now_ms)
     yield from failed(world, facts, now_ms)
     yield from jobs(world, facts, now_ms)
     yield from endpoints(world, facts, now_ms)
@@ -271,9 +280,14 @@ def _listening(world: World, workload: Workload, parts: Sequence[Part], attempt:
 
 
 def _volumes(world: World, allocation: Allocation, workload: Workload, now_ms: int) -> list[Volume]:
-    """The volumes that this attempt is the first to mount: from now on they lie where it runs."""
-    names = dict.fromkeys(mount.volume for mount in workload.spec.volumes)
-    return [
-        Volume(id=volume_id(workload.project_id, name), project_id=workload.project_id, name=name, node_id=allocation.parts[0].node_id, created_ms=now_ms)
-        for name in names if (workload.project_id, name) not in world.homes
+    """The volumes that this attempt is the first to mount, which from now on lie where it runs, and the caches that it uses there."""
+    project, names = workload.project_id, dict.fromkeys((mount.volume, mount.cache) for mount in workload.spec.volumes)
+    fixed = [
+        Volume(id=volume_id(project, name), project_id=project, name=name, node_id=allocation.parts[0].node_id, created_ms=now_ms)
+        for name, cache in names if not cache and (project, name) not in world.homes
+    ]  # fmt: skip
+    keys = {(name, part.node_id): cache_id(project, name, part.node_id) for name, cache in names if cache for part in allocation.parts}
+    return fixed + [
+        Volume(id=key, project_id=project, name=name, node_id=node, cache=True, used_ms=now_ms, created_ms=world.volumes[key].created_ms if key in world.volumes else now_ms)
+        for (name, node), key in keys.items()
     ]  # fmt: skip

@@ -212,8 +212,8 @@ def _endpoint(values: dict[str, Any], found: dict[str, yaml.Node], root: yaml.No
 
 
 def _volumes_good(values: dict[str, Any], found: dict[str, yaml.Node], reader: _Reader) -> None:
-    if values.get("volumes") and values.get("nodes", 1) > 1:
-        reader.wrong(found["volumes"], "volumes", "one node: a volume lies on one machine")
+    if any(not mount.cache for mount in values.get("volumes", ())) and values.get("nodes", 1) > 1:
+        reader.wrong(found["volumes"], "volumes", "one node: a volume lies on one machine (a cache, as cache:NAME:/PATH, is one on each)")
     paths = [mount.path for mount in values.get("volumes", ())] + [path for path in (values.get("checkpoint"),) if path]
     if len(set(paths)) < len(paths):
         reader.wrong(found["volumes"], "volumes", "a path of its own for each")
@@ -345,20 +345,19 @@ _GPU_TEXTS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def _volumes(node: yaml.Node, reader: _Reader) -> tuple[Mount, ...]:
-    """``name:/path`` each, or a mapping of names to paths."""
+    """``name:/path`` or ``cache:name:/path`` each, or a mapping of names to paths."""
     if isinstance(node, yaml.MappingNode):
         pairs = [(str(key.value), str(value.value)) for key, value in node.value]
     else:
         items = node.value if isinstance(node, yaml.SequenceNode) else [node]
         written = [str(item.value) if isinstance(item, yaml.ScalarNode) else "" for item in items]
-        pairs = [(name, path) for name, _, path in (text.partition(":") for text in written)]
-    good = [
-        _NAME.fullmatch(name) and path.startswith("/") and path != "/" and ".." not in path.split("/") and ":" not in path for name, path in pairs
-    ]  # fmt: skip
-    if not all(good) or len(pairs) > VOLUMES_MAX:
-        reader.wrong(node, "volumes", f"at most {VOLUMES_MAX} of NAME:/PATH, such as data:/data")
+        pairs = [(name, path) for name, _, path in (text.rpartition(":") for text in written)]
+    mounts = [Mount(volume=name.removeprefix("cache:"), path=path, cache=name.startswith("cache:")) for name, path in pairs]
+    good = [_NAME.fullmatch(each.volume) and each.path.startswith("/") and each.path != "/" and ".." not in each.path.split("/") for each in mounts]
+    if not all(good) or len(mounts) > VOLUMES_MAX:
+        reader.wrong(node, "volumes", f"at most {VOLUMES_MAX} of NAME:/PATH, such as data:/data, or cache:NAME:/PATH")
         return ()
-    return tuple(Mount(volume=name, path=path) for name, path in pairs)
+    return tuple(mounts)
 
 
 def parse_gpu(text: str) -> GpuRequest:

@@ -25,9 +25,9 @@ from headframe.engines.local import JournalLine, read_journal, read_log
 from headframe.engines.runtime import SETUP_EXIT, Place, launch_for
 from headframe.files import write_private
 from headframe.model.engine import EngineSetup
-from headframe.model.ids import AllocationId, VolumeId, WorkloadId, is_allocation_id, volume_id
+from headframe.model.ids import AllocationId, NodeId, VolumeId, WorkloadId, cache_id, is_allocation_id
 from headframe.model.states import Reason
-from headframe.model.work import Allocation, LogLine, Mount, Workload
+from headframe.model.work import Allocation, LogLine, Mount, Workload, mounted_id
 
 BEAT_S = 10
 PORT_FIRST, PORTS = 15_000, 15_000
@@ -36,6 +36,7 @@ INHERITED = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL
 """What Slurm has bound the job to; of all else the work has only what it asked for."""
 MERGED_LINES_MAX, STALE_S = 5000, 60.0
 WRITTEN = "written"
+CACHES = Path("/var/tmp")  # noqa: S108 - it is meant to be kept, and its sticky bit keeps others from removing what is ours
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,9 +103,14 @@ class Shared:
         owner = owner_of(self.setup.account(allocation.project_id))
         (held.path / "by-node").mkdir(parents=True, exist_ok=True)
         held.path.chmod(0o700)
-        mounts = {mount: self.root / "volumes" / volume_id(workload.project_id, mount.volume) for mount in workload.spec.volumes}
-        checkpoint = self.root / "checkpoints" / workload.id
-        for path in (*mounts.values(), *([checkpoint] if workload.spec.checkpoint else [])):
+        shared = {
+            mount: self.root / "volumes" / mounted_id(workload, mount, allocation.parts[0].node_id)
+            for mount in workload.spec.volumes
+            if not mount.cache
+        }
+        cached = {mount: _cache(owner, workload, mount) for mount in workload.spec.volumes if mount.cache}
+        mounts, checkpoint = shared | cached, self.root / "checkpoints" / workload.id
+        for path in (*shared.values(), *([checkpoint] if workload.spec.checkpoint else [])):
             path.mkdir(exist_ok=True, mode=0o700)
             give(path, owner)
         for part, node in zip(allocation.parts, nodes, strict=True):
@@ -127,7 +133,7 @@ class Shared:
         spec: dict[str, Any] = {
             "id": allocation.id, "rank": place.part.rank, "boot_id": "", "cwd": str(work), "setup": launch.setup, "setup_shown": workload.spec.setup,
             "run": launch.run, "env": launch.env, "inherit": INHERITED, "on_stop": launch.on_stop, "max_duration_s": workload.spec.max_duration_s,
-            "lease": "", "type": workload.spec.type, "grace_s": GRACE_S, "cgroups": [], "news": str(self.news), "on_term": Reason.PREEMPTED,
+            "lease": "", "type": workload.spec.type, "grace_s": GRACE_S, "cgroups": [], "caches": [str(path) for mount, path in mounts.items() if mount.cache], "news": str(self.news), "on_term": Reason.PREEMPTED,
             "beat_s": BEAT_S if place.ranks > 1 else 0, "setup_exit": SETUP_EXIT if workload.spec.image and workload.spec.setup else None,
         }  # fmt: skip
         write_private(at / "spec.json", json.dumps(spec).encode())
@@ -264,6 +270,11 @@ def script(setup: EngineSetup, keeper: Path, held: Path, ranks: int) -> str:
             "",
         )
     )
+
+
+def _cache(owner: tuple[int, int] | None, workload: Workload, mount: Mount) -> Path:
+    """Where a cache lies on each node: on its own disk, in a directory that only the work's account can reach; the system clears away what is unused there for long."""
+    return CACHES / f"headframe-cache-{owner[0] if owner else os.geteuid()}" / cache_id(workload.project_id, mount.volume, NodeId("here"))
 
 
 def port_of(allocation: AllocationId) -> int:

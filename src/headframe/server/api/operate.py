@@ -27,7 +27,7 @@ from headframe.model.api import (
 from headframe.model.command import CancelReservation, Defragment, MoveGpu, RemoveVolume, Reserve, SetGpu, SetRack, SetSite
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Rack, Reservation, Site, Volume
-from headframe.model.ids import GpuId, ProjectId, RackId, ReservationId, volume_id
+from headframe.model.ids import GpuId, ProjectId, RackId, ReservationId
 from headframe.model.people import Scope
 from headframe.model.units import MILLI
 from headframe.model.work import GpuRequest, Resources, Spec
@@ -223,16 +223,17 @@ async def list_volumes(context: Context, request: Request[Principal, Any, Any], 
 
 @delete("/v1/volumes/{volume:str}", opt={"scope": Scope.MEMBER}, status_code=200, responses=answers(404, 409, 422))
 async def remove_volume(context: Context, request: Request[Principal, Any, Any], volume: str, project: str = "") -> VolumeView:
-    """Delete a volume that no live workload mounts, with what is in it."""
+    """Delete a volume that no live workload mounts, with what is in it; a cache on all nodes."""
     world = context.world
-    row = found(world.volumes.get(volume_id(project_for(world, request.user, project).id, volume)), f"volume {volume[:80]!r}", "volume ls")
+    owner = project_for(world, request.user, project).id
+    row = found(
+        next((row for row in world.volumes.values() if (row.project_id, row.name) == (owner, volume)), None), f"volume {volume[:80]!r}", "volume ls"
+    )
 
     def answer(world: World) -> VolumeView:
         return _volume_view(world, msgspec.structs.replace(row, removed=True))
 
-    gone = await context.write(request, RemoveVolume(id=row.id), answer)
-    await context.engine.erase(row)
-    return gone
+    return await context.write(request, RemoveVolume(project_id=owner, name=row.name), answer)
 
 
 def _volume_view(world: World, row: Volume) -> VolumeView:
