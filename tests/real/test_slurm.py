@@ -362,6 +362,17 @@ def test_two_machines_train_together_and_after_one_is_lost_others_go_on_from_the
     assert again_s < 60
 
 
+def test_an_elastic_gang_goes_on_with_the_machines_that_are_left(cloud):
+    text = "echo up $HEADFRAME_ATTEMPT of $HEADFRAME_NODES; [ $HEADFRAME_ATTEMPT = 1 ] && sleep 600; exit 0"
+    cloud.run("elastic", text, nodes="2..4", gpu=4)
+    wait_for(lambda: len([1 for _, text in cloud.lines("elastic") if text == "up 1 of 4"]) == 4)
+    lost = cloud.where("elastic")[1]
+    cloud.slurm.lose(lost)
+    assert cloud.ended("elastic", 120).state == "succeeded"
+    assert [text for _, text in cloud.lines("elastic", 2)] == ["up 2 of 3"] * 3
+    assert lost not in cloud.where("elastic")
+
+
 def test_a_lost_machine_ends_the_gang_as_one_and_its_time_is_credited(cloud):
     cloud.run("lost", "echo up $HEADFRAME_ATTEMPT; [ $HEADFRAME_ATTEMPT = 1 ] && sleep 600; exit 0", nodes=2, gpu=1)
     wait_for(lambda: len([1 for _, text in cloud.lines("lost") if text == "up 1"]) == 2)

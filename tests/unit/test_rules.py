@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from headframe.billing.price import price_at, rate_nano
 from headframe.model.fleet import Grade, Sharing, Volume
 from headframe.model.states import AllocationState, GpuState
-from headframe.model.work import Mount, Tier
+from headframe.model.work import Mount, Refusal, Tier
 from headframe.placement import are_parts, explain, feasible, plan
 from headframe.placement.fit import capability
 from headframe.placement.fleet import Fleet
@@ -185,6 +185,44 @@ def test_an_image_is_run_where_it_has_run_before():
     Fleet.of(world).ran(world.workloads["wl-1"].spec, plan(world, NOW_MS + 100).grants[0].parts[:0])
     Fleet.of(world)._images["org/a:1"] = {"node-2": None}
     assert plan(world, NOW_MS + 100).grants[0].parts[0].node_id == "node-2"
+
+
+def elastic(n, least, most, **more):
+    made = job(n, nodes=most, gpus=2, **more)
+    return msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, nodes_min=least))
+
+
+def test_an_elastic_gang_starts_on_as_many_nodes_as_are_free_and_waits_for_the_fewest_only():
+    world = fleet(nodes=4, gpus_each=2, queue=[elastic(1, 2, 8)])
+    assert len(plan(world, NOW_MS + 100).grants[0].parts) == 4
+    put(world, running(8, [0], 1), running(9, [1], 1))
+    assert [part.node_id for part in plan(world, NOW_MS + 100).grants[0].parts] == ["node-2", "node-3"]
+    put(world, running(7, [2], 1))
+    made = plan(world, NOW_MS + 100)
+    assert made.grants == ()
+    assert "needs 2 nodes at once" in only_refusal(world)
+    assert len(made.kept[0].nodes) == 2, "for the fewest, no more"
+
+
+def test_nobody_gives_way_to_what_an_elastic_gang_would_only_like_to_have():
+    world = fleet(nodes=4, gpus_each=2, queue=[elastic(1, 2, 4)])
+    put(world, running(8, [0, 1], 2, tier=Tier.SPOT, started_ms=NOW_MS - 10 * HOUR))
+    made = plan(world, NOW_MS + 100)
+    assert len(made.grants[0].parts) == 2
+    assert made.evictions == ()
+
+
+def test_an_elastic_gang_is_as_large_as_its_price_and_its_quota_allow():
+    world = fleet(nodes=8, gpus_each=2, queue=[elastic(1, 2, 8)])
+
+    def dear(_workload, parts, _granted):
+        return Refusal(rule="max-price", need="less", have="more", nodes=0, change="") if len(parts) > 5 else None
+
+    assert len(plan(world, NOW_MS + 100, dear).grants[0].parts) == 5
+    world.put(msgspec.structs.replace(world.projects[PROJECT], quota_gpus_milli=8000))
+    assert len(plan(world, NOW_MS + 100).grants[0].parts) in {2, 3}
+    world.put(msgspec.structs.replace(world.projects[PROJECT], quota_gpus_milli=3000))
+    assert [each.rule for each in explain(world, world.workloads["wl-1"], NOW_MS + 100)] == ["quota"]
 
 
 def test_work_prefers_machines_that_have_its_caches_and_waits_for_none():

@@ -50,6 +50,9 @@ volumes: [data:/data, other-1:/mnt/x, cache:models:/models]
         Network.REQUIRED,
         (Mount(volume="data", path="/data"), Mount(volume="other-1", path="/mnt/x"), Mount(volume="models", path="/models", cache=True)),
     )
+    elastic = parse("run: x\nnodes: 2..8").spec
+    assert (elastic.least, elastic.nodes, elastic.size, elastic.resources.gang) == (2, 8, "2..8", True)
+    assert (parse("run: x\nnodes: 3..3").spec.size, parse("run: x\nnodes: 3").spec.least) == ("3", 3)
     assert parse("run: x\nnodes: 2\nvolumes: ['cache:models:/m']").spec.volumes == (Mount(volume="models", path="/m", cache=True),)
     assert parse("run: x\nvolumes: ['cache:/m']").spec.volumes == (Mount(volume="cache", path="/m"),)
     shared = parse("run: x\nresources: {gpu: {memory: 24gb.., count: 0.5, sharing: mps}}").spec.resources.gpu
@@ -60,6 +63,10 @@ volumes: [data:/data, other-1:/mnt/x, cache:models:/models]
     ("text", "key"),
     [
         ("volumes: [data]", "volumes"),
+        ("nodes: 8..2", "nodes"),
+        ("nodes: 0..2", "nodes"),
+        ("nodes: 2..", "nodes"),
+        ("nodes: 1..2\nvolumes: ['a:/x']", "volumes"),
         ("volumes: ['data:relative']", "volumes"),
         ("volumes: ['a:/x', 'b:/x']", "volumes"),
         ("volumes: ['a:/x']\nnodes: 2", "volumes"),

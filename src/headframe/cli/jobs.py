@@ -228,7 +228,7 @@ def _show_workloads(rows: list[WorkloadView], *, all_: bool, served: Sequence[En
         state = f"[{COLOURS.get(row.state, 'dim')}]{row.state}[/]"
         rate = money(item.rate_nano) if item.rate_nano else "–"
         shown.add_row(
-            row.name, state, f"{row.spec.nodes} × {row.spec.resources.gpu}", row.spec.tier, rate, money(item.accrued_nano), escape(printable(why))
+            row.name, state, f"{row.spec.size} × {row.spec.resources.gpu}", row.spec.tier, rate, money(item.accrued_nano), escape(printable(why))
         )
     for each in served:
         row = each.endpoint

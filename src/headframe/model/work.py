@@ -97,7 +97,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """A parsed workload file. Sizes are per node, `max_price_nano` is US$ per hour for the whole workload; what nobody has used for
+    """A parsed workload file. Sizes are per node, `max_price_nano` is US$ per hour for the whole workload; with `nodes_min`
+    an attempt may have from that to `nodes` nodes; what nobody has used for
     `idle_s` is stopped (0: never).
     """
 
@@ -109,6 +110,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     setup: str = ""
     env: dict[str, str] = {}
     nodes: int = 1
+    nodes_min: int = 0
     resources: Resources = Resources()
     tier: Tier = Tier.ON_DEMAND
     priority: int = 0
@@ -125,6 +127,20 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     def gpu_milli(self) -> int:
         """Thousandths of GPUs on all nodes together."""
         return self.resources.gpu.milli * self.nodes
+
+    @property
+    def least(self) -> int:
+        """How many nodes an attempt needs; it gets as many as are free, up to `nodes`."""
+        return self.nodes_min or self.nodes
+
+    @property
+    def size(self) -> str:
+        """Its nodes, as a file says it."""
+        return f"{self.nodes_min}..{self.nodes}" if self.nodes_min else str(self.nodes)
+
+    def sized(self, nodes: int) -> "Spec":
+        """The same on so many nodes, neither more nor fewer."""
+        return msgspec.structs.replace(self, nodes=nodes, nodes_min=0) if self.nodes_min else self
 
     @property
     def homed(self) -> bool:

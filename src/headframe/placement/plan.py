@@ -17,6 +17,7 @@ from headframe.model.work import Network, Part, Refusal, Resources, Spec, Tier, 
 from headframe.model.world import World
 from headframe.placement.fit import No, Room, refuse, take
 from headframe.placement.fleet import Fleet, cheapest
+from headframe.placement.kernels import NEVER
 from headframe.placement.order import Order
 from headframe.placement.preempt import Eviction, Lending, gain, make_room
 from headframe.placement.windows import SPOT_FROM_MS, Windows
@@ -149,15 +150,29 @@ class _Made:
 
     def consider(self, workload: Workload) -> None:
         """Grant it, or refuse it and see to it that it is not passed over for ever."""
-        answer = self._place(workload)
+        least = msgspec.structs.replace(workload, spec=workload.spec.sized(workload.spec.least))
+        sized, answer = self._larger(workload) or (least, self._place(least))
         if not isinstance(answer, Grant):
             self.refusals[workload.id] = answer
             return
         self.grants.append(answer)
-        self.order.granted(workload)
-        self.lending.promise(workload)
+        self.order.granted(sized)
+        self.lending.promise(sized)
 
-    def _place(self, workload: Workload) -> Grant | tuple[Refusal, ...]:
+    def _larger(self, workload: Workload) -> tuple[Workload, Grant] | None:
+        """More nodes than it needs, where they are free now: nobody makes room for them, and none are kept. Each try that fails halves what is asked for beyond the least."""
+        spec = workload.spec
+        most = min(spec.nodes, int((self.fleet.costs(spec) < NEVER).sum())) if spec.nodes_min else spec.least
+        while most > spec.least:
+            sized = msgspec.structs.replace(workload, spec=spec.sized(most))
+            answer = self._place(sized, gladly=True)
+            if isinstance(answer, Grant):
+                return sized, answer
+            most = spec.least + (most - spec.least) // 2
+        return None
+
+    def _place(self, workload: Workload, *, gladly: bool = False) -> Grant | tuple[Refusal, ...]:
+        """Where it goes, or why nowhere; what would only be had `gladly` is not seen to."""
         if workload.not_before_ms > self.now_ms:
             wait_s = (workload.not_before_ms - self.now_ms + 999) // 1000
             after = "giving way" if workload.reason is Reason.PREEMPTED else "a failed attempt"
@@ -176,7 +191,9 @@ class _Made:
             parts = self._backfilled(workload)
             if not parts and workload.spec.max_duration_s:
                 self._too_long[shape] = workload.spec.max_duration_s
-        return self._admitted(workload, parts) if parts else self._refused(workload, shape)
+        if not parts:
+            return () if gladly else self._refused(workload, shape)
+        return self._admitted(workload, parts)
 
     def _set_aside(self, workload: Workload, among: Sequence[int] = ()) -> tuple[Part, ...]:
         """A place on nodes that its project has reserved."""

@@ -95,15 +95,17 @@ def quote_for(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
 
 
 def _priced(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
-    answer = feasible(world, spec)
+    fewest = spec.sized(spec.least)
+    answer = feasible(world, fewest)
     if not are_parts(answer):
         raise Infeasible("; ".join(map(str, answer)))
     cards = [gpu for gpu in kinds(world) if matches(spec.resources.gpu, gpu)]
     needed = cards if spec.resources.gpu.milli else []
-    offered = quote(price_at(world.prices(), now_ms), at_most(world, spec), needed, project)
-    if spec.max_price_nano and offered.rate_min_nano > spec.max_price_nano:
-        raise TooExpensive(f"max_price is {money(spec.max_price_nano)}/h, the cheapest that fits is {money(offered.rate_min_nano)}/h")
-    return offered
+    prices = price_at(world.prices(), now_ms)
+    cheapest = quote(prices, at_most(world, fewest), needed, project).rate_min_nano
+    if spec.max_price_nano and cheapest > spec.max_price_nano:
+        raise TooExpensive(f"max_price is {money(spec.max_price_nano)}/h, the cheapest that fits is {money(cheapest)}/h")
+    return quote(prices, at_most(world, spec), needed, project)
 
 
 def live_rate_nano(world: World, project: ProjectId, now_ms: int) -> int:

@@ -172,6 +172,9 @@ def _spec(root: yaml.MappingNode, reader: _Reader, kind: str) -> Spec | None:
     if "topology" in found:
         _topology(found["topology"], reader, options)
     values: dict[str, Any] = {"run": "", **texts, **options}
+    if "nodes" in found:
+        least, most = options["nodes"]
+        values |= {"nodes": most, "nodes_min": least if least < most else 0}
     _volumes_good(values, found, reader)
     if values.get("nodes", 1) > 1:
         values["resources"] = msgspec.structs.replace(values.get("resources", Resources()), gang=True)
@@ -261,6 +264,15 @@ def _integer(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def _nodes(text: str) -> tuple[int, int]:
+    """``4``, or ``2..8``: the fewest and the most."""
+    low, dots, high = text.partition("..")
+    least, most = _integer(1, NODES_MAX)(low), _integer(1, NODES_MAX)(high if dots else low)
+    if least > most:
+        raise ValueError(text)
+    return least, most
 
 
 def _tier(node: yaml.Node, reader: _Reader) -> Tier:
@@ -461,7 +473,7 @@ _OPTIONS: dict[str, Callable[[yaml.Node, _Reader], Any]] = {
     "resources": _resources,
     "retry": _retry,
     "volumes": _volumes,
-    "nodes": lambda node, reader: reader.read(node, "nodes", f"1 to {NODES_MAX}", _integer(1, NODES_MAX), 1),
+    "nodes": lambda node, reader: reader.read(node, "nodes", f"1 to {NODES_MAX}, or a range such as 2..8", _nodes, (1, 1)),
     "priority": lambda node, reader: reader.read(node, "priority", "-1000 to 1000", _integer(-1000, 1000), 0),
     "max_price": lambda node, reader: reader.read(node, "max_price", "US$ per hour, such as 1.50", parse_usd, 0),
     "max_duration": lambda node, reader: reader.read(node, "max_duration", "a duration such as 12h", _max_duration, 0),

@@ -80,7 +80,10 @@ class Checker:
             workload = self._rows[Workload, new.workload_id]
             assert isinstance(workload, Workload)
             nodes = {part.node_id for part in new.parts}
-            _hold(len(nodes) == len(new.parts) == workload.spec.nodes, f"{new.id} is not a whole gang: {new.parts}")
+            _hold(
+                len(nodes) == len(new.parts) and workload.spec.least <= len(nodes) <= workload.spec.nodes,
+                f"{new.id} is not a whole gang: {new.parts}",
+            )
             _hold(new.workload_id not in self._live, f"{new.id} is a second live attempt")
             self._starts(new)
         sign = int(holds) - int(was)

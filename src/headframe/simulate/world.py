@@ -260,7 +260,7 @@ class Simulation:
         gpu = GpuRequest(milli=milli, model=rng.choice(("", "RTX 3090", "H100")), memory_min_mib=rng.choice((0, 0, 20_000)))
         retry = Retry(on=(*Retry().on, Reason.FAILED), attempts=3) if rng.random() < 0.3 else Retry()
         return Spec(
-            name=str(key), run="simulated", nodes=nodes, tier=rng.choice(SOLD), priority=rng.randrange(3), retry=retry,
+            name=str(key), run="simulated", nodes=nodes, nodes_min=nodes // 2 if nodes > 1 and rng.random() < 0.5 else 0, tier=rng.choice(SOLD), priority=rng.randrange(3), retry=retry,
             resources=Resources(gpu=gpu, cpu_milli=4000, memory_mib=8192), max_duration_s=rng.choice((0, 0, 3600, 36_000)),
         )  # fmt: skip
 
