@@ -143,7 +143,7 @@ class Days(Drill):
 
     def look(self):
         """Dispatch and two ticks, again while there is a reason to look at once."""
-        for _ in range(5):
+        for _ in range(20):
             self.dispatcher._look.clear()
             run_now(self.dispatcher.once(SITE))
             for _ in range(2):

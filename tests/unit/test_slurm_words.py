@@ -275,3 +275,10 @@ def account(n, seconds, gpus_held=2):
 def test_the_ledger_and_slurms_accounts_differ_where_they_do(ours, theirs, why):
     found = differences(ours, theirs, NOW_MS - 1000, NOW_MS + 10**9)
     assert [each.why for each in found.differences] == ([why] if why else [])
+
+
+def test_a_type_that_names_its_form_is_sold_as_that_one():
+    names = {kind: sold_as(MODELS, kind).name for kind in ("a100_sxm4_80gb", "a100sxm480gb", "a100_pcie_80gb")}
+    assert "SXM" in names["a100_sxm4_80gb"]
+    assert names["a100sxm480gb"] == names["a100_sxm4_80gb"]
+    assert "PCIe" in names["a100_pcie_80gb"]

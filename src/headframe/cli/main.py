@@ -2,7 +2,7 @@
 
 import typer
 
-from headframe.cli import agent, check, engines, fleet, gateway, jobs, machines, money, operate, plan, power, server, shells, simulate
+from headframe.cli import agent, check, cluster, engines, fleet, gateway, jobs, machines, money, operate, plan, power, server, shells, simulate
 
 app = typer.Typer(
     name="headframe", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -15,6 +15,7 @@ money.add(app)
 machines.add(app)
 operate.add(app)
 engines.add(app)
+cluster.add(app)
 gateway.add(app)
 server.add(app)
 check.add(app)

@@ -55,7 +55,8 @@ def sold_as(models: tuple[Model, ...], kind: str) -> Model | None:
     """The model that a type of Slurm's stands for: `rtx3090`, `a100`, `h100_sxm`, `tesla_v100`; None where it is none that is known."""
     plain = _plain(kind)
     found = [model for model in models if plain and plain in {_plain(model.name), _plain(re.sub(r"\b\d+ ?GB\b", "", model.name))}]
-    return min(found, key=lambda model: (len(model.name), model.name), default=None)
+    form = next((form for form in ("sxm", "pcie") if form in kind.lower()), "")
+    return min(found, key=lambda model: (form not in model.name.lower(), len(model.name), model.name), default=None)
 
 
 def _plain(name: str) -> str:

@@ -1,0 +1,137 @@
+"""`headframe cluster init`: a new Slurm cluster from nothing, whose machines join and leave while it runs; as the howto says, on real daemons below one directory."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from headframe.model.api import EngineBody
+from slurm import Slurm, free_ports, missing, which
+from support import Server, wait_for
+
+pytestmark = pytest.mark.slow
+if missing():
+    if os.environ.get("CI"):
+        pytest.fail(f"not installed: {', '.join(missing())}", pytrace=False)
+    pytest.skip(f"not installed: {', '.join(missing())}", allow_module_level=True)
+
+
+def headframe(*words):
+    return subprocess.run([sys.executable, "-m", "headframe", *map(str, words)], capture_output=True, text=True, timeout=60)
+
+
+class Made(Slurm):
+    """The daemons of what `cluster init` wrote."""
+
+    def __init__(self, root):
+        super().__init__(root, nodes=0)
+        self.key = self.root / "etc/slurm/jwt_hs256.key"
+
+    def __enter__(self):
+        for name in ("log", "rest", "sbin"):
+            (self.root / name).mkdir(parents=True)
+        self.root.chmod(0o755)
+        for program in ("slurmctld", "slurmd", "slurmrestd"):
+            (self.root / "sbin" / program).symlink_to(which(program))
+        port, node_port = free_ports(2)
+        done = headframe(
+            "cluster", "init", "--prefix", self.root, "--name", "farm", "--address", "127.0.0.1", "--port", port, "--node-port", node_port
+        )
+        assert done.returncode == 0, done.stderr
+        self.said = " ".join(done.stdout.split())
+        (self.root / "slurm.conf").symlink_to("etc/slurm/slurm.conf")
+        sock = self.root / "run/munge/munge.socket.2"
+        sock.parent.mkdir(parents=True)
+        self._spawn("munged", [
+            which("munged"), "--foreground", "--force", f"--socket={sock}", f"--key-file={self.root}/etc/munge/munge.key", f"--pid-file={self.root}/munged.pid",
+            f"--log-file={self.root}/log/munged.log", f"--seed-file={self.root}/munged.seed",
+        ])  # fmt: skip
+        self._until("munged", sock.exists)
+        self.controller()
+        self.rest()
+        return self
+
+    def cards(self, name, model, count):
+        """What the driver would say of a machine's cards, and links to /dev/null for their device files."""
+        folder = self.root / f"cards-{name}"
+        for k in range(count):
+            (folder / f"0000:0{k + 1}:00.0").mkdir(parents=True)
+            (folder / f"0000:0{k + 1}:00.0" / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 1{k}\nDevice Minor: \t {k}\n")
+            (folder / f"nvidia{k}").symlink_to("/dev/null")
+        return folder
+
+    def join(self, name, cards, *words):
+        script = ["sh", f"{self.root}/etc/slurm/join.sh", "--name", name, "--cards", str(cards), "--dev", str(cards), *words]
+        self._spawn(f"slurmd-{name}", script, {"PATH": f"{self.root}/sbin:{os.environ['PATH']}"})
+        self._until(name, lambda: "idle" in self.run("sinfo", "-h", "-n", name, "-o", "%t", check=False))
+
+
+@pytest.fixture(scope="module")
+def made():
+    root = Path(tempfile.mkdtemp(prefix="hfc-"))
+    with Made(root) as slurm:
+        yield slurm
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def test_a_cluster_made_from_nothing_runs_headframes_work_and_its_machines_come_and_go_without_a_restart(made, tmp_path):
+    controller = made.processes["slurmctld"].pid
+    made.join("n1", made.cards("n1", "NVIDIA GeForce RTX 3090", 2), "--rack", "B2")
+    assert made.run("sinfo", "-h", "-n", "n1", "-o", "%G %f").split() == ["gpu:rtx3090:2", "rack=B2"]
+    server = Server(tmp_path).start()
+    try:
+        with server.operator() as operator, server.tenant() as tenant:
+            shared = made.root / "shared"
+            me = made.run("id", "-un").strip()
+            added = operator.add_engine(EngineBody(url=made.url, key_file=str(made.key), shared=str(shared), user=me, python=sys.executable))
+            assert all(each.verdict != "bad" for each in added.findings), added.findings
+            wait_for(lambda: any(view.node.name == "n1" and view.node.state == "ready" for view in operator.nodes()), 60)
+            assert {gpu.model for view in operator.nodes() if view.node.name == "n1" for gpu in view.gpus} == {"GeForce RTX 3090"}
+            tenant.submit(
+                "name: first\nrun: echo on $SLURMD_NODENAME with $CUDA_VISIBLE_DEVICES\nresources: {gpu: 'RTX3090:2', cpu: 1, memory: 100MB, disk: 1MB}"
+            )
+            wait_for(lambda: tenant.workload("first").workload.state == "succeeded", 60)
+            assert [line.text for line in tenant.logs("first").lines if line.stream == "out"] == ["on n1 with 0,1"]
+            made.kill("slurmd-n1")
+            made.run("scontrol", "delete", "NodeName=n1")
+            made.join("n2", made.cards("n2", "NVIDIA A100-SXM4-80GB", 1))
+            assert made.run("sinfo", "-h", "-N", "-o", "%N %G").split() == ["n2", "gpu:a100sxm480gb:1"]
+            wait_for(lambda: any(view.node.name == "n2" and view.node.state == "ready" for view in operator.nodes()), 60)
+            assert {gpu.model for view in operator.nodes() if view.node.name == "n2" for gpu in view.gpus} == {"A100 SXM4 80GB"}
+    finally:
+        server.kill()
+    assert made.processes["slurmctld"].pid == controller
+    assert made.processes["slurmctld"].poll() is None
+
+
+def test_keys_are_secret_a_cluster_is_not_overwritten_and_what_is_printed_can_be_run(made):
+    root = made.root / "etc"
+    modes = {
+        name: oct((root / name).stat().st_mode & 0o777) for name in ("munge/munge.key", "slurm/jwt_hs256.key", "slurm/join.sh", "slurm/slurm.conf")
+    }
+    assert modes == {"munge/munge.key": "0o400", "slurm/jwt_hs256.key": "0o600", "slurm/join.sh": "0o600", "slurm/slurm.conf": "0o644"}
+    assert "engine add slurm" in made.said
+    again = headframe("cluster", "init", "--prefix", made.root)
+    assert again.returncode == 1
+    assert "belongs to a cluster" in again.stderr
+
+
+@pytest.mark.parametrize("words", [("--name", "Bad Name"), ("--address", "a;b"), ("--nodes-max", "0")])
+def test_what_can_not_be_is_refused_before_anything_is_written(tmp_path, words):
+    assert headframe("cluster", "init", "--prefix", tmp_path / "x", *words).returncode == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_replacing_keeps_the_key_that_machines_have_and_the_script_refuses_what_it_does_not_know(tmp_path):
+    assert headframe("cluster", "init", "--prefix", tmp_path).returncode == 0
+    key = (tmp_path / "etc/munge/munge.key").read_bytes()
+    assert headframe("cluster", "init", "--prefix", tmp_path, "--replace").returncode == 0
+    assert (tmp_path / "etc/munge/munge.key").read_bytes() == key
+    for words in (["--rack", "B 2; reboot"], ["--what", "1"], ["--rack"]):
+        done = subprocess.run(["sh", str(tmp_path / "etc/slurm/join.sh"), *words], capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert "join:" in done.stderr
