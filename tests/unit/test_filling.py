@@ -267,6 +267,17 @@ def test_of_what_was_granted_together_as_much_starts_as_has_room():
     assert [starts.fits(row) for row in starts.ordered()] == [True, False]
 
 
+def test_what_fillers_are_taken_to_draw_is_their_own_whatever_idle_cards_are_to_do_next():
+    site = Site(nodes=1, gpus_each=4)
+    site.plan()
+    site.step(30)
+    before = site.survey().meter.filler_w
+    assert before == pytest.approx(4 * 280)
+    for row in list(site.world.postures.values()):
+        site.world.put(msgspec.structs.replace(row, filler=""))
+    assert site.survey().meter.filler_w == before
+
+
 def test_what_a_card_drew_under_work_that_has_ended_is_not_held_against_what_comes_next():
     """Else each look would shed one more filler for the watts of the last one, until a new reading comes in."""
     site = Site(nodes=1, gpus_each=4, contract_w=3000)

@@ -101,8 +101,8 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
     racks: dict[RackId, float] = {}
 
     @cache
-    def assumed(model: str, watts: int, kind: LoadClass) -> float:
-        return assumed_w(world, site, alike[model, watts], kind)
+    def assumed(model: str, watts: int, kind: LoadClass, filler: str) -> float:
+        return assumed_w(world, site, alike[model, watts], kind, filler)
 
     alike: dict[tuple[str, int], Gpu] = {}
     for node in world.nodes.values():
@@ -121,10 +121,11 @@ def surveyed(world: World, site: fleet.Site, now_ms: int, known: Known) -> Surve
                 watts = known(gpu.id) or idle_w(gpu.full_w)
                 idle += watts
             else:
-                kind = kind_of(owner, world.workloads.get(owner.workload_id))
+                workload = world.workloads.get(owner.workload_id)
+                kind = kind_of(owner, workload)
                 watts = known(gpu.id) or 0.0
                 if not watts or _rising(owner, now_ms):
-                    watts = max(watts, assumed(gpu.model, gpu.max_w, kind))
+                    watts = max(watts, assumed(gpu.model, gpu.max_w, kind, filler_key(workload) if workload and kind is LoadClass.FILLER else ""))
                 held.append(Held(gpu=gpu, allocation=owner, kind=kind, watts=watts))
             drawn += watts
         racks[node.rack_id] = racks.get(node.rack_id, 0.0) + drawn
@@ -460,15 +461,16 @@ def wished_limits(world: World, survey: Survey) -> dict[NodeId, dict[GpuId, int]
     return found
 
 
-def assumed_w(world: World, site: fleet.Site, gpu: Gpu, kind: LoadClass) -> float:
-    """What a card is taken to draw at some work where no reading says: its share of its limit, or what its filler's file says; less under a cap."""
+def assumed_w(world: World, site: fleet.Site, gpu: Gpu, kind: LoadClass, filler: str = "") -> float:
+    """What a card is taken to draw at some work where no reading says: its share of its limit, or what the file of its filler (by id; else the one it would have) says; less under a cap."""
     posture = world.postures.get(posture_id(site, gpu.model))
-    uncapped = _uncapped_w(world, posture, gpu, kind)
+    uncapped = _uncapped_w(world, posture, gpu, kind, filler)
     share = posture.caps.get(str(kind), 1.0) if posture and site.caps else 1.0
     return uncapped if share >= 1 else min(uncapped, max(LIMIT_LEAST * gpu.full_w, share * uncapped))
 
 
-def _uncapped_w(world: World, posture: Posture | None, gpu: Gpu, kind: LoadClass) -> float:
-    filler = world.fillers.get(filler_id(posture.filler)) if posture and kind is LoadClass.FILLER else None
-    does = mines(filler, gpu.model) if filler else None
+def _uncapped_w(world: World, posture: Posture | None, gpu: Gpu, kind: LoadClass, filler: str = "") -> float:
+    named = filler or (filler_id(posture.filler) if posture else "")
+    known = world.fillers.get(named) if kind is LoadClass.FILLER else None
+    does = mines(known, gpu.model) if known else None
     return does.watts if does else DRAW_SHARE[kind] * gpu.full_w

@@ -210,7 +210,7 @@ class Dispatcher:
 
     def _heard(self, events: Sequence[Event]) -> None:
         for event in events:
-            if event.kind in AT_ONCE or (event.kind is Kind.WORKLOAD_ENDED and any(budget.free_w < 0 for budget in self.budgets.values())):
+            if event.kind in AT_ONCE:
                 self._look.set()
             for row in event.rows:
                 if isinstance(row, Allocation):
@@ -225,6 +225,8 @@ class Dispatcher:
                 self._look.set()
             case AllocationState.ENDED:
                 self._freed.update((share.gpu_id, now_ms + FALLS_MS) for part in row.parts for share in part.shares)
+                if any(budget.free_w < 0 for budget in self.budgets.values()):
+                    self._look.set()  # something may wait for its watts
             case _:
                 pass
 
