@@ -5,7 +5,7 @@ everything and knows of no machines.
 
 A site of RTX 3090, eight to a machine. Jobs are those of the trace at its own pace, thinned until they ask for three quarters of the cards: of eight and more cards on-demand (gangs over several
 machines), of less than four hours spot, the others spot with a checkpoint. Idle cards mine. Prices are told a day ahead; a limit of 30 % less comes for three hours twice (of more than two weeks: each fortnight); each machine fails once
-in ten days and is away for four hours. The site is looked at every `--look` seconds, and again at once where something was granted or ended, as a server does. Money is counted at each look: what is sold at its price, what is mined, what the meter draws at the hour's price. Work that is lost with its machine or shed before its
+in ten days and is away for four hours. The site is looked at every `--look` seconds, again at once where something was granted or ended, and after 5 s where something waits, as a server does. Money is counted at each look: what is sold at its price, what is mined, what the meter draws at the hour's price. Work that is lost with its machine or shed before its
 checkpoint is done again: paid once, as its owner is credited. The bound is one programme over all hours that places card-hours of all jobs at will after they were submitted, without machines, gangs, dwells or failures.
 """
 
@@ -40,6 +40,8 @@ LIMIT_W, PUE, MINED_USD_H, MINE_W = 350, 1.1, 0.0297, 280.0
 ON_DEMAND, SPOT = 0.18, 0.09
 SHARES = (0.3, 0.2, 0.25)
 """Of the cards, what on-demand, spot and batch work ask for on average, as in bench_dispatch."""
+SOON_MS = 5_000
+"""A server looks so often, and here where something waits for its watts."""
 FAILS_DAYS, AWAY_MS = 10.0, 4 * HOUR_MS
 
 
@@ -242,7 +244,8 @@ def main():
             site.fail(node)
         site.look()
         told = [at_ms - 30_000 for at_ms in cuts.values() if at_ms - 30_000 > site.at_ms]
-        step_ms = min(look_ms, *[at_ms - site.at_ms for at_ms in told]) if told else look_ms
+        waits = any(held.state is AllocationState.GRANTED for held in site.desk.world.unsteady.values())
+        step_ms = min(SOON_MS if waits else look_ms, *[at_ms - site.at_ms for at_ms in told]) if told else SOON_MS if waits else look_ms
         site.count(step_ms)
         site.at_ms += step_ms
     net = site.usd["sold"] + site.usd["mined"] - site.usd["energy"]
@@ -251,7 +254,7 @@ def main():
         f"sold US$ {site.usd['sold']:,.2f}, mined {site.usd['mined']:,.2f}, energy {site.usd['energy']:,.2f}: net US$ {net:,.2f}, {net / best:.2%} of the bound"
     )
     print(
-        f"jobs ended {done} of {n}, ended by a failing machine {site.failed:.0f}, fillers and spot work that gave way or were shed {sum(site.gone.values())}, over the limit for {site.over_s:.0f} s, by {max(0.0, site.over):.2%} at most; starts waited for room at {site.waited:.0f} looks; {time.perf_counter() - began:.0f} s"
+        f"jobs ended {done} of {n}, ended by a failing machine {site.failed:.0f}, fillers and spot work that gave way or were shed {sum(site.gone.values())}, over the limit for {site.over_s:.0f} s, by {max(0.0, site.over):.2%} at most; starts waited for room {site.waited:.0f} times 5 s; {time.perf_counter() - began:.0f} s"
     )
 
 
