@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 2000
 
-.PHONY: demo up check test quick sim soak bench golden browser docs clean
+.PHONY: demo up check test quick sim soak chaos bench golden browser docs clean
 
 demo: .venv/.demo ## turn this machine into a cloud and run a real training job on it
 	@$(BIN)/python examples/demo.py
@@ -30,6 +30,9 @@ sim: .venv/.run ## a long simulation under faults; SEEDS=2000
 
 soak: .venv/.dev ## a thousand kills of the real server
 	@HEADFRAME_KILLS=1000 HEADFRAME_KILL_JOBS=2000 $(BIN)/python -m pytest tests/real/test_kills.py -k sqlite -s --timeout 0
+
+chaos: .venv/.dev ## everything of Slurm and of Headframe is killed while jobs run there
+	@HEADFRAME_CHAOS_JOBS=200 HEADFRAME_CHAOS_KILLS=50 $(BIN)/python -m pytest tests/real/test_slurm_chaos.py -s --timeout 0
 
 bench: .venv/.dev ## figures beside their peers or limits
 	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done

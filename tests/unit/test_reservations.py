@@ -17,7 +17,7 @@ from headframe.placement import plan
 from headframe.placement.defragment import defragment
 from headframe.reconcile.jobs import jobs
 from headframe.server.decide import decide
-from headframe.server.operate import CACHE_MS, stale
+from headframe.server.operate import CACHE_S, stale
 from headframe.server.tick import decisions
 from support import HOUR, NOW_MS, PROJECT, commit, fleet, job, put, running, spec
 
@@ -239,8 +239,10 @@ def test_a_cache_is_one_on_each_machine_of_a_gang_and_goes_when_nothing_has_moun
     nodes = [part.node_id for part in world.allocations["wl-1.1"].parts]
     assert list(world.caches[PROJECT, "models"]) == nodes
     assert world.homes == {}
-    month = NOW_MS + 100 + CACHE_MS
-    assert list(stale(world, month)) == [], "it is mounted"
+    month = NOW_MS + 100 + CACHE_S * 1000
+    assert {event.kind for event in commit(world, stale(world, month))} == {Kind.VOLUME_USED}, "it is mounted, and noted so"
+    assert list(stale(world, month + 1)) == [], "once a day"
+    month += CACHE_S * 1000
     world.put(msgspec.structs.replace(world.workloads["wl-1"], state=WorkloadState.SUCCEEDED, ended_ms=NOW_MS + 200))
     assert list(stale(world, month - 1)) == []
     assert [event.text.partition(":")[0] for event in commit(world, stale(world, month))] == [
@@ -248,6 +250,18 @@ def test_a_cache_is_one_on_each_machine_of_a_gang_and_goes_when_nothing_has_moun
     ]
     assert world.caches[PROJECT, "models"] == {}
     assert world.volumes == {}
+
+
+def test_a_workspaces_files_go_once_nothing_has_mounted_them_for_as_long_as_it_said():
+    home = (Mount(volume="home", path="/home"),)
+    world = fleet(nodes=1, gpus_each=1, queue=[job(1, type="workspace", volumes=home, delete_s=86_400), job(2, volumes=home)])
+    commit(world, decisions(world, Facts(nodes=dict.fromkeys(world.nodes, NOW_MS)), NOW_MS + 100))
+    assert world.volumes[f"{PROJECT}.home"].delete_s == 86_400, "a job beside it does not decide"
+    for row in list(world.workloads.values()):
+        world.put(msgspec.structs.replace(row, state=WorkloadState.SUCCEEDED, ended_ms=NOW_MS + 200))
+    assert list(stale(world, NOW_MS + 86_400_000)) == []
+    assert [event.text for event in commit(world, stale(world, NOW_MS + 86_400_100))] == ["volume home removed: unused for 1 d 0 h"]
+    assert world.homes == {}
 
 
 def test_work_that_gave_way_is_not_failed_for_it():

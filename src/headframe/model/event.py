@@ -42,6 +42,7 @@ class Kind(StrEnum):
     RESERVED = "reserved"
     RESERVATION_OVER = "reservation.over"
     VOLUME_CREATED = "volume.created"
+    VOLUME_USED = "volume.used"
     VOLUME_REMOVED = "volume.removed"
     PROJECT_CREATED = "project.created"
     PROJECT_CHANGED = "project.changed"

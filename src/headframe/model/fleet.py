@@ -159,7 +159,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, tag="reservation"):
 
 class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
     """A project's directory that outlives its workloads; it lies on one node, and work that mounts it goes there. A cache (models, data sets) has one such row for each node that
-    has it: work prefers those nodes, and what nothing has mounted since `used_ms` for a month is deleted.
+    has it: work prefers those nodes. What nothing has mounted for `delete_s` since `used_ms` is deleted (0: never).
     """
 
     id: VolumeId
@@ -169,6 +169,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
     created_ms: int
     cache: bool = False
     used_ms: int = 0
+    delete_s: int = 0
     removed: bool = False
 
 

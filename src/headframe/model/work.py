@@ -99,7 +99,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """A parsed workload file. Sizes are per node, `max_price_nano` is US$ per hour for the whole workload; with `nodes_min`
     an attempt may have from that to `nodes` nodes; what nobody has used for
-    `idle_s` is stopped (0: never).
+    `idle_s` is stopped, and its volumes are deleted once nothing has mounted them for `delete_s` (0: never).
     """
 
     type: str = "job"
@@ -122,6 +122,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     volumes: tuple[Mount, ...] = ()
     serve: Serving | None = None
     idle_s: int = 0
+    delete_s: int = 0
 
     @property
     def gpu_milli(self) -> int:

@@ -33,7 +33,7 @@ from headframe.reconcile.reservations import overstayers
 from headframe.server.lifecycle import serve
 from headframe.server.qualify import qualify
 
-CACHE_MS = 30 * MS_PER_DAY
+CACHE_S = 30 * 86_400
 Operate = Qualify | SetNode | SetSite | SetRack | SetGpu | SetQuota | Reserve | CancelReservation | RemoveVolume | Defragment | MoveNode | MoveGpu
 
 
@@ -205,11 +205,14 @@ def _removed(world: World, row: Volume, why: str) -> Draft:
 
 
 def stale(world: World, now_ms: int) -> Iterator[Draft]:
-    """Caches that nothing has mounted for a month: disks are finite, and what is in them can be had again."""
-    old = [row for row in world.volumes.values() if row.cache and now_ms - row.used_ms >= CACHE_MS]
+    """Caches, and what its workspace lets go, that nothing has mounted for long enough: disks are finite. What is mounted is noted as used once a day."""
+    old = [row for row in world.volumes.values() if row.delete_s and now_ms - row.used_ms >= min(row.delete_s * 1000, MS_PER_DAY)]
     mounted = {(w.project_id, mount.volume) for w in world.workloads.values() if not w.ended_ms for mount in w.spec.volumes} if old else set()
     for row in sorted(old, key=lambda row: row.id):
-        if (row.project_id, row.name) not in mounted:
+        if (row.project_id, row.name) in mounted:
+            used = msgspec.structs.replace(row, used_ms=now_ms)
+            yield Draft(kind=Kind.VOLUME_USED, subject=row.id, project_id=row.project_id, text=f"volume {row.name} is mounted", rows=(used,))
+        elif now_ms - row.used_ms >= row.delete_s * 1000:
             yield _removed(world, row, f": unused for {duration(now_ms - row.used_ms)}")
 
 

@@ -18,11 +18,11 @@ from headframe.health.rules import UNCLEAN, Rules
 from headframe.model.event import Draft, Event, Kind
 from headframe.model.fleet import Volume
 from headframe.model.health import CardFacts, Finding, HostFacts
-from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, VolumeId, allocation_id, cache_id, volume_id
+from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, VolumeId, allocation_id
 from headframe.model.power import Budget
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import money
-from headframe.model.work import Allocation, Facts, Observation, Part, Refusal, Tier, Workload
+from headframe.model.work import WORKSPACE, Allocation, Facts, Observation, Part, Refusal, Tier, Workload, mounted_id
 from headframe.model.world import World
 from headframe.placement import Grant, plan
 from headframe.reconcile.cards import cards
@@ -37,7 +37,7 @@ from headframe.server.enrol import unchecked
 from headframe.server.filling import failed
 from headframe.server.idle import give_way, idle_checks
 from headframe.server.machines import machines
-from headframe.server.operate import moves, stale
+from headframe.server.operate import CACHE_S, moves, stale
 from headframe.server.qualify import expired, graded, is_check, said
 from headframe.server.serving import silent
 from headframe.server.sessions import Sessions
@@ -281,13 +281,13 @@ def _listening(world: World, workload: Workload, parts: Sequence[Part], attempt:
 
 def _volumes(world: World, allocation: Allocation, workload: Workload, now_ms: int) -> list[Volume]:
     """The volumes that this attempt is the first to mount, which from now on lie where it runs, and the caches that it uses there."""
-    project, names = workload.project_id, dict.fromkeys((mount.volume, mount.cache) for mount in workload.spec.volumes)
-    fixed = [
-        Volume(id=volume_id(project, name), project_id=project, name=name, node_id=allocation.parts[0].node_id, created_ms=now_ms)
-        for name, cache in names if not cache and (project, name) not in world.homes
-    ]  # fmt: skip
-    keys = {(name, part.node_id): cache_id(project, name, part.node_id) for name, cache in names if cache for part in allocation.parts}
-    return fixed + [
-        Volume(id=key, project_id=project, name=name, node_id=node, cache=True, used_ms=now_ms, created_ms=world.volumes[key].created_ms if key in world.volumes else now_ms)
-        for (name, node), key in keys.items()
-    ]  # fmt: skip
+    project, found = workload.project_id, dict[VolumeId, Volume]()
+    for mount in workload.spec.volumes:
+        for node in [part.node_id for part in allocation.parts] if mount.cache else [allocation.parts[0].node_id]:
+            key = mounted_id(workload, mount, node)
+            delete_s = CACHE_S if mount.cache else workload.spec.delete_s
+            new = Volume(id=key, project_id=project, name=mount.volume, node_id=node, created_ms=now_ms, cache=mount.cache, delete_s=delete_s)
+            known = world.volumes.get(key, new)
+            decides = mount.cache or workload.spec.type == WORKSPACE
+            found[key] = msgspec.structs.replace(known, used_ms=now_ms, delete_s=delete_s if decides else known.delete_s)
+    return [row for key, row in found.items() if row.delete_s or key not in world.volumes or world.volumes[key].delete_s]

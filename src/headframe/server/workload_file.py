@@ -158,7 +158,7 @@ def _kind(root: yaml.MappingNode, reader: _Reader) -> str:
 
 
 _KEYS = ("type", "name", "workdir", "image", "setup", "run", "env", "nodes", "resources", "tier", "priority", "max_price",
-         "max_duration", "retry", "checkpoint", "volumes", "topology", *SERVED_KEYS)  # fmt: skip
+         "max_duration", "retry", "checkpoint", "volumes", "topology", "delete_after", *SERVED_KEYS)  # fmt: skip
 
 
 def _spec(root: yaml.MappingNode, reader: _Reader, kind: str) -> Spec | None:
@@ -182,6 +182,8 @@ def _spec(root: yaml.MappingNode, reader: _Reader, kind: str) -> Spec | None:
         _endpoint(values, found, root, reader)
     elif kind == WORKSPACE:
         _workspace(values, found, root, reader)
+    if kind != WORKSPACE and "delete_after" in found:
+        reader.wrong(found["delete_after"], "delete_after", "a key of workspaces: `type: workspace`")
     if kind != ENDPOINT:
         for key in (key for key in SERVED_KEYS if key in found and not (kind == WORKSPACE and key == "idle_timeout")):
             reader.wrong(found[key], key, "a key of endpoints: `type: endpoint`")
@@ -195,6 +197,8 @@ def _workspace(values: dict[str, Any], found: dict[str, yaml.Node], root: yaml.N
     if values.get("nodes", 1) != 1:
         reader.wrong(found["nodes"], "nodes", "1: a workspace is on one machine")
     idle_s = reader.read(found["idle_timeout"], "idle_timeout", "a duration such as 30m", parse_duration_s, 0) if "idle_timeout" in found else IDLE_S
+    if "delete_after" in found:
+        values["delete_s"] = reader.read(found["delete_after"], "delete_after", "a duration such as 30d", _max_duration, 0)
     values |= {
         "type": WORKSPACE,
         "run": values["run"].strip() or "exec sleep infinity",

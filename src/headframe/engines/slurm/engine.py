@@ -46,6 +46,8 @@ KILL_S = 15
 """After its grace a keeper has so long to end the work before Slurm is asked to."""
 EXTRA_MIN = 5
 """Slurm's own time limit is so much longer than the keeper's: it is the keeper that ends the work, with a reason."""
+AWAY = "required node not available"
+"""Slurm's word for a machine that has not answered it lately: nothing was started and nothing is at fault, so it is no attempt, and tried again after a pause."""
 _log = logging.getLogger("headframe")
 
 
@@ -362,7 +364,8 @@ class Line:
             _log.warning("%s: Slurm was asked to start it and did not answer: %s", allocation.id, error)
         except SlurmRefused as no:
             where = ", ".join(node.name for node in nodes)
-            await asyncio.to_thread(held.conclude, now_ms, Reason.NODE_FAULT, f"placed on {where}, and Slurm says: {no}")
+            reason = Reason.PREEMPTED if AWAY in str(no).lower() else Reason.NODE_FAULT
+            await asyncio.to_thread(held.conclude, now_ms, reason, f"placed on {where}, and Slurm says: {no}")
         except (OSError, ValueError, tarfile.TarError) as error:
             await asyncio.to_thread(held.conclude, now_ms, Reason.START_FAILED, f"the shared path could not be prepared: {error}")
         await self._read(allocation.id)
