@@ -69,6 +69,8 @@ volumes: [data:/data, other-1:/mnt/x, cache:models:/models]
         ("nodes: 1..2\nvolumes: ['a:/x']", "volumes"),
         ("volumes: ['data:relative']", "volumes"),
         ("volumes: ['a:/x', 'b:/x']", "volumes"),
+        ("volumes: {a: '/x:ro'}", "volumes"),
+        ("volumes: ['a:/x', 'cache:a:/y']", "volumes"),
         ("volumes: ['a:/x']\nnodes: 2", "volumes"),
         ("volumes: ['cache:m:/x', 'a:/y']\nnodes: 2", "volumes"),
         ("volumes: ['cache:cache:m:/x']", "volumes"),

@@ -221,6 +221,9 @@ def _endpoint(values: dict[str, Any], found: dict[str, yaml.Node], root: yaml.No
 def _volumes_good(values: dict[str, Any], found: dict[str, yaml.Node], reader: _Reader) -> None:
     if any(not mount.cache for mount in values.get("volumes", ())) and values.get("nodes", 1) > 1:
         reader.wrong(found["volumes"], "volumes", "one node: a volume lies on one machine (a cache, as cache:NAME:/PATH, is one on each)")
+    kinds = {(mount.volume, mount.cache) for mount in values.get("volumes", ())}
+    if len({name for name, _ in kinds}) < len(kinds):
+        reader.wrong(found["volumes"], "volumes", "names of which each is a volume or a cache, not both")
     paths = [mount.path for mount in values.get("volumes", ())] + [path for path in (values.get("checkpoint"),) if path]
     if len(set(paths)) < len(paths):
         reader.wrong(found["volumes"], "volumes", "a path of its own for each")
@@ -369,7 +372,10 @@ def _volumes(node: yaml.Node, reader: _Reader) -> tuple[Mount, ...]:
         written = [str(item.value) if isinstance(item, yaml.ScalarNode) else "" for item in items]
         pairs = [(name, path) for name, _, path in (text.rpartition(":") for text in written)]
     mounts = [Mount(volume=name.removeprefix("cache:"), path=path, cache=name.startswith("cache:")) for name, path in pairs]
-    good = [_NAME.fullmatch(each.volume) and each.path.startswith("/") and each.path != "/" and ".." not in each.path.split("/") for each in mounts]
+    good = [
+        _NAME.fullmatch(each.volume) and each.path.startswith("/") and each.path != "/" and ".." not in each.path.split("/") and ":" not in each.path
+        for each in mounts
+    ]
     if not all(good) or len(mounts) > VOLUMES_MAX:
         reader.wrong(node, "volumes", f"at most {VOLUMES_MAX} of NAME:/PATH, such as data:/data, or cache:NAME:/PATH")
         return ()
