@@ -94,7 +94,7 @@ class Year:
             for start in rng.choice(inside[:-3], size=min(2, len(inside) // 100 + 1), replace=False):
                 self.limit[start : start + 3] *= 0.7  # a grid event: -30 % for three hours
 
-    def site(self, hours, backlog, reached, on=None, seen=None, caps=True, wait=True):
+    def site(self, hours, backlog, reached, on=None, seen=None, caps=True):
         """The programme of some hours. `seen` is what demand is taken to be; by default what it is."""
         firm, spot, batch = seen if seen is not None else (self.firm[hours], self.spot[hours], self.batch[hours])
         work = []
@@ -126,7 +126,6 @@ class Year:
             like = self.price[max(0, first - 24 * LIKE_DAYS) : first + 24][self.peak[max(0, first - 24 * LIKE_DAYS) : first + 24]]
             peaks = (Peak(name="summer", usd_kw=CHARGE_USD_KW, within=tuple(map(bool, self.peak[hours])), reached_w=reached,
                           later_h=left if len(hours) <= 2 * HORIZON else 0, like_usd_kwh=tuple(map(float, like))),)  # fmt: skip
-        del wait
         return Site(hours=1, usd_kwh=tuple(self.price[hours]), limit_w=tuple(self.limit[hours]), pue=PUE, static_w=STATIC_W, work=tuple(work), peaks=peaks,
                     pools=tuple(Pool(id=model, rack=model, cards=cards, idle_w=min(0.08 * limit, 80.0)) for model, (cards, limit, *_) in MODELS.items()),
                     asics=(Asics(id="asic", count=ASIC_COUNT, watts=ASIC_W, usd_h=asic * bonus),))  # fmt: skip

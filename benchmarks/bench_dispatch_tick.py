@@ -245,7 +245,7 @@ def main():
         site.look()
         told = [at_ms - 30_000 for at_ms in cuts.values() if at_ms - 30_000 > site.at_ms]
         waits = any(held.state is AllocationState.GRANTED for held in site.desk.world.unsteady.values())
-        step_ms = min(SOON_MS if waits else look_ms, *[at_ms - site.at_ms for at_ms in told]) if told else SOON_MS if waits else look_ms
+        step_ms = min([SOON_MS if waits else look_ms, *(at_ms - site.at_ms for at_ms in told)])
         site.count(step_ms)
         site.at_ms += step_ms
     net = site.usd["sold"] + site.usd["mined"] - site.usd["energy"]

@@ -329,7 +329,7 @@ def test_work_that_the_contract_has_no_room_for_waits_and_says_how_many_watts_ar
     site.step(3)
     assert site.paid() == []
 
-    budget = Budget(left_w=740, free_w=740, limit_w=900, pue=1.0, at_ms=site.now_ms, until_ms=NOW_MS + 3_600_000, why="grid asked for it")
+    budget = Budget(left_w=740, free_w=740, limit_w=900, pue=1.0, until_ms=NOW_MS + 3_600_000, why="grid asked for it")
     why = explain(site.world, site.world.workloads["wl-1"], site.now_ms, admitter(site.world, site.now_ms, {SITE: budget}))
     assert [each.rule for each in why] == ["power"]
     assert "1.40 kW" in why[0].need

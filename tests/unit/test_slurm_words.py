@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headframe.data import text
+from headframe.engines.slurm.engine import reason_of
 from headframe.engines.slurm.machines import kind_of, machine, sold_as
 from headframe.engines.slurm.words import (
     OLD,
     Accounted,
     JobRequest,
     SlurmNode,
+    SlurmRefused,
     body,
     gpus,
     hosts,
@@ -28,7 +30,7 @@ from headframe.model.command import AddEngine, RemoveEngine
 from headframe.model.engine import EngineSetup
 from headframe.model.errors import Conflicting, NotFound
 from headframe.model.fleet import SLURM, Down
-from headframe.model.states import AllocationState, GpuState, NodeState
+from headframe.model.states import AllocationState, GpuState, NodeState, Reason
 from headframe.model.work import Facts
 from headframe.placement import plan
 from headframe.reconcile.nodes import nodes
@@ -282,3 +284,9 @@ def test_a_type_that_names_its_form_is_sold_as_that_one():
     assert "SXM" in names["a100_sxm4_80gb"]
     assert names["a100sxm480gb"] == names["a100_sxm4_80gb"]
     assert "PCIe" in names["a100_pcie_80gb"]
+
+
+def test_a_machine_that_slurm_has_lost_sight_of_costs_work_no_attempt_and_any_other_refusal_does():
+    assert reason_of(SlurmRefused("Required node not available (down, drained or reserved)")) is Reason.PREEMPTED
+    assert reason_of(SlurmRefused("Requested node configuration is not available")) is Reason.NODE_FAULT
+    assert reason_of(SlurmRefused("Invalid account or account/partition combination specified")) is Reason.NODE_FAULT

@@ -15,6 +15,7 @@ import typer
 from headframe.cli.jobs import Json
 from headframe.cli.session import err, fail, out, show
 from headframe.engines.slurm.cluster import CGROUP, CGROUP_CONF, CONF, JOIN, JWT, MUNGE, REST_SOCKET, NewCluster, join_script, rest_unit, slurm_conf
+from headframe.files import write_private
 
 cluster_app = typer.Typer(no_args_is_help=True, help="A new Slurm cluster: its controller here, its machines by one command each.")
 PROGRAMS = {"slurmctld": "slurmctld", "slurmrestd": "slurmrestd", "munged": "munge", "scontrol": "slurm-client"}
@@ -114,22 +115,14 @@ def _written(new: NewCluster) -> list[str]:
     ]  # fmt: skip
     if not new.prefix:
         files += [(CGROUP, CGROUP_CONF.encode(), 0o644, ""), (f"{UNITS}/slurmrestd.service.d/headframe.conf", rest_unit().encode(), 0o644, "")]
-    for path, content, mode, owner in files:
-        _put(Path(new.path(path)), content, mode, owner if not new.prefix else "")
-    return [new.path(path) for path, *_ in files]
-
-
-def _put(path: Path, content: bytes, mode: int, owner: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if owner:
-        shutil.chown(fresh, owner, owner)
-    fresh.rename(path)
+    for name, content, mode, owner in files:
+        path = Path(new.path(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_private(path, content)
+        path.chmod(mode)
+        if owner and not new.prefix:
+            shutil.chown(path, owner, owner)
+    return [new.path(name) for name, *_ in files]
 
 
 def _started() -> None:

@@ -233,7 +233,7 @@ class Posture(msgspec.Struct, frozen=True, kw_only=True, tag="posture", omit_def
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """What a site has left for paid work at the meter (W), as of `at_ms`: in `left_w` fillers count as gone, since they make room; in `free_w` all that runs, still goes or is granted counts, of
+    """What a site has left for paid work at the meter (W): in `left_w` fillers count as gone, since they make room; in `free_w` all that runs, still goes or is granted counts, of
     which these are `waiting` to start, and will draw so many watts. `until_ms` is when its limit changes (0: not known), `why` what limits; with `no_spot`, spot work waits whatever is left;
     `floor_usd_h` is what a card-hour of spot work has to bring, by model.
     """
@@ -242,7 +242,6 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     free_w: float
     limit_w: float
     pue: float
-    at_ms: int
     waiting: dict[AllocationId, float] = {}
     until_ms: int = 0
     why: str = ""

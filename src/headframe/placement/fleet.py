@@ -166,6 +166,8 @@ class Fleet:
     def at_hand(self, workload: Workload) -> dict[int, int]:
         """Minutes of loading that nodes save it: those that have run its image lately, and those that have its caches."""
         found: dict[int, int] = {}
+        if not workload.spec.image and not workload.spec.volumes:
+            return found
         images = self._images.get(workload.spec.image, {}) if workload.spec.image else {}
         caches = [self.world.caches.get((workload.project_id, mount.volume), {}) for mount in workload.spec.volumes if mount.cache]
         for nodes, minutes in ((images, IMAGE_MINUTES), *((there, CACHE_MINUTES) for there in caches)):

@@ -150,8 +150,7 @@ class _Made:
 
     def consider(self, workload: Workload) -> None:
         """Grant it, or refuse it and see to it that it is not passed over for ever."""
-        least = msgspec.structs.replace(workload, spec=workload.spec.sized(workload.spec.least))
-        sized, answer = self._larger(workload) or (least, self._place(least))
+        sized, answer = self._sized(workload) if workload.spec.nodes_min else (workload, self._place(workload))
         if not isinstance(answer, Grant):
             self.refusals[workload.id] = answer
             return
@@ -159,17 +158,16 @@ class _Made:
         self.order.granted(sized)
         self.lending.promise(sized)
 
-    def _larger(self, workload: Workload) -> tuple[Workload, Grant] | None:
-        """More nodes than it needs, where they are free now: nobody makes room for them, and none are kept. Each try that fails halves what is asked for beyond the least."""
+    def _sized(self, workload: Workload) -> tuple[Workload, Grant | tuple[Refusal, ...]]:
+        """An elastic gang as large as it starts now. Nobody makes room for more nodes than it needs, and none are kept; each try that fails halves what is asked for beyond them."""
         spec = workload.spec
-        most = min(spec.nodes, int((self.fleet.costs(spec) < NEVER).sum())) if spec.nodes_min else spec.least
-        while most > spec.least:
-            sized = msgspec.structs.replace(workload, spec=spec.sized(most))
-            answer = self._place(sized, gladly=True)
-            if isinstance(answer, Grant):
+        nodes = max(spec.least, min(spec.nodes, int((self.fleet.costs(spec) < NEVER).sum())))
+        while True:
+            sized = msgspec.structs.replace(workload, spec=spec.sized(nodes))
+            answer = self._place(sized, gladly=nodes > spec.least)
+            if isinstance(answer, Grant) or nodes == spec.least:
                 return sized, answer
-            most = spec.least + (most - spec.least) // 2
-        return None
+            nodes = spec.least + (nodes - spec.least) // 2
 
     def _place(self, workload: Workload, *, gladly: bool = False) -> Grant | tuple[Refusal, ...]:
         """Where it goes, or why nowhere; what would only be had `gladly` is not seen to."""

@@ -192,7 +192,7 @@ class Dispatcher:
             return
         limits = [signal for signal in told if no_spot or (signal.kind is SignalKind.LIMIT and signal.value == survey.limit_w)]
         firm_w = meter.total_w - meter.going_w - meter.filler_w - meter.asic_w
-        budget = Budget(left_w=survey.limit_w - firm_w, free_w=survey.limit_w - meter.total_w, waiting=_waiting(survey), limit_w=survey.limit_w, pue=survey.site.pue, at_ms=survey.now_ms, until_ms=limits[0].end_ms if limits else 0,
+        budget = Budget(left_w=survey.limit_w - firm_w, free_w=survey.limit_w - meter.total_w, waiting=_waiting(survey), limit_w=survey.limit_w, pue=survey.site.pue, until_ms=limits[0].end_ms if limits else 0,
                         why=f"{limits[0].source} asked for it" if limits else "its contract", no_spot=no_spot, floor_usd_h=floors)  # fmt: skip
         self.budgets[survey.site.id] = budget
         if before is None or budget.left_w > before.left_w + 1 or (budget.free_w >= 0 and before.free_w < budget.free_w and budget.waiting):

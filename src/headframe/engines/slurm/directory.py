@@ -25,9 +25,9 @@ from headframe.engines.local import JournalLine, read_journal, read_log
 from headframe.engines.runtime import SETUP_EXIT, Place, launch_for
 from headframe.files import write_private
 from headframe.model.engine import EngineSetup
-from headframe.model.ids import AllocationId, NodeId, VolumeId, WorkloadId, cache_id, is_allocation_id
+from headframe.model.ids import AllocationId, VolumeId, WorkloadId, is_allocation_id, volume_id
 from headframe.model.states import Reason
-from headframe.model.work import Allocation, LogLine, Mount, Workload, mounted_id
+from headframe.model.work import Allocation, LogLine, Mount, Workload
 
 BEAT_S = 10
 PORT_FIRST, PORTS = 15_000, 15_000
@@ -37,6 +37,7 @@ INHERITED = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL
 MERGED_LINES_MAX, STALE_S = 5000, 60.0
 WRITTEN = "written"
 CACHES = Path("/var/tmp")  # noqa: S108 - it is meant to be kept, and its sticky bit keeps others from removing what is ours
+"""Caches lie on each node's own disk, each account's in a directory that it alone can reach; the system clears away what is unused there for long."""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,14 +104,11 @@ class Shared:
         owner = owner_of(self.setup.account(allocation.project_id))
         (held.path / "by-node").mkdir(parents=True, exist_ok=True)
         held.path.chmod(0o700)
-        shared = {
-            mount: self.root / "volumes" / mounted_id(workload, mount, allocation.parts[0].node_id)
-            for mount in workload.spec.volumes
-            if not mount.cache
-        }
-        cached = {mount: _cache(owner, workload, mount) for mount in workload.spec.volumes if mount.cache}
-        mounts, checkpoint = shared | cached, self.root / "checkpoints" / workload.id
-        for path in (*shared.values(), *([checkpoint] if workload.spec.checkpoint else [])):
+        volumes = {False: self.root / "volumes", True: CACHES / f"headframe-cache-{owner[0] if owner else os.geteuid()}"}
+        mounts = {mount: volumes[mount.cache] / volume_id(workload.project_id, mount.volume) for mount in workload.spec.volumes}
+        checkpoint = self.root / "checkpoints" / workload.id
+        shared = [path for mount, path in mounts.items() if not mount.cache]
+        for path in (*shared, *([checkpoint] if workload.spec.checkpoint else [])):
             path.mkdir(exist_ok=True, mode=0o700)
             give(path, owner)
         for part, node in zip(allocation.parts, nodes, strict=True):
@@ -270,11 +268,6 @@ def script(setup: EngineSetup, keeper: Path, held: Path, ranks: int) -> str:
             "",
         )
     )
-
-
-def _cache(owner: tuple[int, int] | None, workload: Workload, mount: Mount) -> Path:
-    """Where a cache lies on each node: on its own disk, in a directory that only the work's account can reach; the system clears away what is unused there for long."""
-    return CACHES / f"headframe-cache-{owner[0] if owner else os.geteuid()}" / cache_id(workload.project_id, mount.volume, NodeId("here"))
 
 
 def port_of(allocation: AllocationId) -> int:

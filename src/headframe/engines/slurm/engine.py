@@ -47,7 +47,7 @@ KILL_S = 15
 EXTRA_MIN = 5
 """Slurm's own time limit is so much longer than the keeper's: it is the keeper that ends the work, with a reason."""
 AWAY = "required node not available"
-"""Slurm's word for a machine that has not answered it lately: nothing was started and nothing is at fault, so it is no attempt, and tried again after a pause."""
+"""Slurm's word for a machine that has not answered it lately."""
 _log = logging.getLogger("headframe")
 
 
@@ -364,8 +364,7 @@ class Line:
             _log.warning("%s: Slurm was asked to start it and did not answer: %s", allocation.id, error)
         except SlurmRefused as no:
             where = ", ".join(node.name for node in nodes)
-            reason = Reason.PREEMPTED if AWAY in str(no).lower() else Reason.NODE_FAULT
-            await asyncio.to_thread(held.conclude, now_ms, reason, f"placed on {where}, and Slurm says: {no}")
+            await asyncio.to_thread(held.conclude, now_ms, reason_of(no), f"placed on {where}, and Slurm says: {no}")
         except (OSError, ValueError, tarfile.TarError) as error:
             await asyncio.to_thread(held.conclude, now_ms, Reason.START_FAILED, f"the shared path could not be prepared: {error}")
         await self._read(allocation.id)
@@ -388,6 +387,11 @@ class Line:
     async def _cancel(self, job: SlurmJob) -> None:
         with contextlib.suppress(HeadframeError, SlurmRefused):
             await self.rest.cancel(job.job_id, job.user_name or self.setup.user)
+
+
+def reason_of(no: SlurmRefused) -> Reason:
+    """Why a start that Slurm refused ended: where its machine is away nothing is at fault, so it is no attempt, and tried again after a pause."""
+    return Reason.PREEMPTED if AWAY in str(no).lower() else Reason.NODE_FAULT
 
 
 def _silent(seen: Seen) -> list[str]:
