@@ -52,6 +52,7 @@ volumes: [data:/data, other-1:/mnt/x, cache:models:/models]
     )
     elastic = parse("run: x\nnodes: 2..8").spec
     assert (elastic.least, elastic.nodes, elastic.size, elastic.resources.gang) == (2, 8, "2..8", True)
+    assert parse("run: x\nnodes: 1..2").spec.sized(1).resources.gang is False, "one machine is no gang: any will do"
     assert (parse("run: x\nnodes: 3..3").spec.size, parse("run: x\nnodes: 3").spec.least) == ("3", 3)
     assert parse("run: x\nnodes: 2\nvolumes: ['cache:models:/m']").spec.volumes == (Mount(volume="models", path="/m", cache=True),)
     assert parse("run: x\nvolumes: ['cache:/m']").spec.volumes == (Mount(volume="cache", path="/m"),)

@@ -141,7 +141,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     def sized(self, nodes: int) -> "Spec":
         """The same on so many nodes, neither more nor fewer."""
-        return msgspec.structs.replace(self, nodes=nodes, nodes_min=0) if self.nodes_min else self
+        if not self.nodes_min:
+            return self
+        return msgspec.structs.replace(self, nodes=nodes, nodes_min=0, resources=msgspec.structs.replace(self.resources, gang=nodes > 1))
 
     @property
     def homed(self) -> bool:
