@@ -13,11 +13,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 
 from headframe.agent import checks, handover, nvml
@@ -28,6 +30,7 @@ from headframe.model.health import Depth
 
 OUT = Path(sys.argv[1] if len(sys.argv) > 1 else "card").resolve()
 PORT = 7390
+BUSY_W = 300
 JOB = """
 name: heat
 run: |
@@ -148,7 +151,7 @@ def filled() -> dict[str, Any]:
         site = cloud.sites().items[0].name
         cloud.set_site(site, SiteBody(contract_w=2000, pue=1.1, tariff="name: flat\nenergy: [{price: 0.05}]\n"))
         cloud.set_filler(FILLER)
-        wait(lambda: power_w() > 400, 90)
+        wait(lambda: power_w() > BUSY_W, 90)
         found["filler draws, W"], found["power"] = power_w(), headframe("power")
         found["explain"] = headframe("dispatch", "explain", uuid())
         (OUT / "state" / "paid.yaml").write_text(JOB.replace("heat", "paid").replace("+ 12", "+ 2"))
@@ -162,7 +165,7 @@ def filled() -> dict[str, Any]:
         found["tenant: submitted to its first line (PyTorch loaded), s"] = round(time.monotonic() - began, 2)
         wait(lambda: cloud.workload(key).workload.ended_ms > 0, 60)
         began = time.monotonic()
-        wait(lambda: power_w() > 400, 120)
+        wait(lambda: power_w() > BUSY_W, 120)
         found["filler again after, s"] = round(time.monotonic() - began, 1)
         began = time.monotonic()
         headframe("power", "signal", "level", "1", "--for", "10m")
@@ -170,6 +173,82 @@ def filled() -> dict[str, Any]:
         found["signal to watts gone, s"], found["W after"] = round(time.monotonic() - began, 1), power_w()
         found["events"] = [event.text for event in cloud.events().items][:40]
     return found
+
+
+ENDPOINT = """
+type: endpoint
+name: chat
+model: random-1b
+run: exec {python} {server}
+env: {{TORCH_SERVER_DEVICE: {device}}}
+replicas: 0..1
+idle_timeout: 20s
+resources: {{gpu: 1, cpu: 1, memory: 8GB, disk: 1MB}}
+"""
+ASKED = {"model": "random-1b", "messages": [{"role": "user", "content": "why is the rack warm? " * 20}], "max_tokens": 128, "stream": True}
+SERVER = Path(__file__).parent / "torch_server.py"
+WARM = 12
+
+
+def served() -> dict[str, Any]:
+    """A language model that sleeps while a filler has the card, is woken by a request, answers through the gateway beside the same one asked directly, and sleeps again."""
+    found: dict[str, Any] = {}
+    with serving("--no-check-new", "--gateway", "--gateway-port", str(PORT + 1)) as cloud:
+        headframe("price", "*", "--on-demand", "2")
+        headframe("project", "create", "served")
+        headframe("project", "credit", "served", "5")
+        site = cloud.sites().items[0].name
+        cloud.set_site(site, SiteBody(contract_w=2000, pue=1.1, tariff="name: flat\nenergy: [{price: 0.05}]\n"))
+        cloud.set_filler(FILLER)
+        wait(lambda: power_w() > BUSY_W, 90)
+        (OUT / "state" / "chat.yaml").write_text(ENDPOINT.format(python=sys.executable, server=SERVER, device=os.environ.get("TORCH_SERVER_DEVICE", "cuda")))
+        found["apply"] = headframe("apply", "-f", str(OUT / "state" / "chat.yaml"), "--project", "served")
+        key = json.loads(headframe("key", "create", "web", "--scope", "infer", "--project", "served", "--json"))["secret"]
+        wait(lambda: httpx.get(f"http://127.0.0.1:{PORT + 1}/v1/models", headers={"authorization": f"Bearer {key}"}).json()["data"], 30)
+        wait(lambda: cloud.endpoint("chat").replicas == () and power_w() > BUSY_W, 120)
+        found["woken, the filler gone, first token after, s"] = round(asked(PORT + 1, key)[0], 2)
+        through = [asked(PORT + 1, key) for _ in range(WARM)]
+        found["W while it answers"] = drawn_while(lambda: asked(PORT + 1, key, 512))
+        found["endpoint"] = headframe("endpoint", "show", "chat")
+        began = time.monotonic()
+        wait(lambda: not cloud.endpoint("chat").replicas, 90)
+        wait(lambda: power_w() > BUSY_W, 120)
+        found["asleep, and the filler again after, s"] = round(time.monotonic() - began, 1)
+        found["profit"] = headframe("profit")
+        found["events"] = [event.text for event in cloud.events().items][:40]
+    with subprocess.Popen([sys.executable, str(SERVER)], env={**os.environ, "HEADFRAME_PORT": str(PORT + 2)}, stdout=subprocess.PIPE) as bare:
+        assert bare.stdout
+        try:
+            bare.stdout.readline()
+            asked(PORT + 2, "none")
+            direct = [asked(PORT + 2, "none") for _ in range(WARM)]
+        finally:
+            bare.kill()
+    for name, took in (("through the gateway", through), ("directly", direct)):
+        first, rate = (sorted(each) for each in zip(*took, strict=True))
+        found[f"{name}: first token p50, ms; tokens/s"] = (round(first[WARM // 2] * 1000, 2), round(rate[WARM // 2], 1))
+    return found
+
+
+def asked(port: int, key: str, tokens: int = 128) -> tuple[float, float]:
+    """Seconds to the first token of a streamed answer, and tokens a second after it."""
+    began, first, count = time.perf_counter(), 0.0, 0
+    with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=ASKED | {"max_tokens": tokens}, headers={"authorization": f"Bearer {key}"}, timeout=300) as answer:
+        answer.raise_for_status()
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                first, count = first or time.perf_counter() - began, count + 1
+    return first, (count - 1) / (time.perf_counter() - began - first)
+
+
+def drawn_while(act: Callable[[], object]) -> float:
+    """What the card draws in the middle of it."""
+    thread = threading.Thread(target=act)
+    thread.start()
+    time.sleep(0.6)
+    seen = [power_w() for _ in range(5)]
+    thread.join()
+    return round(sum(seen) / len(seen), 1)
 
 
 def power_w() -> float:
@@ -182,7 +261,8 @@ def serving(*options: str) -> Iterator[Client]:
     """A server of its own on a new directory, until the end."""
     (OUT / "state" / "config.json").unlink(missing_ok=True)
     data = OUT / "state" / f"data-{len(options)}"
-    argv = [sys.executable, "-m", "headframe", "up", "--data", str(data), "--port", str(PORT), "--no-gateway", "--watch-interval", "1", *options]
+    beside = () if "--gateway" in options else ("--no-gateway",)
+    argv = [sys.executable, "-m", "headframe", "up", "--data", str(data), "--port", str(PORT), *beside, "--watch-interval", "1", *options]
     with (OUT / "server.log").open("ab") as log:
         server = subprocess.Popen(argv, env=environment(), stdout=log, stderr=log)
     try:
@@ -279,7 +359,7 @@ def main() -> None:
     parts: dict[str, Callable[[], object]] = {
         "nvml": answers, "draws": draws, "handover": hand_over, "server": through_a_server,
         "check": lambda: json.loads(subprocess.run([sys.executable, "-m", "headframe", "check", "--json"], capture_output=True, text=True, check=False, env=environment()).stdout),
-        "full": hurried, "filler": filled, "eight_bits": eight_bits,
+        "full": hurried, "filler": filled, "eight_bits": eight_bits, "served": served,
     }  # fmt: skip
     for name, part in parts.items():
         if len(sys.argv) > 2 and name not in sys.argv[2:]:

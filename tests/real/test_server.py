@@ -12,7 +12,7 @@ from headframe import Client
 from headframe.client import ApiError
 from headframe.store.open import open_store
 from headframe.model.api import NodeBody, RackBody, ReservationBody
-from support import Server, wait_for
+from support import Server, free_port, wait_for
 
 
 def up(tmp_path, *argv, **environment):
@@ -68,6 +68,18 @@ def test_a_polite_stop_leaves_work_running_and_the_next_server_finds_it(tmp_path
         wait_for(lambda: tenant.workload("long").workload.state == "succeeded")
         assert [line.text for line in tenant.logs("long").lines] == ["survived"]
     server.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_is_told_to_end_takes_its_gateway_with_it_and_cuts_nobody_off(tmp_path, number):
+    server = Server(tmp_path).start("--gateway-port", str(free_port()))
+    wait_for(lambda: "gateway at" in server.log)
+    pid = int((server.data / "gateway" / "pid").read_text())
+    server.kill(number)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert "Traceback" not in server.log
+    assert "cancel" not in server.log.lower()
 
 
 def test_following_a_log_goes_on_through_a_restart_of_the_server(server):

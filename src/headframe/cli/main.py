@@ -1,5 +1,8 @@
 """The `headframe` command: each verb a function; nouns with several verbs are groups."""
 
+import signal
+from types import FrameType
+
 import typer
 
 from headframe.cli import agent, check, cluster, engines, fleet, gateway, jobs, machines, money, operate, plan, power, server, shells, simulate
@@ -26,8 +29,16 @@ power.add(app)
 
 
 def main() -> None:
-    """The entry point; Ctrl-C anywhere is an exit code, not a traceback."""
+    """The entry point; Ctrl-C anywhere is an exit code, not a traceback, and to be told to end is the same as Ctrl-C: what was begun is tidied up."""
+    signal.signal(signal.SIGTERM, _end)
     try:
         app()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _end(_number: int, frame: FrameType | None) -> None:
+    as_ctrl_c = signal.getsignal(signal.SIGINT)
+    if not callable(as_ctrl_c):  # where a shell without job control started it Ctrl-C is ignored, this is not
+        raise KeyboardInterrupt
+    as_ctrl_c(signal.SIGINT, frame)

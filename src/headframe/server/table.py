@@ -32,6 +32,7 @@ class GatewayTable:
         self._gone: Numbered = {}
         self._forgot = 0
         self._changed = asyncio.Event()
+        self._closed = False
         for key in world.keys.values():
             self._key(key)
         for project in world.projects.values():
@@ -70,12 +71,17 @@ class GatewayTable:
 
     async def after(self, run: str, seq: int, limit_s: float) -> Table:
         """The same, once there is something, or after a time."""
-        if run == self.run and seq == self._seq:
+        if run == self.run and seq == self._seq and not self._closed:
             try:
                 await asyncio.wait_for(self._changed.wait(), limit_s)
             except TimeoutError:
                 pass
         return self.since(run, seq)
+
+    def close(self) -> None:
+        """Answer those that wait, and all others at once from now on: the server ends."""
+        self._closed = True
+        self._changed.set()
 
     def _put(self, kind: type, key: str, entry: Entry, *, gone: bool = False) -> None:
         known = self._entries.get((kind, key))
