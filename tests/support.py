@@ -94,7 +94,7 @@ def spec(gpus: float = 0, nodes: int = 1, name: str = "job", model: str = "", cp
     host = {key: more.pop(key) for key in list(more) if key in Resources.__struct_fields__}
     request = GpuRequest(milli=round(gpus * 1000), model=model, **asked)
     resources = Resources(gpu=request, cpu_milli=round(cpu * 1000), memory_mib=memory_mib, **host)
-    return Spec(name=name, run="true", nodes=nodes, resources=resources, **more)
+    return Spec(name=name, nodes=nodes, resources=resources, **{"run": "true", **more})
 
 
 def job(n: int = 1, priority: int = 0, tier: Tier = Tier.ON_DEMAND, **more) -> Workload:
@@ -178,6 +178,8 @@ class Server:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
+        self.inside: list[str] = []
+        """What enters the namespace that it is to run in."""
 
     @property
     def log(self) -> str:
@@ -185,7 +187,7 @@ class Server:
 
     def start(self, *arguments: str, wait: bool = True, **environment: str) -> "Server":
         env = {**os.environ, "HEADFRAME_CONFIG": str(self.root / "config.json"), **environment}
-        argv = [sys.executable, "-m", "headframe", "up", "--data", str(self.data), "--port", str(self.port), *arguments]
+        argv = [*self.inside, sys.executable, "-m", "headframe", "up", "--data", str(self.data), "--port", str(self.port), *arguments]
         argv += [] if "--gateway-port" in arguments else ["--no-gateway"]
         argv += ["--database", self.database, "--pepper", str(self.root / "pepper")] if self.database else []
         with (self.root / f"server-{self.port}.log").open("ab") as log:

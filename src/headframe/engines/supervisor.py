@@ -38,6 +38,19 @@ def own_directory(path):
             raise PermissionError(f"{path} is not a directory of its own") from None
 
 
+def lock_of(path):
+    """A file that anybody may lock and nobody else may change: who comes first makes it, all others only read it."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        except FileExistsError:
+            pass  # it has come first
+        os.chmod(path, 0o644)
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+
+
 class Keeper:
     """The life of one attempt: setup, run, end."""
 
@@ -108,16 +121,38 @@ class Keeper:
                 own_directory(path)
         except OSError as error:
             return self.end(1, SETUP_FAILED, f"a cache can't be used: {error}")
+        held = self.hold_cards()
+        if held:
+            return self.end(1, self.spec["on_term"], held)
         if self.spec["setup"]:
             self.log.line("sys", "setup: " + self.spec["setup_shown"])
             code = self.phase(self.spec["setup"], "setup", wake_read)
             if code != 0 or self.stopping:
                 return self.end(code, SETUP_FAILED, f"setup exited with {code}: the job itself was not started")
+        killed = oom_kills(self.spec["cgroups"])
         code = self.phase(self.spec["run"], "running", wake_read)
         if code and code == self.spec["setup_exit"]:
             return self.end(code, SETUP_FAILED, "setup failed: the job itself was not started")
         reason = "finished" if code == 0 else "failed"
-        return self.end(code, reason, "" if code == 0 else describe(code))
+        greedy = "it used more memory than it asked for, " if code and oom_kills(self.spec["cgroups"]) > killed else ""
+        return self.end(code, reason, "" if code == 0 else greedy + describe(code))
+
+    def hold_cards(self):
+        """Lock each card that Slurm gave us, until nothing of the work is left: a controller that was killed may have forgotten work that still runs, and give its cards out again.
+        Why they can't be had, "" where they can.
+        """
+        node = os.environ.get("SLURMD_NODENAME", "")
+        cards = os.environ.get("SLURM_STEP_GPUS") or os.environ.get("SLURM_JOB_GPUS") or ""
+        for card in cards.split(",") if cards and self.spec.get("cards") else ():
+            try:
+                handle = lock_of(f"{self.spec['cards']}-{node}-{card}")
+            except OSError as error:
+                self.log.line("sys", f"card {card} of {node} can't be locked: {error}")
+                continue
+            if not locked(handle):
+                return f"card {card} of {node} is still held by other work there, which Slurm does not know any more"
+            os.set_inheritable(handle, True)  # it outlives this process for as long as what it starts
+        return ""
 
     def heard(self, number):
         """What else runs work here (Slurm) ends it by a signal; a server of ours never does."""
@@ -375,6 +410,25 @@ def descendants(root):
         below = children.get(todo.pop(), [])
         found += below
         todo += below
+    return found
+
+
+def own_cgroups():
+    """Where this process's memory is counted: by cgroup v2, or v1's controller of memory."""
+    with open("/proc/self/cgroup", encoding="ascii") as file:
+        rows = [line.rstrip("\n").split(":", 2) for line in file]
+    return [f"/sys/fs/cgroup{'/memory' if names else ''}{path}" for _, names, path in rows if names in ("", "memory")]
+
+
+def oom_kills(groups):
+    """How many processes the kernel has ended for their memory in the work's own groups, else in those that whoever started us made for it."""
+    found = 0
+    for path in [os.path.join(group, name) for group in groups or own_cgroups() for name in ("memory.events", "memory.oom_control")]:
+        try:
+            with open(path, encoding="ascii") as file:
+                found += sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+        except (OSError, ValueError, IndexError):
+            continue  # another cgroup's version
     return found
 
 

@@ -34,6 +34,8 @@ PORT_FIRST, PORTS = 15_000, 15_000
 """Rank 0 listens on one of these, below what kernels hand out to clients."""
 INHERITED = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "SLURM_JOB_ID", "SLURM_JOB_GPUS", "SLURM_CONF", "SLURMD_NODENAME")
 """What Slurm has bound the job to; of all else the work has only what it asked for."""
+CARDS = "/run/lock/headframe-card"
+"""On each node, where everybody may lock: the beginning of the name of a card's lock; the cluster's mark follows, as several may meet on one machine in tests."""
 MERGED_LINES_MAX, STALE_S = 5000, 60.0
 WRITTEN = "written"
 CACHES = Path("/var/tmp")  # noqa: S108 - it is meant to be kept, and its sticky bit keeps others from removing what is ours
@@ -61,6 +63,7 @@ class Shared:
     def __init__(self, setup: EngineSetup) -> None:
         self.root = Path(setup.shared)
         self.setup = setup
+        self.cards = f"{CARDS}-{hashlib.sha256(setup.shared.encode()).hexdigest()[:8]}"
         self.active, self.ended, self.news = (self.root / name for name in ("allocations", "ended", "news"))
 
     def make(self) -> None:
@@ -131,7 +134,7 @@ class Shared:
         spec: dict[str, Any] = {
             "id": allocation.id, "rank": place.part.rank, "boot_id": "", "cwd": str(work), "setup": launch.setup, "setup_shown": workload.spec.setup,
             "run": launch.run, "env": launch.env, "inherit": INHERITED, "on_stop": launch.on_stop, "max_duration_s": workload.spec.max_duration_s,
-            "lease": "", "type": workload.spec.type, "grace_s": GRACE_S, "cgroups": [], "caches": [str(path) for mount, path in mounts.items() if mount.cache], "news": str(self.news), "on_term": Reason.PREEMPTED,
+            "lease": "", "type": workload.spec.type, "grace_s": GRACE_S, "cgroups": [], "caches": [str(path) for mount, path in mounts.items() if mount.cache], "news": str(self.news), "on_term": Reason.PREEMPTED, "cards": self.cards,
             "beat_s": BEAT_S if place.ranks > 1 else 0, "setup_exit": SETUP_EXIT if workload.spec.image and workload.spec.setup else None,
         }  # fmt: skip
         write_private(at / "spec.json", json.dumps(spec).encode())

@@ -153,6 +153,7 @@ class Line:
         self._sending: dict[AllocationId, None] = {}
         self._unsure_ms: dict[AllocationId, int] = {}
         self._silent: dict[NodeId, int] = {}
+        self._forgotten: dict[str, AllocationId] = {}
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -232,6 +233,8 @@ class Line:
             return Down(lost=True, why=f"Slurm: {'+'.join(sorted(node.states)).lower()}{f', {node.reason}' if node.reason else ''}")
         if now_ms < self._silent.get(key, 0):
             return Down(lost=True, why="a rank of a gang there went silent")
+        if node.name in self._forgotten:
+            return Down(lost=False, why=f"Slurm does not know {self._forgotten[node.name]} any more, which runs there, and would give its cards out again")
         return Down(lost=False, why=f"Slurm: {node.reason or 'drained'}") if node.drained else None
 
     def _know(self, key: AllocationId) -> Seen:
@@ -273,6 +276,7 @@ class Line:
                 mine.setdefault(AllocationId(job.comment), []).append(job)
         for key, seen in self._seen.items():
             seen.look(mine.get(key, []), began_ms, now_ms)
+        self._forgotten = {name: key for key, seen in self._seen.items() if seen.forgotten for name in seen.names}
         self._looked_ms, self._answered_ms = began_ms, now_ms
         for key in list(mine):
             await self._tidy(key, mine[key])

@@ -68,6 +68,11 @@ class Seen:
         return bool(self.claimed) or any(self.ranks)
 
     @property
+    def forgotten(self) -> bool:
+        """Whether it runs, and Slurm does not know it: a controller that was killed has what it last saved."""
+        return self.began and bool(self.missing_ms) and not self.over
+
+    @property
     def complete(self) -> bool:
         """Whether every rank's keeper has written its end."""
         return bool(self.ranks) and all(self.ended(number) for number in range(len(self.ranks)))

@@ -1,0 +1,81 @@
+"""A real Slurm machine that confines its jobs: cgroups for devices and memory, a UNIX account for each project, a /proc that shows nobody others' processes. As root, and with cgroup v1's
+controllers, which are what Debian 12's Slurm knows.
+
+Accounts and /proc are those of a mount namespace in which all of it runs, so nothing of the machine itself is changed. A card is a device file of NVIDIA's number with no driver behind it: who may
+open it is told that there is no device, who may not is told that.
+"""
+
+import contextlib
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from slurm import Slurm
+
+CONTROLLERS = ("devices", "memory", "freezer", "cpuset", "cpuacct")
+NVIDIA_MAJOR = 195
+FIRST_UID = 61_000
+
+
+def confines():
+    """Whether this machine can."""
+    return os.geteuid() == 0 and all((Path("/sys/fs/cgroup") / name).is_dir() for name in CONTROLLERS)
+
+
+class Isolated(Slurm):
+    """`accounts` are made by `account`, after it is up: Headframe names them after its projects."""
+
+    def __init__(self, root, **conf):
+        super().__init__(root, nodes=1, gpus="rtx3090:4", memory_mb=4_000, ProctrackType="proctrack/cgroup", TaskPlugin="task/cgroup", **conf)
+        self.inside = []
+        self.accounts = 0
+
+    def _up(self):
+        for name in ("passwd", "group"):
+            (self.root / name).write_text((Path("/etc") / name).read_text())
+        ready = self.root / "inside"
+        self._spawn("inside", ["unshare", "--mount", "--propagation", "private", "sh", "-ec",
+            f"mount --bind {self.root}/passwd /etc/passwd; mount --bind {self.root}/group /etc/group; mount -t proc -o hidepid=2 proc /proc; echo >{ready}; exec sleep infinity",
+        ])  # fmt: skip
+        self._until("a namespace", ready.exists)
+        self.inside = ["nsenter", "-t", str(self.processes["inside"].pid), "-m", f"--wd={self.root}", "--"]
+        super()._up()
+
+    def _spawn(self, name, command, env=None):
+        super()._spawn(name, [*self.inside, *command], env)
+
+    def _configure(self):
+        super()._configure()
+        (self.root / "cgroup.conf").write_text(
+            "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nConstrainDevices=yes\nConstrainRAMSpace=yes\nConstrainSwapSpace=no\nConstrainCores=no\nAllowedRAMSpace=100\n"
+        )
+
+    def _cards(self, name):
+        said = super()._cards(name)
+        for path in (self.root / "dev" / name).iterdir():
+            path.unlink()
+            os.mknod(path, 0o020666, os.makedev(NVIDIA_MAJOR, 200 + int(path.name.removeprefix("nvidia"))))
+            path.chmod(0o666)
+        return said
+
+    def account(self, name):
+        """A UNIX account, as an administrator makes one for a project."""
+        uid = FIRST_UID + self.accounts
+        self.accounts += 1
+        for kind, line in (("passwd", f"{name}:x:{uid}:{uid}::/tmp:/bin/sh\n"), ("group", f"{name}:x:{uid}:\n")):
+            with (self.root / kind).open("a") as file:
+                file.write(line)
+        return uid
+
+    def __exit__(self, *_):
+        super().__exit__()
+        for name in CONTROLLERS:
+            for path in sorted(Path("/sys/fs/cgroup", name).glob("slurm_n1/**/"), reverse=True):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+
+def opened(path):
+    """A line of Python that says what opening it is answered with."""
+    return f"import os\ntry:\n    os.open('{path}', os.O_RDWR)\nexcept OSError as error:\n    print(error.strerror)"
