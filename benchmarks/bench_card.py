@@ -201,7 +201,9 @@ def served() -> dict[str, Any]:
         cloud.set_site(site, SiteBody(contract_w=2000, pue=1.1, tariff="name: flat\nenergy: [{price: 0.05}]\n"))
         cloud.set_filler(FILLER)
         wait(lambda: power_w() > BUSY_W, 90)
-        (OUT / "state" / "chat.yaml").write_text(ENDPOINT.format(python=sys.executable, server=SERVER, device=os.environ.get("TORCH_SERVER_DEVICE", "cuda")))
+        (OUT / "state" / "chat.yaml").write_text(
+            ENDPOINT.format(python=sys.executable, server=SERVER, device=os.environ.get("TORCH_SERVER_DEVICE", "cuda"))
+        )
         found["apply"] = headframe("apply", "-f", str(OUT / "state" / "chat.yaml"), "--project", "served")
         key = json.loads(headframe("key", "create", "web", "--scope", "infer", "--project", "served", "--json"))["secret"]
         wait(lambda: httpx.get(f"http://127.0.0.1:{PORT + 1}/v1/models", headers={"authorization": f"Bearer {key}"}).json()["data"], 30)
@@ -233,7 +235,13 @@ def served() -> dict[str, Any]:
 def asked(port: int, key: str, tokens: int = 128) -> tuple[float, float]:
     """Seconds to the first token of a streamed answer, and tokens a second after it."""
     began, first, count = time.perf_counter(), 0.0, 0
-    with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/chat/completions", json=ASKED | {"max_tokens": tokens}, headers={"authorization": f"Bearer {key}"}, timeout=300) as answer:
+    with httpx.stream(
+        "POST",
+        f"http://127.0.0.1:{port}/v1/chat/completions",
+        json=ASKED | {"max_tokens": tokens},
+        headers={"authorization": f"Bearer {key}"},
+        timeout=300,
+    ) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines():
             if line.startswith("data: {"):

@@ -11,7 +11,7 @@ import sys
 sys.path.insert(0, os.path.dirname(__file__))
 import slurm  # noqa: E402
 
-PACKAGES = {"chromium": "chromium", "podman": "podman", "runc": "runc", "initdb": "postgresql", "promtool": "prometheus"}
+PACKAGES = {"chromium": "chromium", "podman": "podman", "runc": "runc", "newuidmap": "uidmap", "initdb": "postgresql", "promtool": "prometheus"}
 
 
 def find(program: str) -> str | None:

@@ -8,7 +8,6 @@ open it is told that there is no device, who may not is told that.
 import contextlib
 import os
 import subprocess
-import time
 from pathlib import Path
 
 from slurm import Slurm
@@ -32,11 +31,13 @@ class Isolated(Slurm):
         self.accounts = 0
 
     def _up(self):
-        for name in ("passwd", "group"):
-            (self.root / name).write_text((Path("/etc") / name).read_text())
+        for name in ("passwd", "group", "subuid", "subgid"):
+            there = Path("/etc") / name
+            there.touch()  # the last two come with no package
+            (self.root / name).write_text(there.read_text())
         ready = self.root / "inside"
         self._spawn("inside", ["unshare", "--mount", "--propagation", "private", "sh", "-ec",
-            f"mount --bind {self.root}/passwd /etc/passwd; mount --bind {self.root}/group /etc/group; mount -t proc -o hidepid=2 proc /proc; echo >{ready}; exec sleep infinity",
+            f"for name in passwd group subuid subgid; do mount --bind {self.root}/$name /etc/$name; done; mount -t proc -o hidepid=2 proc /proc; echo >{ready}; exec sleep infinity",
         ])  # fmt: skip
         self._until("a namespace", ready.exists)
         self.inside = ["nsenter", "-t", str(self.processes["inside"].pid), "-m", f"--wd={self.root}", "--"]
@@ -60,13 +61,45 @@ class Isolated(Slurm):
         return said
 
     def account(self, name):
-        """A UNIX account, as an administrator makes one for a project."""
-        uid = FIRST_UID + self.accounts
+        """A UNIX account, as an administrator makes one for a project: with numbers of its own for what runs in containers."""
+        uid, home = FIRST_UID + self.accounts, self.root / "home" / name
         self.accounts += 1
-        for kind, line in (("passwd", f"{name}:x:{uid}:{uid}::/tmp:/bin/sh\n"), ("group", f"{name}:x:{uid}:\n")):
+        home.mkdir(parents=True, mode=0o755)
+        os.chown(home, uid, uid)
+        home.chmod(0o700)
+        numbers = f"{name}:{200_000 + 65_536 * self.accounts}:65536\n"
+        for kind, line in (
+            ("passwd", f"{name}:x:{uid}:{uid}::{home}:/bin/sh\n"),
+            ("group", f"{name}:x:{uid}:\n"),
+            ("subuid", numbers),
+            ("subgid", numbers),
+        ):
             with (self.root / kind).open("a") as file:
                 file.write(line)
         return uid
+
+    def runs_as(self, uid, *command):
+        """A command there, as one of the accounts."""
+        home = next(line.split(":")[5] for line in (self.root / "passwd").read_text().splitlines() if line.split(":")[2] == str(uid))
+        enter = [word if not word.startswith("--wd=") else f"--wd={home}" for word in self.inside]
+        done = subprocess.run(
+            [
+                *enter,
+                "setpriv",
+                f"--reuid={uid}",
+                f"--regid={uid}",
+                "--clear-groups",
+                "env",
+                "-i",
+                f"PATH={os.environ['PATH']}",
+                f"HOME={home}",
+                *command,
+            ],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def __exit__(self, *_):
         super().__exit__()

@@ -381,3 +381,18 @@ def fake_nvml(root: Path, *flags: str) -> Path:
     command = [compiler(), "-shared", "-fPIC", "-w", "-Wl,-soname,libnvidia-ml.so.1", *flags, "-o", str(library), str(source)]
     subprocess.run(command, check=True)
     return library
+
+
+def image_tar(root: Path, *programs: str) -> Path:
+    """What an image needs that runs these programs of this machine's."""
+    for path in programs:
+        libraries = subprocess.run(["ldd", path], capture_output=True, text=True).stdout.split()
+        for file in {path, *(word for word in libraries if word.startswith("/"))}:
+            target = root / "image" / file.lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-L", file, str(target)], check=True)
+    tar = root / "image.tar"
+    subprocess.run(["tar", "-C", str(root / "image"), "-cf", str(tar), "."], check=True)
+    for path in (tar, *(parent for parent in tar.parents if parent.is_relative_to("/tmp") and parent != Path("/tmp"))):
+        path.chmod(path.stat().st_mode | (0o044 if path == tar else 0o011))
+    return tar

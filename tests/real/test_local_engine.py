@@ -18,7 +18,7 @@ from headframe.model.states import AllocationState, Reason
 from headframe.model.text import printable
 from headframe.model.work import Allocation, Part, Tier
 from headframe.server.main import wall_ms
-from support import job, needs, wait_for
+from support import image_tar, job, needs, wait_for
 
 
 def allocation(n=1, memory_mib=256):
@@ -311,15 +311,7 @@ def test_an_image_runs_in_podman_with_limits_and_without_our_files(engine, tmp_p
 
 def make_image(podman, tmp_path):
     """An image from this machine's own shell, so that no registry is needed."""
-    root = tmp_path / "root"
-    for path in ("/bin/sh", "/bin/cat", "/bin/grep", "/bin/sleep", "/bin/pwd"):
-        libraries = subprocess.run(["ldd", path], capture_output=True, text=True).stdout.split()
-        for file in {path, *(word for word in libraries if word.startswith("/"))}:
-            target = root / file.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["cp", "-L", file, str(target)], check=True)
-    tar = tmp_path / "image.tar"
-    subprocess.run(["tar", "-C", str(root), "-cf", str(tar), "."], check=True)
+    tar = image_tar(tmp_path, "/bin/sh", "/bin/cat", "/bin/grep", "/bin/sleep", "/bin/pwd")
     done = subprocess.run([podman, "import", str(tar), "localhost/headframe-test:1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return "localhost/headframe-test:1"

@@ -21,16 +21,42 @@ from headframe.model.states import AllocationState
 from headframe.model.work import Allocation, Part, Tier
 from support import job
 
-NASTY = st.sampled_from(["$(touch owned)", "`id`", "'", '"', "\\", "\n", "\n#SBATCH --wrap=x\n", ";", "&&", "${IFS}", "%s", "\u202e", "🙂", "\r", "--", "*", "~", "!", "\x1b[31m"])
+NASTY = st.sampled_from(
+    [
+        "$(touch owned)",
+        "`id`",
+        "'",
+        '"',
+        "\\",
+        "\n",
+        "\n#SBATCH --wrap=x\n",
+        ";",
+        "&&",
+        "${IFS}",
+        "%s",
+        "\u202e",
+        "🙂",
+        "\r",
+        "--",
+        "*",
+        "~",
+        "!",
+        "\x1b[31m",
+    ]
+)
 TEXT = st.lists(NASTY | st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00")), max_size=8).map("".join)
 NAMES = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,20}", fullmatch=True).map(lambda name: f"T_{name}")
 SAID = "import json, os, sys; json.dump([sys.argv[1], {k: v for k, v in os.environ.items() if k.startswith('T_')}], open('said', 'w'))"
-FOLDERS = st.lists(st.sampled_from(["a", " ", "'", '"', "$x", "$(touch owned)", "`id`", ";", "ü", "\\", "&", "(", "*"]), min_size=1, max_size=6).map("".join)
+FOLDERS = st.lists(st.sampled_from(["a", " ", "'", '"', "$x", "$(touch owned)", "`id`", ";", "ü", "\\", "&", "(", "*"]), min_size=1, max_size=6).map(
+    "".join
+)
 
 
 def allocation():
     part = Part(rank=0, node_id="node-1", shares=(), cpu_milli=1000, memory_mib=256, disk_mib=10)
-    return Allocation(id="wl-1.1", workload_id="wl-1", project_id="pr-1", attempt=1, tier=Tier.ON_DEMAND, parts=(part,), state=AllocationState.GRANTED, granted_ms=1)
+    return Allocation(
+        id="wl-1.1", workload_id="wl-1", project_id="pr-1", attempt=1, tier=Tier.ON_DEMAND, parts=(part,), state=AllocationState.GRANTED, granted_ms=1
+    )
 
 
 def setup(shared):

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from headframe.model.api import EngineBody
+from headframe.model.api import EngineBody, ServiceBody
+from headframe.model.states import Service
 from isolated import Isolated, confines
 from slurm import missing
-from support import Server, wait_for
+from support import Server, image_tar, needs, wait_for
 
 pytestmark = pytest.mark.slow
 PYTHON = "/usr/bin/python3"  # the machine's own: the work's accounts have to reach it
@@ -50,6 +51,8 @@ class House:
         self.operator.add_engine(
             EngineBody(url=self.slurm.url, key_file=str(self.slurm.key), shared=str(self.root / "shared"), python=PYTHON, accounts="hf-{project}")
         )
+        (here,) = (view.node.name for view in self.operator.nodes() if view.node.engine == "local")
+        self.operator.move_node(here, ServiceBody(to=Service.DRAIN, why="all work is to be Slurm's"))
         wait_for(lambda: any(view.node.engine == "slurm" and view.node.state == "ready" for view in self.operator.nodes()), 60)
 
     def __exit__(self, *_):
@@ -93,7 +96,9 @@ def python(code):
 
 
 def opens(*paths):
-    return python(f"import os\nfor path in {list(map(str, paths))}:\n    try:\n        os.close(os.open(path, os.O_RDONLY)); print('opened')\n    except OSError as error:\n        print(error.strerror)")
+    return python(
+        f"import os\nfor path in {list(map(str, paths))}:\n    try:\n        os.close(os.open(path, os.O_RDONLY)); print('opened')\n    except OSError as error:\n        print(error.strerror)"
+    )
 
 
 def test_a_job_can_open_its_own_card_and_no_other(house):
@@ -140,3 +145,31 @@ def owner(pid):
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return None
+
+
+def test_an_image_runs_as_its_projects_account_in_the_jobs_own_confines(house, tmp_path):
+    """Without a network: where rootless podman can't make one here, its account's own settings say so, as an administrator's would."""
+    needs("podman"), needs("newuidmap")
+    uid = house.uids["mine"]
+    tar = image_tar(tmp_path, "/bin/sh", "/bin/cat", "/bin/ls")
+    held = next(path for path in (house.slurm.root / "home").iterdir() if path.stat().st_uid == uid)
+    (held / ".config" / "containers").mkdir(parents=True)
+    (held / ".config" / "containers" / "containers.conf").write_text('[containers]\nnetns = "none"\n')
+    for path in (held / ".config", *(held / ".config").rglob("*")):
+        os.chown(path, uid, uid)
+    house.slurm.runs_as(uid, "podman", "import", str(tar), "localhost/headframe-test:1")
+    said = house.tries(
+        house.mine,
+        "boxed",
+        "echo in $PWD; ls /proc/1/root; cat /proc/net/tcp; cat /proc/self/uid_map; cat /proc/self/cgroup",
+        gpu=0,
+        memory=200,
+        more="image: localhost/headframe-test:1",
+    )
+    assert said[0] == "in /work", house.mine.logs("boxed").lines
+    assert [line.split() for line in said if "61" in line and len(line.split()) == 3] == [["0", str(uid), "1"]]  # its root is the project's account
+    assert [line for line in said if "local_address" in line or ": 0100007F" in line] == [
+        next(line for line in said if "local_address" in line)
+    ]  # no port of others'
+    confined = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in said if line.count(":") >= 2 and line[0].isdigit()}
+    assert all(confined[name].startswith(f"/slurm_n1/uid_{uid}/job_") for name in ("memory", "devices"))

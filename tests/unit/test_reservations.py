@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headframe.model.command import CancelReservation, Defragment, RemoveVolume, Reserve, SetQuota
+from headframe.model.command import CancelReservation, Defragment, RemoveVolume, Reserve, SetQuota, Submit
 from headframe.model.errors import Conflicting, Infeasible
 from headframe.model.event import Kind
 from headframe.model.fleet import SLACK_MS, Reservation, Volume
-from headframe.model.ids import ProjectId, ReservationId
+from headframe.model.ids import KeyId, ProjectId, ReservationId, WorkloadId
 from headframe.model.people import Project
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.work import Allocation, Facts, Mount, Observation, Tier
@@ -185,6 +185,18 @@ def test_more_can_not_be_guaranteed_than_there_is():
     world = fleet(nodes=1, gpus_each=2)
     with pytest.raises(Conflicting, match="3 GPUs would be guaranteed of 2"):
         list(decide(world, SetQuota(project_id=PROJECT, quota_gpus_milli=0, guaranteed_gpus_milli=3000), NOW_MS))
+
+
+def test_a_project_that_may_not_share_machines_has_whole_ones_or_is_told_how_to_ask_for_them():
+    world = fleet(nodes=2, gpus_each=2)
+    commit(world, decide(world, SetQuota(project_id=PROJECT, quota_gpus_milli=0, guaranteed_gpus_milli=0, whole_machines=True), NOW_MS))
+    world.put(msgspec.structs.replace(world.projects[PROJECT], credit_nano=10**15))
+    submit = Submit(id=WorkloadId("wl-9"), project_id=PROJECT, key_id=KeyId("op"), spec=spec(gpus=1))
+    with pytest.raises(Conflicting, match="may not share a machine"):
+        list(decide(world, submit, NOW_MS))
+    commit(world, decide(world, msgspec.structs.replace(submit, spec=spec(gpus=2, exclusive=True)), NOW_MS))
+    (grant,) = plan(world, NOW_MS + 100).grants
+    assert len(grant.parts[0].shares) == 2
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.25, 1, 2]), st.integers(1, 2)), max_size=10), st.integers(0, 6))

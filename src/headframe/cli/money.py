@@ -14,7 +14,7 @@ from headframe.client import Client
 from headframe.model.api import Bill, KeyList, KeyMade
 from headframe.model.money import Entry, GpuPrice, Invoice, PriceList, Usage
 from headframe.model.people import Project, Scope
-from headframe.model.units import MILLI, duration, parse_usd, usd
+from headframe.model.units import MILLI, duration, gpus, parse_usd, usd
 
 project_app = typer.Typer(no_args_is_help=True, help="Tenants: their credit and budgets.")
 key_app = typer.Typer(no_args_is_help=True, help="API keys.")
@@ -118,11 +118,12 @@ def project_budget(
 @project_app.command("quota")
 def project_quota(
     name: str, *, most: Annotated[float, typer.Option(min=0, help="GPUs that it may hold; 0 is no limit.")] = 0,
-    guaranteed: Annotated[float, typer.Option(min=0, help="GPUs that it gets back from whoever borrowed them.")] = 0, json: Json = False,
+    guaranteed: Annotated[float, typer.Option(min=0, help="GPUs that it gets back from whoever borrowed them.")] = 0,
+    whole_machines: Annotated[bool, typer.Option("--whole-machines", help="Its work has machines to itself: for those whom others should not share one with.")] = False, json: Json = False,
 ) -> None:  # fmt: skip
-    """How many GPUs a project may hold, and how many it is guaranteed."""
+    """How many GPUs a project may hold, how many it is guaranteed, and whether it shares machines; what is left out is lifted."""
     with client() as cloud:
-        made = cloud.set_quota(name, round(most * MILLI), round(guaranteed * MILLI))
+        made = cloud.set_quota(name, round(most * MILLI), round(guaranteed * MILLI), whole_machines=whole_machines)
     show(made, json, lambda: _show_projects([made]))
 
 
@@ -218,12 +219,18 @@ def _show_prices(prices: PriceList) -> None:
 
 
 def _show_projects(rows: list[Project] | tuple[Project, ...]) -> None:
-    shown = table("project", ">credit", ">held", ">this month", ">budget/h", ">budget/month", "id")
+    shown = table("project", ">credit", ">held", ">this month", ">budget/h", ">budget/month", "GPUs", "id")
     for row in rows:
         hour = usd(row.budget_hour_nano, 2) if row.budget_hour_nano else "–"
         month = usd(row.budget_month_nano, 2) if row.budget_month_nano else "–"
-        shown.add_row(row.name, usd(row.credit_nano, 2), usd(row.held_nano, 2), usd(row.month_spent_nano), hour, month, row.id)
+        shown.add_row(row.name, usd(row.credit_nano, 2), usd(row.held_nano, 2), usd(row.month_spent_nano), hour, month, _gpus(row), row.id)
     out.print(shown)
+
+
+def _gpus(row: Project) -> str:
+    most = f"{gpus(row.quota_gpus_milli)} at most" if row.quota_gpus_milli else ""
+    sure = f"{gpus(row.guaranteed_gpus_milli)} guaranteed" if row.guaranteed_gpus_milli else ""
+    return ", ".join(each for each in (most, sure, "whole machines" if row.whole_machines else "") if each) or "–"
 
 
 def _show_new_key(made: KeyMade) -> None:

@@ -284,9 +284,9 @@ class Client(PowerCalls):
         body = BudgetBody(hour_nano=hour_nano, month_nano=month_nano)
         return self._send("PUT", f"/v1/projects/{segment(project)}/budget", Project, body)
 
-    def set_quota(self, project: str, quota_gpus_milli: int, guaranteed_gpus_milli: int) -> Project:
-        """How much a project may hold, and is guaranteed."""
-        body = QuotaBody(quota_gpus_milli=quota_gpus_milli, guaranteed_gpus_milli=guaranteed_gpus_milli)
+    def set_quota(self, project: str, quota_gpus_milli: int, guaranteed_gpus_milli: int, *, whole_machines: bool = False) -> Project:
+        """How much a project may hold, and is guaranteed, and whether only on machines of its own."""
+        body = QuotaBody(quota_gpus_milli=quota_gpus_milli, guaranteed_gpus_milli=guaranteed_gpus_milli, whole_machines=whole_machines)
         return self._send("PUT", f"/v1/projects/{segment(project)}/quota", Project, body)
 
     def set_node(self, node: str, body: NodeBody) -> NodeView:

@@ -139,21 +139,21 @@ def _seen(mounts: Mapping[Mount, Path], *, inside: bool) -> dict[str, str]:
     return {"HEADFRAME_VOLUME_" + mount.volume.upper().replace("-", "_"): mount.path if inside else str(path) for mount, path in mounts.items()}
 
 
+_ITS_HOME = 'HOME=$(getent passwd "$(id -u)" | cut -d: -f6); export HOME; '
 _THERE = (
-    "runtime=; [ -e /sys/fs/cgroup/cgroup.controllers ] || runtime=--runtime=runc; "
-    'for card in $(echo "$CUDA_VISIBLE_DEVICES" | tr , " "); do set -- "--device=nvidia.com/gpu=$card" "$@"; done; exec podman $runtime run "$@"'
+    _ITS_HOME + 'for card in $(echo "$CUDA_VISIBLE_DEVICES" | tr , " "); do set -- "--device=nvidia.com/gpu=$card" "$@"; done; '
+    'if [ -e /sys/fs/cgroup/cgroup.controllers ]; then exec podman run --cgroups=disabled "$@"; else exec podman --runtime=runc run "$@"; fi'
 )
-"""podman on another machine: with the runtime that it needs there (see `_oci_runtime`), and the cards that the engine beneath has bound this process to."""
+"""podman on another machine: as the account that the work has there, with the cards that the engine beneath has bound this process to, and in the cgroup in which that engine
+confines it. (Where only cgroup v1 is, an account that is not root can't leave it; for the runtime see `_oci_runtime`.)
+"""
+_STOPPED_THERE = _ITS_HOME + 'exec podman stop "$@"'
 
 
 def _podman(place: Place, allocation: Allocation, workload: Workload, volumes: list[str], env: dict[str, str]) -> Launch:
-    podman = podman_path() if place.cards is not None else "podman"
-    if podman is None:
-        raise ValueError("an image is named, but podman is not installed on this machine")
     part, name = place.part, f"headframe-{allocation.id}" + (f"-{place.part.rank}" if place.ranks > 1 else "")
     argv = [
-        "--rm", "--replace", f"--name={name}", "--security-opt=no-new-privileges", "--cap-drop=all", *_ulimits(),
-        f"--cpus={part.cpu_milli / MILLI:g}", f"--memory={part.memory_mib}m", *volumes,
+        "--rm", "--replace", f"--name={name}", "--security-opt=no-new-privileges", "--cap-drop=all", *volumes,
         f"--workdir={WORK_IN_CONTAINER}", f"--stop-timeout={PODMAN_STOP_S}", "--log-driver=none",
     ]  # fmt: skip
     if workload.spec.checkpoint:
@@ -161,11 +161,21 @@ def _podman(place: Place, allocation: Allocation, workload: Workload, volumes: l
     if workload.spec.serve is not None:
         argv.append(f"--publish={part.host or LOOPBACK}:{part.port}:{workload.spec.serve.port}")
     argv += ["--network=host"] if place.ranks > 1 else []  # ranks find each other by their machines' addresses
-    argv += [f"--device=nvidia.com/gpu={card}" for card in place.cards or ()]
     argv += [f"--env={key}={value}" for key, value in {**env, **workload.spec.env}.items()]
     setup = f"( {workload.spec.setup}\n) || exit {SETUP_EXIT}; " if workload.spec.setup else ""
-    inner = [*argv, workload.spec.image, "/bin/sh", "-c", setup + workload.spec.run]
+    inner, stop = [workload.spec.image, "/bin/sh", "-c", setup + workload.spec.run], [f"--time={PODMAN_STOP_S}", name]
+    if place.cards is None:
+        run = ["/bin/sh", "-c", _THERE, "sh", *argv, *inner]
+        return Launch(setup=[], run=run, env={"PATH": PLAIN_PATH, "LANG": "C.UTF-8"}, on_stop=[["/bin/sh", "-c", _STOPPED_THERE, "sh", *stop]])
+    podman = podman_path()
+    if podman is None:
+        raise ValueError("an image is named, but podman is not installed on this machine")
+    argv += [
+        *_ulimits(),
+        f"--cpus={part.cpu_milli / MILLI:g}",
+        f"--memory={part.memory_mib}m",
+        *(f"--device=nvidia.com/gpu={card}" for card in place.cards),
+    ]
     outer = {"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": os.environ.get("HOME", "/root"), "LANG": "C.UTF-8"}
     outer |= {key: os.environ[key] for key in ("XDG_RUNTIME_DIR", "CONTAINERS_STORAGE_CONF", "CONTAINERS_CONF") if key in os.environ}
-    run = [podman, *_oci_runtime(), "run"] if place.cards is not None else ["/bin/sh", "-c", _THERE, "sh"]
-    return Launch(setup=[], run=[*run, *inner], env=outer, on_stop=[[podman, "stop", f"--time={PODMAN_STOP_S}", name]])
+    return Launch(setup=[], run=[podman, *_oci_runtime(), "run", *argv, *inner], env=outer, on_stop=[[podman, "stop", *stop]])

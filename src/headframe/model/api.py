@@ -239,10 +239,11 @@ class ProjectList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuotaBody(msgspec.Struct, frozen=True, kw_only=True):
-    """The most that a project may hold (0: no limit), and what it is guaranteed, in thousandths of a GPU."""
+    """The most that a project may hold (0: no limit), and what it is guaranteed, in thousandths of a GPU; and whether it may only have machines to itself."""
 
     quota_gpus_milli: int = 0
     guaranteed_gpus_milli: int = 0
+    whole_machines: bool = False
 
 
 class NodeBody(msgspec.Struct, frozen=True, kw_only=True):

@@ -287,11 +287,12 @@ class RemoveAsic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SetQuota(msgspec.Struct, frozen=True, kw_only=True):
-    """The most that a project may hold (0: no limit) and what it is guaranteed, in thousandths of a GPU."""
+    """The most that a project may hold (0: no limit) and what it is guaranteed, in thousandths of a GPU; and whether it may only have machines to itself."""
 
     project_id: ProjectId
     quota_gpus_milli: int
     guaranteed_gpus_milli: int
+    whole_machines: bool = False
 
 
 class Reserve(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,7 +38,7 @@ ALLOWS: dict[Scope, frozenset[Scope]] = {
 
 class Project(msgspec.Struct, frozen=True, kw_only=True, tag="project"):
     """A tenant. It never holds more GPUs than its quota (0: no limit), and up to `guaranteed_gpus_milli` it comes first and gets back
-    what others have borrowed. `rpm` and `tpm` are the requests and tokens that its keys together may ask of endpoints per minute (0: no limit). The `_nano` balances are projections of the ledger, kept beside it so that the database can guard
+    what others have borrowed; `whole_machines` says that its work shares no machine with others'. `rpm` and `tpm` are the requests and tokens that its keys together may ask of endpoints per minute (0: no limit). The `_nano` balances are projections of the ledger, kept beside it so that the database can guard
     them.
     """
 
@@ -53,6 +53,7 @@ class Project(msgspec.Struct, frozen=True, kw_only=True, tag="project"):
     budget_month_nano: int = 0
     quota_gpus_milli: int = 0
     guaranteed_gpus_milli: int = 0
+    whole_machines: bool = False
     rpm: int = 0
     tpm: int = 0
     used_milli_h: float = 0.0

@@ -39,7 +39,7 @@ from headframe.model.command import (
     TellCoin,
     TellMarket,
 )
-from headframe.model.errors import Infeasible, NameTaken, NoCredit, OverBudget, TooExpensive
+from headframe.model.errors import Conflicting, Infeasible, NameTaken, NoCredit, OverBudget, TooExpensive
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Rack, Site
 from headframe.model.ids import KeyId, ProjectId, RackId, SiteId, WorkloadId
@@ -95,6 +95,11 @@ def quote_for(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
 
 
 def _priced(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
+    if project.whole_machines and not spec.resources.exclusive:
+        raise Conflicting(
+            f"work of {project.name} may not share a machine with others', as the operator says",
+            "say `exclusive: node` under `resources`, with as many GPUs as a machine has",
+        )
     fewest = spec.sized(spec.least)
     answer = feasible(world, fewest)
     if not are_parts(answer):

@@ -153,10 +153,13 @@ def _set_quota(world: World, command: SetQuota) -> Draft:
         raise Conflicting("a project can't be guaranteed more than its quota", "raise the quota, or lower the guarantee")
     if command.guaranteed_gpus_milli and total > len(world.gpus) * 1000:
         raise Conflicting(f"{gpus(total)} GPUs would be guaranteed of {len(world.gpus)}", "guarantee less, or add machines")
-    after = msgspec.structs.replace(project, quota_gpus_milli=command.quota_gpus_milli, guaranteed_gpus_milli=command.guaranteed_gpus_milli)
+    after = msgspec.structs.replace(
+        project, quota_gpus_milli=command.quota_gpus_milli, guaranteed_gpus_milli=command.guaranteed_gpus_milli, whole_machines=command.whole_machines
+    )
     limit = f"at most {gpus(after.quota_gpus_milli)}" if after.quota_gpus_milli else "no limit"
+    alone = ", on machines of its own" if after.whole_machines else ""
     return Draft(kind=Kind.PROJECT_CHANGED, subject=project.id, project_id=project.id, rows=(after,),
-                 text=f"{project.name}: {gpus(after.guaranteed_gpus_milli)} GPUs guaranteed, {limit}")  # fmt: skip
+                 text=f"{project.name}: {gpus(after.guaranteed_gpus_milli)} GPUs guaranteed, {limit}{alone}")  # fmt: skip
 
 
 def _reserve(world: World, command: Reserve, now_ms: int) -> Draft:

@@ -234,7 +234,9 @@ class Line:
         if now_ms < self._silent.get(key, 0):
             return Down(lost=True, why="a rank of a gang there went silent")
         if node.name in self._forgotten:
-            return Down(lost=False, why=f"Slurm does not know {self._forgotten[node.name]} any more, which runs there, and would give its cards out again")
+            return Down(
+                lost=False, why=f"Slurm does not know {self._forgotten[node.name]} any more, which runs there, and would give its cards out again"
+            )
         return Down(lost=False, why=f"Slurm: {node.reason or 'drained'}") if node.drained else None
 
     def _know(self, key: AllocationId) -> Seen:
@@ -268,8 +270,9 @@ class Line:
         there = await asyncio.to_thread(self.shared.held)
         for key in self._seen.keys() - set(there) - self._sending.keys():
             self._seen.pop(key, None)  # put away meanwhile
-        for key in there:
-            await asyncio.to_thread(self._know, key) if key not in self._seen else None
+        new = [key for key in there if key not in self._seen]
+        found = await asyncio.to_thread(lambda: [Seen(self.shared.of(key)) for key in new])
+        self._seen = dict(zip(new, found, strict=True)) | self._seen  # what a sender knows by now stays
         mine: dict[AllocationId, list[SlurmJob]] = {}
         for job in jobs:
             if job.comment and is_allocation_id(job.comment) and (job.standard_output or "").startswith(f"{self.shared.root}/"):
@@ -285,11 +288,13 @@ class Line:
 
     def _take_nodes(self, nodes: Sequence[SlurmNode], now_ms: int) -> None:
         there = [node for node in nodes if not self.setup.partition or self.setup.partition in node.partitions]
-        changed = there != list(self._nodes.values())
-        self._nodes = {node_id(self.setup, node.name): node for node in there}
-        if changed or now_ms - self._machines_ms > MACHINES_MS:
-            self._machines = tuple(machine(node, self.setup, self._known, now_ms) for node in there)
-            self._machines_ms = now_ms
+        before = {} if now_ms - self._machines_ms > MACHINES_MS else {each.node.id: each for each in self._machines}
+        self._machines_ms = self._machines_ms if before else now_ms
+        known, self._nodes = self._nodes, {node_id(self.setup, node.name): node for node in there}
+        self._machines = tuple(
+            before[key] if key in before and known.get(key) == node else machine(node, self.setup, self._known, now_ms)
+            for key, node in self._nodes.items()
+        )
 
     async def _tidy(self, key: AllocationId, jobs: Sequence[SlurmJob]) -> None:
         """End jobs of attempts that were put away, and twins that came of a start whose answer was lost."""

@@ -2,6 +2,7 @@
 the machine and the type, so of cards of one type in one machine it does not matter which is which.
 """
 
+import functools
 import hashlib
 import re
 
@@ -53,10 +54,19 @@ def node_id(setup: EngineSetup, name: str) -> NodeId:
 
 def sold_as(models: tuple[Model, ...], kind: str) -> Model | None:
     """The model that a type of Slurm's stands for: `rtx3090`, `a100`, `h100_sxm`, `tesla_v100`; None where it is none that is known."""
-    plain = _plain(kind)
-    found = [model for model in models if plain and plain in {_plain(model.name), _plain(re.sub(r"\b\d+ ?GB\b", "", model.name))}]
+    found = _by_plain_name(models).get(_plain(kind), [])
     form = next((form for form in ("sxm", "pcie") if form in kind.lower()), "")
     return min(found, key=lambda model: (form not in model.name.lower(), len(model.name), model.name), default=None)
+
+
+@functools.lru_cache(maxsize=4)
+def _by_plain_name(models: tuple[Model, ...]) -> dict[str, list[Model]]:
+    """Models by what is left of their names, with their memory's size and without."""
+    found: dict[str, list[Model]] = {}
+    for model in models:
+        for name in dict.fromkeys((_plain(model.name), _plain(re.sub(r"\b\d+ ?GB\b", "", model.name)))):
+            found.setdefault(name, []).append(model) if name else None
+    return found
 
 
 def _plain(name: str) -> str:

@@ -89,7 +89,7 @@ async def set_budget(context: Context, request: Request[Principal, Any, Any], pr
 
 @put("/v1/projects/{project:str}/quota", opt={"scope": Scope.OPERATOR}, responses=answers(404, 409, 422))
 async def set_quota(context: Context, request: Request[Principal, Any, Any], project: str, data: QuotaBody) -> Project:
-    """The most that a project may hold (0 lifts it), and what it is guaranteed."""
+    """The most that a project may hold (0 lifts it), what it is guaranteed, and whether its work shares no machine with others'."""
     if not 0 <= data.quota_gpus_milli <= QUOTA_MAX or not 0 <= data.guaranteed_gpus_milli <= QUOTA_MAX:
         raise BadRequest("a quota is between 0 (none) and a million GPUs, in thousandths")
     row = project_for(context.world, request.user, project)
@@ -97,7 +97,12 @@ async def set_quota(context: Context, request: Request[Principal, Any, Any], pro
     def answer(world: World) -> Project:
         return world.projects[row.id]
 
-    command = SetQuota(project_id=row.id, quota_gpus_milli=data.quota_gpus_milli, guaranteed_gpus_milli=data.guaranteed_gpus_milli)
+    command = SetQuota(
+        project_id=row.id,
+        quota_gpus_milli=data.quota_gpus_milli,
+        guaranteed_gpus_milli=data.guaranteed_gpus_milli,
+        whole_machines=data.whole_machines,
+    )
     return await context.write(request, command, answer)
 
 
