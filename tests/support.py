@@ -383,6 +383,13 @@ def fake_nvml(root: Path, *flags: str) -> Path:
     return library
 
 
+def fake_cuda(root: Path) -> Path:
+    """NVML's and CUDA's stand-ins, side by side; the latter writes to FAKE_CUDA_LOG what it was told."""
+    library = fake_nvml(root).parent / "libcuda.so.1"
+    subprocess.run([compiler(), "-shared", "-fPIC", "-w", "-o", str(library), str(Path(__file__).parent / "fake_cuda.c")], check=True)
+    return library
+
+
 def image_tar(root: Path, *programs: str) -> Path:
     """What an image needs that runs these programs of this machine's."""
     for path in programs:

@@ -11,7 +11,7 @@ import pytest
 
 from headframe.model.api import EngineBody
 from slurm import Slurm, free_ports, missing, which
-from support import Server, wait_for
+from support import Server, fake_cuda, wait_for
 
 pytestmark = pytest.mark.slow
 if missing():
@@ -69,6 +69,11 @@ class Made(Slurm):
         self._spawn(f"slurmd-{name}", script, {"PATH": f"{self.root}/sbin:{os.environ['PATH']}"})
         self._until(name, lambda: "idle" in self.run("sinfo", "-h", "-n", name, "-o", "%t", check=False))
 
+    def leave(self, name):
+        self.kill(f"slurmd-{name}")
+        if name in self.run("sinfo", "-h", "-N", "-o", "%N"):
+            self.run("scontrol", "delete", f"NodeName={name}")
+
 
 @pytest.fixture(scope="module")
 def made():
@@ -96,8 +101,7 @@ def test_a_cluster_made_from_nothing_runs_headframes_work_and_its_machines_come_
             )
             wait_for(lambda: tenant.workload("first").workload.state == "succeeded", 60)
             assert [line.text for line in tenant.logs("first").lines if line.stream == "out"] == ["on n1 with 0,1"]
-            made.kill("slurmd-n1")
-            made.run("scontrol", "delete", "NodeName=n1")
+            made.leave("n1")
             made.join("n2", made.cards("n2", "NVIDIA A100-SXM4-80GB", 1))
             assert made.run("sinfo", "-h", "-N", "-o", "%N %G").split() == ["n2", "gpu:a100sxm480gb:1"]
             wait_for(lambda: any(view.node.name == "n2" and view.node.state == "ready" for view in operator.nodes()), 60)
@@ -106,6 +110,36 @@ def test_a_cluster_made_from_nothing_runs_headframes_work_and_its_machines_come_
         server.kill()
     assert made.processes["slurmctld"].pid == controller
     assert made.processes["slurmctld"].poll() is None
+
+
+def test_between_two_holders_slurms_epilog_overwrites_cards_and_drains_a_machine_on_which_somebody_is_left(made, tmp_path):
+    library, state, log = fake_cuda(made.root / "cuda").parent, made.root / "cards", made.root / "cuda.log"
+    state.write_text("-1.count 2\n*.name NVIDIA GeForce RTX 3090\n*.memory_mib 24576\n*.capability 8.6\n*.field230 0\n*.used_mib 300\n"
+                     "0.uuid GPU-0\n1.uuid GPU-1\n0.bus 00000000:01:00.0\n1.bus 00000000:02:00.0\n")  # fmt: skip
+    told = {
+        "PATH": f"{Path(sys.executable).parent}:$PATH",
+        "LD_LIBRARY_PATH": library,
+        "FAKE_NVML_STATE": state,
+        "FAKE_CUDA_LOG": log,
+        "FAKE_CUDA_MIB": "16",
+    }
+    (made.root / "etc/slurm/headframe.env").write_text("".join(f"export {name}={value}\n" for name, value in told.items()))
+    made.leave("n2")  # this machine has one address, and each dynamic node needs one
+    made.join("n3", made.cards("n3", "NVIDIA GeForce RTX 3090", 2))
+    try:
+        made.run("srun", "-w", "n3", "--gres=gpu:2", "--mem=50", "true")
+        wait_for(lambda: made.run("sinfo", "-h", "-n", "n3", "-o", "%t").split() == ["idle"], 60)
+        calls = [line.split() for line in log.read_text().splitlines()]
+        assert {line[0] for line in calls if len(line) == 1 or ":" in line[0]} >= {"00000000:01:00.0", "00000000:02:00.0"}
+        assert sum(int(line[1]) for line in calls if line[0] == "zeroed") == 2 * 16 << 20
+        with state.open("a") as file:
+            file.write("1.processes 1\n")
+        made.run("srun", "-w", "n3", "--gres=gpu:2", "--mem=50", "true")
+        wait_for(lambda: "drain" in made.run("sinfo", "-h", "-n", "n3", "-o", "%T"), 60)
+        assert "Epilog error" in made.run("sinfo", "-h", "-n", "n3", "-o", "%E")
+    finally:
+        made.leave("n3")
+        (made.root / "etc/slurm/headframe.env").unlink()
 
 
 def test_keys_are_secret_a_cluster_is_not_overwritten_and_what_is_printed_can_be_run(made):

@@ -8,7 +8,7 @@ import pytest
 
 from headframe.agent import handover
 from headframe.model.states import GpuState
-from support import Server, compiler, fake_nvml, wait_for
+from support import Server, fake_cuda, wait_for
 
 CARD = """
 -1.count 1
@@ -27,9 +27,7 @@ JOB = "name: next\nrun: echo here\nresources: {gpu: 1, cpu: 0.1, memory: 10MB, d
 @pytest.fixture
 def card(tmp_path, monkeypatch):
     """The state file of one card, with stand-ins for both of its libraries."""
-    library = fake_nvml(tmp_path).parent
-    source = Path(__file__).parent.parent / "fake_cuda.c"
-    subprocess.run([compiler(), "-shared", "-fPIC", "-w", "-o", str(library / "libcuda.so.1"), str(source)], check=True)
+    library = fake_cuda(tmp_path).parent
     state = tmp_path / "state"
     state.write_text(CARD)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library))

@@ -44,6 +44,13 @@ async def clean(cards: Sequence[str]) -> dict[str, str]:
             child.kill()
 
 
+def named(cards: Sequence[str]) -> dict[str, str]:
+    """Each card's UUID, by what it was called: that, or its number on this machine; "" where no driver answers for it."""
+    with opened() as there:
+        known = {name: uuid for card, uuid in identified(there) for name in (uuid, str(card.number))}
+    return {name: known.get(name, "") for name in cards}
+
+
 def handed(cards: Sequence[str]) -> dict[str, str]:
     """The work of the child."""
     with opened() as there:

@@ -52,6 +52,21 @@ def run(*, data: DataOption = None, watch_interval: Interval = 10, kernel_log: K
         _serve(_data(data), watch_interval, kernel_log)
 
 
+@agent_app.command("clean")
+def clean(cards: Annotated[list[str], typer.Argument(help="By UUID, or by number on this machine.")]) -> None:
+    """Hand cards over, as between two holders: nobody is left on them, clocks are the maker's, memory is overwritten. Ends with 1, and the reasons, where that can't be: for Slurm's Epilog."""
+    from headframe.agent import handover
+
+    known = handover.named(cards)
+    unknown = [name for name, uuid in known.items() if not uuid]
+    unclean = asyncio.run(handover.clean([uuid for uuid in known.values() if uuid]))
+    reasons = [f"card {name}: no driver answers for it" for name in unknown] + [
+        f"card {name}: {unclean[uuid]}" for name, uuid in known.items() if unclean.get(uuid)
+    ]
+    if reasons:
+        fail("; ".join(reasons), "mend it, then let it take work again", 1)
+
+
 @agent_app.command("helper")
 def helper(
     *, user: Annotated[str, typer.Option(help="Who may ask: the user that the agent, or the server, runs as.")] = "headframe",

@@ -14,7 +14,23 @@ import typer
 
 from headframe.cli.jobs import Json
 from headframe.cli.session import err, fail, out, show
-from headframe.engines.slurm.cluster import CGROUP, CGROUP_CONF, CONF, JOIN, JWT, MUNGE, REST_SOCKET, NewCluster, join_script, rest_unit, slurm_conf
+from headframe.engines.slurm.cluster import (
+    CGROUP,
+    CGROUP_CONF,
+    CONF,
+    CONTAINER,
+    CONTAINER_CONF,
+    EPILOG,
+    EPILOG_TEXT,
+    JOIN,
+    JWT,
+    MUNGE,
+    REST_SOCKET,
+    NewCluster,
+    join_script,
+    rest_unit,
+    slurm_conf,
+)
 from headframe.files import write_private
 
 cluster_app = typer.Typer(no_args_is_help=True, help="A new Slurm cluster: its controller here, its machines by one command each.")
@@ -111,10 +127,14 @@ def _written(new: NewCluster) -> list[str]:
     key = munge.read_bytes() if munge.exists() else secrets.token_bytes(128)
     files: list[tuple[str, bytes, int, str]] = [
         (MUNGE, key, 0o400, "munge"), (JWT, secrets.token_bytes(32), 0o600, new.account), (CONF, slurm_conf(new).encode(), 0o644, ""),
-        (JOIN, join_script(new, key).encode(), 0o600, ""),
+        (JOIN, join_script(new, key).encode(), 0o600, ""), (EPILOG, EPILOG_TEXT.encode(), 0o755, ""),
     ]  # fmt: skip
     if not new.prefix:
-        files += [(CGROUP, CGROUP_CONF.encode(), 0o644, ""), (f"{UNITS}/slurmrestd.service.d/headframe.conf", rest_unit().encode(), 0o644, "")]
+        files += [
+            (CGROUP, CGROUP_CONF.encode(), 0o644, ""),
+            (CONTAINER, CONTAINER_CONF.encode(), 0o644, ""),
+            (f"{UNITS}/slurmrestd.service.d/headframe.conf", rest_unit().encode(), 0o644, ""),
+        ]
     for name, content, mode, owner in files:
         path = Path(new.path(name))
         path.parent.mkdir(parents=True, exist_ok=True)

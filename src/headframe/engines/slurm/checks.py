@@ -226,5 +226,13 @@ def _configured(conf: dict[str, str]) -> Iterator[EngineFinding]:
         )
     else:
         yield _good("accounting", conf["accountingstoragetype"])
+    if conf.get("epilog", "(null)") in {"(null)", ""}:
+        yield _limited(
+            "hand-over",
+            "no Epilog: between two holders of a card nothing is looked at, overwritten or set back",
+            "set Epilog to a script that runs `headframe agent clean` on SLURM_JOB_GPUS, as `headframe cluster init` does",
+        )
+    else:
+        yield _good("hand-over", conf["epilog"])
     if "tmpfs" not in conf.get("jobcontainertype", ""):
         yield _limited("private /tmp", "jobs share their machine's /tmp", "set JobContainerType=job_container/tmpfs and PrologFlags=contain")

@@ -45,15 +45,28 @@ CONF, GRES, CGROUP, JOIN, JWT, MUNGE = (
     "/etc/slurm/jwt_hs256.key",
     "/etc/munge/munge.key",
 )
+EPILOG, CONTAINER = "/etc/slurm/epilog.sh", "/etc/slurm/job_container.conf"
 REST_SOCKET = "/run/slurmrestd/slurmrestd.socket"
 CGROUP_CONF = "ConstrainCores=yes\nConstrainDevices=yes\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n"
 """Work sees its own cards, cores and memory only."""
+CONTAINER_CONF = "AutoBasePath=true\nBasePath=/var/lib/slurm/tmp\n"
+"""Each job has a /tmp of its own there."""
+HAND_OVER_S = 60
+EPILOG_TEXT = """#!/bin/sh
+# Made by `headframe cluster init`: between two holders of a card nobody is left on it, its clocks are the maker's, and its memory is overwritten. Where that can't be, Slurm drains
+# the machine with the reason in its log. Where Headframe is not on the PATH below, say so in headframe.env beside this file; without it nothing of this is done.
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/headframe/bin
+[ -r "${0%/*}/headframe.env" ] && . "${0%/*}/headframe.env"
+[ -n "${SLURM_JOB_GPUS:-}" ] && command -v headframe >/dev/null || exit 0
+exec headframe agent clean $(echo "$SLURM_JOB_GPUS" | tr , ' ')
+"""
 
 
 def slurm_conf(new: NewCluster) -> str:
     """The same on all machines."""
     confined = {
         "ProctrackType": "proctrack/cgroup", "TaskPlugin": "task/cgroup,task/affinity", "JobAcctGatherType": "jobacct_gather/cgroup", "PrologFlags": "Contain",
+        "JobContainerType": "job_container/tmpfs",
     }  # fmt: skip
     loose = {
         "ProctrackType": "proctrack/linuxproc",
@@ -68,7 +81,7 @@ def slurm_conf(new: NewCluster) -> str:
         "SlurmctldPidFile": new.path("/run/slurmctld.pid"), "SlurmdPidFile": new.path("/run/slurmd.%n.pid" if new.prefix else "/run/slurmd.pid"),
         "SlurmctldLogFile": new.path("/var/log/slurm/slurmctld.log"), "SlurmdLogFile": new.path("/var/log/slurm/slurmd.%n.log"),
         "SelectType": "select/cons_tres", "SelectTypeParameters": "CR_Core_Memory", "GresTypes": "gpu", "MpiDefault": "none", **(loose if new.prefix else confined),
-        "MaxNodeCount": new.nodes_max, "TreeWidth": 65533, "ReturnToService": 2, "SlurmdTimeout": TIMEOUT_S, "SlurmctldTimeout": TIMEOUT_S, "MessageTimeout": 10,
+        "Epilog": new.path(EPILOG), "PrologEpilogTimeout": HAND_OVER_S, "MaxNodeCount": new.nodes_max, "TreeWidth": 65533, "ReturnToService": 2, "SlurmdTimeout": TIMEOUT_S, "SlurmctldTimeout": TIMEOUT_S, "MessageTimeout": 10,
         "InactiveLimit": 0, "KillWait": 30, "CompleteWait": 0, "MinJobAge": 300, "MaxJobCount": 50_000, "DefMemPerCPU": 1000,
         "SchedulerType": "sched/backfill", "SchedulerParameters": "batch_sched_delay=0,sched_min_interval=100000,bf_interval=5,bf_continue",
     }  # fmt: skip
@@ -91,7 +104,7 @@ def rest_unit() -> str:
 def join_script(new: NewCluster, munge_key: bytes) -> str:
     """What a machine runs once, as root, to join. It holds the cluster's key: whoever can read it can be a machine of the cluster."""
     words = {
-        "PREFIX": new.prefix, "CONF_TEXT": slurm_conf(new), "CGROUP_TEXT": "" if new.prefix else CGROUP_CONF, "KEY": base64.b64encode(munge_key).decode(),
+        "PREFIX": new.prefix, "CONF_TEXT": slurm_conf(new), "CGROUP_TEXT": "" if new.prefix else CGROUP_CONF, "CONTAINER_TEXT": CONTAINER_CONF, "EPILOG_TEXT": EPILOG_TEXT, "KEY": base64.b64encode(munge_key).decode(),
         "CONTROLLER": new.address, "CONF": new.path(CONF), "MUNGE": new.path(MUNGE), "SLURM": str(PurePosixPath(new.path(CONF)).parent),
     }  # fmt: skip
     return (
@@ -132,6 +145,8 @@ mv "$MUNGE.new" "$MUNGE"
 umask 022
 printf %s "$CONF_TEXT" >"$CONF.new" && mv "$CONF.new" "$CONF"
 [ -z "$CGROUP_TEXT" ] || printf %s "$CGROUP_TEXT" >"$SLURM/cgroup.conf"
+[ -n "$PREFIX" ] || printf %s "$CONTAINER_TEXT" >"$SLURM/job_container.conf"
+printf %s "$EPILOG_TEXT" >"$SLURM/epilog.sh.new" && chmod 755 "$SLURM/epilog.sh.new" && mv "$SLURM/epilog.sh.new" "$SLURM/epilog.sh"
 
 # The driver says which cards there are: a type for each model, as letters and digits, and the device files of each.
 GRES=$(for card in "$CARDS"/*/information; do
