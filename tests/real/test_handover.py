@@ -1,8 +1,6 @@
 """Between two holders of a card: nobody is left on it, nothing is left in it, clocks are the maker's; else it is fenced. NVML and CUDA are stand-ins."""
 
 import asyncio
-import subprocess
-from pathlib import Path
 
 import pytest
 

@@ -12,7 +12,6 @@ import json
 import os
 import select
 import signal
-import socket
 import stat
 import sys
 import time
@@ -83,6 +82,8 @@ class Keeper:
         os.fsync(self.journal)
         if self.spec.get("news"):
             return self.leave_word()
+        import socket  # only here: a keeper starts for every job, and each module costs it milliseconds
+
         nudge = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             nudge.setblocking(False)
@@ -318,12 +319,13 @@ class Keeper:
         """Nothing of the work is left when this returns, not even a zombie (unless the kernel itself can't end it)."""
         limit = time.monotonic() + END_S
         while time.monotonic() < limit:
-            self.kill_tree(signal.SIGKILL)
             try:
-                if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                    time.sleep(0.005)
+                if os.waitpid(-1, os.WNOHANG)[0]:
+                    continue
             except ChildProcessError:
-                return
+                return  # whatever descended from us would be a child of ours by now: all of /proc need not be read
+            self.kill_tree(signal.SIGKILL)
+            time.sleep(0.005)
 
     def kill_tree(self, number):
         """Everything that descends from us, however it daemonised: we are the reaper of all orphans below."""
