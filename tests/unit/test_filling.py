@@ -41,7 +41,7 @@ from headframe.server.decide import SITE, decide
 from headframe.server.dispatcher import FALLS_MS, Dispatcher, Planned, _reached
 from headframe.server.filling import emergency, filled, over, settled
 from headframe.server.power import DAYS_KEPT
-from headframe.server.power_view import models_now
+from headframe.server.power_view import explain_gpu, explain_many, models_now
 from headframe.server.tick import admitter, decisions
 from headframe.server.watch import Watch
 from headframe.server.watts import WAITS_MS, Starts, granted
@@ -667,6 +667,22 @@ def test_what_cards_of_a_model_bring_now_is_told_beside_what_else_they_could_do(
     assert row.filler_usd_h == pytest.approx(0.0297 - 0.014), "50 MH of RVN less one per cent, less 280 W at 5 US¢"
     assert row.asleep_usd_h == pytest.approx(-0.05 * 0.028)
     assert row.now_usd_h == pytest.approx(row.sold_usd_h + 3 * row.filler_usd_h, rel=1e-6)
+
+
+def test_a_card_and_a_rack_say_what_each_alternative_would_bring_and_which_is_the_one_now():
+    site = Site(nodes=1)
+    site.plan()
+    site.submit(1)
+    site.step(12)
+    cards = sorted(site.world.gpus.values(), key=lambda gpu: gpu.id)
+    (sold,) = [gpu for gpu in cards if gpu.id not in site.filling()]
+    alone = {row.what: row for row in explain_gpu(site.world, site.survey(), sold).alternatives}
+    assert [what for what, row in alone.items() if row.now] == ["sold work"]
+    assert set(alone) == {"sold work", "spot work", "kawpow", "sleep"}
+    together = explain_many(site.world, site.survey(), "rack", cards).alternatives
+    assert {row.what for row in together if row.now} == {"sold work on 1", "kawpow on 3"}
+    if_all = {row.what: row.net_usd_h for row in together if not row.now}
+    assert if_all == pytest.approx({f"{what} on 4": 4 * row.net_usd_h for what, row in alone.items()})
 
 
 def test_a_racks_inlet_follows_what_its_machines_draw_and_where_nothing_is_told_of_its_air_nothing_is_said():

@@ -23,6 +23,8 @@ dispatch_app = typer.Typer(no_args_is_help=True, help="Why a card mines, runs or
 mining_app = typer.Typer(no_args_is_help=True, help="What cards do while nobody rents them: coins, fillers, mining machines.")
 Site = Annotated[str, typer.Option("--site", help="A site, by name; the only one without it.")]
 CHUNK = 24 * 365
+SHOWN_HOURS = 24
+"""More are planned, and `--json` has them."""
 
 
 def add(app: typer.Typer) -> None:
@@ -325,7 +327,7 @@ def _show_power(found: PowerView) -> None:
     out.print(steps)
     if found.hours:
         hours = table("hour (UTC)", ">US¢/kWh", ">limit kW", ">drawn kW", "by use")
-        for hour in found.hours:
+        for hour in found.hours[:SHOWN_HOURS]:
             by_use = ", ".join(f"{what} {w / 1000:.2f}" for what, w in hour.by_use_w.items() if w >= 5)
             hours.add_row(
                 clock(hour.start_ms)[11:16],

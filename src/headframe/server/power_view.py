@@ -149,27 +149,19 @@ def explain_gpu(world: World, survey: Survey, gpu: Gpu) -> Explanation:
     """Why this card mines, runs or sleeps now."""
     holder = next((each for each in survey.held if each.gpu.id == gpu.id), None)
     posture = world.postures.get(posture_id(survey.site, gpu.model))
-    earns, costs = worths(world, survey, gpu.model)
-    rate = survey.usd_wh
-    prices = latest(world)
     running = _filler_name(world, holder) if holder and holder.kind is LoadClass.FILLER else ""
-    rows: list[Alternative] = []
-    for kind in (LoadClass.FIRM, LoadClass.SPOT):
-        now = holder is not None and (holder.kind is kind or (kind is LoadClass.SPOT and holder.kind is LoadClass.BATCH))
-        worth, power = usd_of(prices, gpu.model, kind), gpu.full_w * DRAW_SHARE[kind] * rate
-        rows.append(
-            Alternative(
-                what=f"{NAMES[kind]} work",
-                earns_usd_h=worth,
-                power_usd_h=power,
-                net_usd_h=worth - power,
-                now=now,
-                note="" if now else "nobody asks for it now",
-            )
+    doing = ASLEEP if holder is None else running or _work(LoadClass.SPOT if holder.kind is LoadClass.BATCH else holder.kind)
+    rows = [
+        Alternative(
+            what=what,
+            earns_usd_h=earned,
+            power_usd_h=power,
+            net_usd_h=earned - power,
+            now=what == doing,
+            note="nobody asks for it now" if what in SOLD and what != doing else "",
         )
-    for name, earned in earns.items():
-        rows.append(Alternative(what=name, earns_usd_h=earned, power_usd_h=costs[name], net_usd_h=earned - costs[name], now=name == running))
-    rows.append(Alternative(what="sleep", earns_usd_h=0.0, power_usd_h=costs[SLEEP], net_usd_h=-costs[SLEEP], now=holder is None))
+        for what, (earned, power) in _options(world, survey, gpu).items()
+    ]
     does, why = _said(world, survey, gpu, holder, running, posture.why if posture else "")
     return Explanation(
         subject=world.named(gpu),
@@ -179,6 +171,22 @@ def explain_gpu(world: World, survey: Survey, gpu: Gpu) -> Explanation:
         alternatives=tuple(sorted(rows, key=lambda row: -row.net_usd_h)),
         limits=limits(world, survey),
     )
+
+
+def _work(kind: LoadClass) -> str:
+    return f"{NAMES[kind]} work"
+
+
+ASLEEP = "sleep"
+SOLD = frozenset({_work(LoadClass.FIRM), _work(LoadClass.SPOT)})
+
+
+def _options(world: World, survey: Survey, gpu: Gpu) -> dict[str, tuple[float, float]]:
+    """What such a card can do: US$ an hour that it earns, and that its power costs."""
+    earns, costs = worths(world, survey, gpu.model)
+    prices, rate = latest(world), survey.usd_wh
+    sold = {_work(kind): (usd_of(prices, gpu.model, kind), gpu.full_w * DRAW_SHARE[kind] * rate) for kind in (LoadClass.FIRM, LoadClass.SPOT)}
+    return {**sold, **{name: (earned, costs[name]) for name, earned in earns.items()}, ASLEEP: (0.0, costs[SLEEP])}
 
 
 def _said(world: World, survey: Survey, gpu: Gpu, holder: Held | None, running: str, why: str) -> tuple[str, str]:
@@ -208,7 +216,7 @@ def explain_many(world: World, survey: Survey, name: str, cards: Sequence[Gpu]) 
     for gpu in cards:
         each = held.get(gpu.id)
         watts = each.watts if each else idle_w(gpu.full_w)
-        what = "sleep" if each is None else _filler_name(world, each) if each.kind is LoadClass.FILLER else f"{NAMES[each.kind]} work"
+        what = ASLEEP if each is None else _filler_name(world, each) if each.kind is LoadClass.FILLER else _work(each.kind)
         earned = 0.0 if each is None else _brings(world, prices, each)
         row = rows.setdefault(what, [0.0, 0.0, 0.0])
         row[0], row[1], row[2] = row[0] + earned, row[1] + watts * rate, row[2] + 1
@@ -216,11 +224,28 @@ def explain_many(world: World, survey: Survey, name: str, cards: Sequence[Gpu]) 
         Alternative(what=f"{what} on {int(count)}", earns_usd_h=earned, power_usd_h=power, net_usd_h=earned - power, now=True)
         for what, (earned, power, count) in sorted(rows.items())
     ]
+    whole: dict[str, list[float]] = {}
+    for (gpu, *_), count in _alike(cards):
+        for what, (earned, power) in _options(world, survey, gpu).items():
+            row = whole.setdefault(what, [0.0, 0.0, 0.0])
+            row[0], row[1], row[2] = row[0] + earned * count, row[1] + power * count, row[2] + count
+    found += [
+        Alternative(what=f"{what} on {int(count)}", earns_usd_h=earned, power_usd_h=power, net_usd_h=earned - power, now=False, note="if all did it that can")
+        for what, (earned, power, count) in sorted(whole.items()) if list(rows) != [what] or rows[what][2] != count
+    ]  # fmt: skip
     whys = dict.fromkeys(
         f"{gpu.model}: {row.why}" for gpu in cards if gpu.id in ids and (row := world.postures.get(posture_id(survey.site, gpu.model)))
     )
     return Explanation(subject=name, does=f"{len(cards)} cards", why="; ".join(list(whys)[:4]), usd_kwh=survey.usd_kwh,
                        alternatives=tuple(sorted(found, key=lambda row: -row.net_usd_h)), limits=limits(world, survey))  # fmt: skip
+
+
+def _alike(cards: Sequence[Gpu]) -> list[tuple[list[Gpu], int]]:
+    """Cards that can do the same for the same watts, together."""
+    groups: dict[tuple[str, int], list[Gpu]] = {}
+    for gpu in cards:
+        groups.setdefault((gpu.model, gpu.full_w), []).append(gpu)
+    return [(group, len(group)) for group in groups.values()]
 
 
 def limits(world: World, survey: Survey) -> tuple[str, ...]:
