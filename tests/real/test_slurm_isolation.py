@@ -1,13 +1,17 @@
 """What a job on Slurm can't do to another project's: each is shown by a job that tries, on a real Slurm with cgroups and an account for each project."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from headframe.model.api import EngineBody, ServiceBody
+from headframe.model.people import Scope
 from headframe.model.states import Service
 from isolated import Isolated, confines
 from slurm import missing
@@ -46,6 +50,7 @@ class House:
         self.server.start("--no-check-new", SLURM_CONF=str(self.slurm.root / "slurm.conf"))
         self.operator = self.server.operator()
         self.mine, self.theirs = (self.server.tenant(name, credit_usd=1000) for name in ("mine", "theirs"))
+        self.projects = {project.name: project.id for project in self.operator.projects().items}
         self.uids = {project.name: self.slurm.account(f"hf-{project.id}") for project in self.operator.projects().items}
         self.slurm.run("scontrol", "reconfigure")
         self.operator.add_engine(
@@ -173,3 +178,19 @@ def test_an_image_runs_as_its_projects_account_in_the_jobs_own_confines(house, t
     ]  # no port of others'
     confined = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in said if line.count(":") >= 2 and line[0].isdigit()}
     assert all(confined[name].startswith(f"/slurm_n1/uid_{uid}/job_") for name in ("memory", "devices"))
+
+
+def test_a_shell_in_it_is_its_own_accounts_and_within_the_jobs_confines(house):
+    house.starts(house.mine, "open", "echo up; sleep 600")
+    wait_for(lambda: house.says(house.mine, "open"))
+    env = {**os.environ, "HEADFRAME_CONFIG": str(house.root / "mine.json")}
+    key = house.operator.create_key("shell", Scope.MEMBER, house.projects["mine"]).secret
+    (house.root / "mine.json").write_text(json.dumps({"url": house.server.url, "key": key}))
+    asked = [sys.executable, "-m", "headframe", "exec", "open", "--", "sh", "-c", "id -u; cat /proc/self/cgroup; pwd"]
+    done = subprocess.run(asked, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.split("\n")
+    assert said[0] == str(house.uids["mine"])
+    assert any(line.split(":", 2)[2].startswith(f"/slurm_n1/uid_{house.uids['mine']}/job_") for line in said if ":memory:" in line)
+    assert "/allocations/" in done.stdout
+    house.mine.stop("open")

@@ -205,7 +205,15 @@ class Line:
             raise Conflicting("Slurm does not run it now", "`headframe ps` says what it does")
         part = allocation.parts[0]
         container = f"headframe-{allocation.id}" + (f"-{part.rank}" if len(allocation.parts) > 1 else "")
-        return open_step(self.setup, seen.claimed, seen.names[0], seen.held.rank(0), ask, container if workload.spec.image else "")
+        return open_step(
+            self.setup,
+            self.setup.account(allocation.project_id),
+            seen.claimed,
+            seen.names[0],
+            seen.held.rank(0),
+            ask,
+            container if workload.spec.image else "",
+        )
 
     async def forget(self, allocation: AllocationId) -> None:
         """Its end is recorded."""

@@ -3,19 +3,20 @@ the job, carries the terminal, and ends it with the job.
 """
 
 import os
-import pwd
 import shutil
 from pathlib import Path
 
 from headframe.engines.runtime import LOGIN
 from headframe.engines.shell import Shell, ShellAsk, open_shell
+from headframe.engines.slurm.directory import owner_of
 from headframe.model.engine import EngineSetup
 from headframe.model.errors import Conflicting
 
 ENTER = (
-    "import json, os, sys\n"
+    "import json, os, pwd, sys\n"
     "spec = json.load(open(sys.argv[1]))\n"
     "env = {**spec['env'], **{name: os.environ[name] for name in spec.get('inherit', ()) if name in os.environ}, 'TERM': sys.argv[2]}\n"
+    "env.setdefault('HOME', pwd.getpwuid(os.getuid()).pw_dir)\n"
     "os.chdir(spec['cwd'])\n"
     "os.umask(0o077)\n"
     "try:\n    os.execvpe(sys.argv[3], sys.argv[3:], env)\n"
@@ -24,17 +25,11 @@ ENTER = (
 """What the step runs: our own text; what a tenant wrote comes as arguments."""
 
 
-def open_step(setup: EngineSetup, job: int, node: str, rank: Path, ask: ShellAsk, container: str) -> Shell:
-    """Start it on the machine of that rank, in `container` where the work is in one. Raises Conflicting where this server can't, or OSError."""
+def open_step(setup: EngineSetup, account: str, job: int, node: str, rank: Path, ask: ShellAsk, container: str) -> Shell:
+    """Start it as the work's own account on the machine of that rank, in `container` where the work is in one. Raises Conflicting where this server can't, or OSError."""
     srun = shutil.which("srun")
     if srun is None:
         raise Conflicting("the server's machine has no srun", "install Slurm's client commands there (Debian: slurm-client)")
-    me = pwd.getpwuid(os.geteuid()).pw_name
-    if setup.accounts or setup.user != me:
-        raise Conflicting(
-            f"work there runs as {setup.accounts or setup.user}, and a shell would be {me}'s",
-            "look at its log; shells of other accounts are not built yet",
-        )
     inner = ["podman", "exec", "--interactive", *(["--tty"] if ask.rows else []), container] if container else []
     argv = [*inner, *(ask.argv or ("/bin/sh", "-c", LOGIN))]
     step = [
@@ -48,6 +43,15 @@ def open_step(setup: EngineSetup, job: int, node: str, rank: Path, ask: ShellAsk
         "--export=PATH",
         "--pty" if ask.rows else "--unbuffered",
     ]
-    command = [srun, *step, setup.python, "-I", "-S", "-c", ENTER, str(rank / "spec.json"), ask.term, *argv]
+    command = [*_become(account), srun, *step, setup.python, "-I", "-S", "-c", ENTER, str(rank / "spec.json"), ask.term, *argv]
     env = {name: os.environ[name] for name in ("PATH", "SLURM_CONF", "HOME", "LANG") if name in os.environ}
     return open_shell(ask, command, env, "/", (), gently=True)
+
+
+def _become(account: str) -> list[str]:
+    """What runs the rest as that account: only root may become another. Slurm lets nobody but the job's own account into it."""
+    try:
+        owner = owner_of(account)
+    except ValueError as no:
+        raise Conflicting(str(no), "look at its log") from None
+    return [] if owner is None else ["setpriv", f"--reuid={owner[0]}", f"--regid={owner[1]}", "--clear-groups", "--"]
