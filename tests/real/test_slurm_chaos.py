@@ -149,7 +149,9 @@ def test_whatever_is_killed_each_job_runs_once_to_its_end_no_card_is_held_twice_
         odd = {name: said.count("end") for name, said in ran.items() if said.count("end") != 1}
         with chaos.server.operator() as operator:
             told = {name: [f"{event.at_ms} {event.text}" for event in operator.events(subject=found[name].id, limit=100).items] for name in odd}
-        assert not odd, (odd, told, {name: (chaos.root / "ran" / name).read_text() for name in odd},
+        for what in (told, *((chaos.root / "ran" / name).read_text() for name in odd)):
+            print(what)
+        assert not odd, (odd,
                          [(path, path.read_text()) for name in odd for path in (chaos.root / "shared").rglob(f"{found[name].id}.*/0/journal")])  # fmt: skip
         assert not (chaos.root / "twice").exists(), (chaos.root / "twice").read_text()
     with chaos.server.operator() as operator:

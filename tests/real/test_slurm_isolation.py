@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from headframe.model.api import EngineBody, ServiceBody
@@ -193,4 +194,11 @@ def test_a_shell_in_it_is_its_own_accounts_and_within_the_jobs_confines(house):
     assert said[0] == str(house.uids["mine"])
     assert any(line.split(":", 2)[2].startswith(f"/slurm_n1/uid_{house.uids['mine']}/job_") for line in said if ":memory:" in line)
     assert "/allocations/" in done.stdout
+    shell = pexpect.spawn(sys.executable, ["-m", "headframe", "ssh", "open"], env=env, timeout=60, encoding="utf-8")
+    shell.sendline("echo I am $(id -u) on $(tty)")
+    shell.expect(rf"I am {house.uids['mine']} on /dev/pts/\d+")
+    shell.sendline("exit 3")
+    shell.expect(pexpect.EOF)
+    shell.close()
+    assert shell.exitstatus == 3
     house.mine.stop("open")

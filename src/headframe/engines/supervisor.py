@@ -38,16 +38,17 @@ def own_directory(path):
 
 
 def lock_of(path):
-    """A file that anybody may lock and nobody else may change: who comes first makes it, all others only read it."""
+    """A file that anybody may lock and nobody else may change: who comes first makes it, all others only read it. What else may lie there is neither followed nor waited for."""
+    how = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        return os.open(path, how)
     except FileNotFoundError:
         try:
-            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            made = os.open(path, how | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
-            pass  # it has come first
-        os.chmod(path, 0o644)
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            return os.open(path, how)  # another has come first
+        os.fchmod(made, 0o644)  # whatever this process's mask is
+        return made
 
 
 class Keeper:

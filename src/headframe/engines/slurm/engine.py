@@ -179,7 +179,7 @@ class Line:
         if allocation.id in self._sending or not self._up() or self._unsure_ms.get(allocation.id, -1) >= self._looked_ms:
             return
         seen = self._seen.get(allocation.id)
-        if seen is not None and (seen.sent or seen.over):
+        if seen is not None and (seen.sent or seen.over or seen.fenced_ms):
             return
         self._sending[allocation.id] = None
         self._queue.put_nowait((allocation, workload))
@@ -333,7 +333,8 @@ class Line:
             seen.fenced_ms = now_ms
         if seen.job is not None and not seen.job.over:
             await self._cancel(seen.job)
-        if seen.fence is not None and seen.settled(now_ms):
+        await self._read(key)  # to take a job back may have taken long, and its keepers may have come to an end meanwhile
+        if seen.fence is not None and not seen.over and seen.settled(now_ms):
             await asyncio.to_thread(seen.held.conclude, now_ms, *seen.fence)
             await self._read(key)
 
@@ -380,8 +381,12 @@ class Line:
             self._unsure_ms[allocation.id] = self._clock_ms()
             _log.warning("%s: Slurm was asked to start it and did not answer: %s", allocation.id, error)
         except SlurmRefused as no:
-            where = ", ".join(node.name for node in nodes)
-            await asyncio.to_thread(held.conclude, now_ms, reason_of(no), f"placed on {where}, and Slurm says: {no}")
+            reason, why = reason_of(no), f"placed on {', '.join(node.name for node in nodes)}, and Slurm says: {no}"
+            if reason is Reason.PREEMPTED:  # Slurm may have taken it all the same, and start it once its machine is back
+                await asyncio.to_thread(held.stop, reason, 0)
+                seen.fence, seen.fenced_ms = (reason, why), self._clock_ms()
+            else:
+                await asyncio.to_thread(held.conclude, now_ms, reason, why)
         except (OSError, ValueError, tarfile.TarError) as error:
             await asyncio.to_thread(held.conclude, now_ms, Reason.START_FAILED, f"the shared path could not be prepared: {error}")
         await self._read(allocation.id)
