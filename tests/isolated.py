@@ -7,14 +7,17 @@ open it is told that there is no device, who may not is told that.
 
 import contextlib
 import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 from slurm import Slurm
 
 CONTROLLERS = ("devices", "memory", "freezer", "cpuset", "cpuacct")
 NVIDIA_MAJOR = 195
-FIRST_UID = 61_000
+UIDS, UIDS_EACH = range(61_000, 65_000), 10
+"""Of which each cluster takes some of its own, as it does a name for its machine: several may be up on this one at once."""
 
 
 def confines():
@@ -27,6 +30,7 @@ class Isolated(Slurm):
 
     def __init__(self, root, **conf):
         super().__init__(root, nodes=1, gpus="rtx3090:4", memory_mb=4_000, ProctrackType="proctrack/cgroup", TaskPlugin="task/cgroup", **conf)
+        self.names = [f"n{os.getpid()}"]
         self.inside = []
         self.accounts = 0
 
@@ -62,12 +66,12 @@ class Isolated(Slurm):
 
     def account(self, name):
         """A UNIX account, as an administrator makes one for a project: with numbers of its own for what runs in containers."""
-        uid, home = FIRST_UID + self.accounts, self.root / "home" / name
+        uid, home = UIDS[os.getpid() * UIDS_EACH % len(UIDS) + self.accounts], self.root / "home" / name
         self.accounts += 1
         home.mkdir(parents=True, mode=0o755)
         os.chown(home, uid, uid)
         home.chmod(0o700)
-        numbers = f"{name}:{200_000 + 65_536 * self.accounts}:65536\n"
+        numbers = f"{name}:{200_000 + 65_536 * (uid - UIDS[0])}:65536\n"
         for kind, line in (
             ("passwd", f"{name}:x:{uid}:{uid}::{home}:/bin/sh\n"),
             ("group", f"{name}:x:{uid}:\n"),
@@ -103,10 +107,17 @@ class Isolated(Slurm):
 
     def __exit__(self, *_):
         super().__exit__()
-        for name in CONTROLLERS:
-            for path in sorted(Path("/sys/fs/cgroup", name).glob("slurm_n1/**/"), reverse=True):
+        until = time.monotonic() + 10
+        while groups := [
+            path for name in CONTROLLERS for path in sorted(Path("/sys/fs/cgroup", name).glob(f"slurm_{self.names[0]}/**/"), reverse=True)
+        ]:
+            for path in groups:  # what its jobs left, then the groups themselves
                 with contextlib.suppress(OSError):
+                    for pid in (path / "cgroup.procs").read_text().split():
+                        os.kill(int(pid), signal.SIGKILL)
                     path.rmdir()
+            assert time.monotonic() < until, groups
+            time.sleep(0.05)
 
 
 def opened(path):

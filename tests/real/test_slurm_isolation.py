@@ -108,7 +108,7 @@ def opens(*paths):
 
 
 def test_a_job_can_open_its_own_card_and_no_other(house):
-    cards = [house.slurm.root / "dev" / "n1" / f"nvidia{n}" for n in range(4)]
+    cards = [house.slurm.root / "dev" / house.slurm.names[0] / f"nvidia{n}" for n in range(4)]
     said = house.tries(house.mine, "cards", f"echo $SLURM_JOB_GPUS\n{opens(*cards)}")
     mine, answers = int(said[0]), said[1:]
     assert answers[mine] == "No such device or address"  # it is allowed, and there is no driver behind it
@@ -173,12 +173,14 @@ def test_an_image_runs_as_its_projects_account_in_the_jobs_own_confines(house, t
         more="image: localhost/headframe-test:1",
     )
     assert said[0] == "in /work", house.mine.logs("boxed").lines
-    assert [line.split() for line in said if "61" in line and len(line.split()) == 3] == [["0", str(uid), "1"]]  # its root is the project's account
+    assert [line.split() for line in said if str(uid) in line and len(line.split()) == 3] == [
+        ["0", str(uid), "1"]
+    ]  # its root is the project's account
     assert [line for line in said if "local_address" in line or ": 0100007F" in line] == [
         next(line for line in said if "local_address" in line)
     ]  # no port of others'
     confined = {line.split(":", 2)[1]: line.split(":", 2)[2] for line in said if line.count(":") >= 2 and line[0].isdigit()}
-    assert all(confined[name].startswith(f"/slurm_n1/uid_{uid}/job_") for name in ("memory", "devices"))
+    assert all(confined[name].startswith(f"/slurm_{house.slurm.names[0]}/uid_{uid}/job_") for name in ("memory", "devices"))
 
 
 def test_a_shell_in_it_is_its_own_accounts_and_within_the_jobs_confines(house):
@@ -192,7 +194,9 @@ def test_a_shell_in_it_is_its_own_accounts_and_within_the_jobs_confines(house):
     assert done.returncode == 0, done.stderr
     said = done.stdout.split("\n")
     assert said[0] == str(house.uids["mine"])
-    assert any(line.split(":", 2)[2].startswith(f"/slurm_n1/uid_{house.uids['mine']}/job_") for line in said if ":memory:" in line)
+    assert any(
+        line.split(":", 2)[2].startswith(f"/slurm_{house.slurm.names[0]}/uid_{house.uids['mine']}/job_") for line in said if ":memory:" in line
+    )
     assert "/allocations/" in done.stdout
     shell = pexpect.spawn(sys.executable, ["-m", "headframe", "ssh", "open"], env=env, timeout=60, encoding="utf-8")
     shell.sendline("echo I am $(id -u) on $(tty)")
