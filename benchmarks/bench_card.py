@@ -141,17 +141,22 @@ memory: 4GiB
 """
 
 
+def filling(cloud: Client, project: str) -> None:
+    """A project with credit on a site whose idle card is filled, once it is."""
+    headframe("price", "*", "--on-demand", "2")
+    headframe("project", "create", project)
+    headframe("project", "credit", project, "5")
+    site = cloud.sites().items[0].name
+    cloud.set_site(site, SiteBody(contract_w=2000, pue=1.1, tariff="name: flat\nenergy: [{price: 0.05}]\n"))
+    cloud.set_filler(FILLER)
+    wait(lambda: power_w() > BUSY_W, 90)
+
+
 def filled() -> dict[str, Any]:
     """A filler on the idle card; how long a tenant waits for it, and how soon a grid's signal takes its watts away."""
     found: dict[str, Any] = {}
     with serving("--no-check-new") as cloud:
-        headframe("price", "*", "--on-demand", "2")
-        headframe("project", "create", "filled")
-        headframe("project", "credit", "filled", "5")
-        site = cloud.sites().items[0].name
-        cloud.set_site(site, SiteBody(contract_w=2000, pue=1.1, tariff="name: flat\nenergy: [{price: 0.05}]\n"))
-        cloud.set_filler(FILLER)
-        wait(lambda: power_w() > BUSY_W, 90)
+        filling(cloud, "filled")
         found["filler draws, W"], found["power"] = power_w(), headframe("power")
         found["explain"] = headframe("dispatch", "explain", uuid())
         (OUT / "state" / "paid.yaml").write_text(JOB.replace("heat", "paid").replace("+ 12", "+ 2"))
@@ -194,13 +199,7 @@ def served() -> dict[str, Any]:
     """A language model that sleeps while a filler has the card, is woken by a request, answers through the gateway beside the same one asked directly, and sleeps again."""
     found: dict[str, Any] = {}
     with serving("--no-check-new", "--gateway", "--gateway-port", str(PORT + 1)) as cloud:
-        headframe("price", "*", "--on-demand", "2")
-        headframe("project", "create", "served")
-        headframe("project", "credit", "served", "5")
-        site = cloud.sites().items[0].name
-        cloud.set_site(site, SiteBody(contract_w=2000, pue=1.1, tariff="name: flat\nenergy: [{price: 0.05}]\n"))
-        cloud.set_filler(FILLER)
-        wait(lambda: power_w() > BUSY_W, 90)
+        filling(cloud, "served")
         (OUT / "state" / "chat.yaml").write_text(
             ENDPOINT.format(python=sys.executable, server=SERVER, device=os.environ.get("TORCH_SERVER_DEVICE", "cuda"))
         )

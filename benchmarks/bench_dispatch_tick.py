@@ -246,7 +246,8 @@ def main():
     rng, cards = Random(chosen.seed), chosen.nodes * 8
     asics, (at, usd_kwh) = cards * chosen.asics // 100, prices(chosen.market)
     at, usd_kwh = (series[24 * chosen.first : 24 * (chosen.first + chosen.days)] for series in (at, usd_kwh))
-    hashes = [hashprice()[f"{hour:%Y-%m}"] for hour in at]
+    known = hashprice()
+    hashes = [known[f"{hour:%Y-%m}"] for hour in at]
     work = jobs(chosen.days, cards, rng)
     look_ms = int(chosen.look * 1000)
     site = Days(chosen.nodes, chosen.seed, usd_kwh, work, asics)

@@ -27,7 +27,7 @@ _CHOSEN = frozenset({"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"})
 
 
 async def clean(cards: Sequence[str]) -> dict[str, str]:
-    """Hand these cards over; what could not be made clean, by UUID, with the reason."""
+    """Hand these cards over, called by UUID or by number on this machine; what could not be made clean, by that, with the reason."""
     env = {name: value for name, value in os.environ.items() if name not in _CHOSEN}
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "headframe.agent.handover", *cards, stdout=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL, env=env
@@ -44,19 +44,13 @@ async def clean(cards: Sequence[str]) -> dict[str, str]:
             child.kill()
 
 
-def named(cards: Sequence[str]) -> dict[str, str]:
-    """Each card's UUID, by what it was called: that, or its number on this machine; "" where no driver answers for it."""
-    with opened() as there:
-        known = {name: uuid for card, uuid in identified(there) for name in (uuid, str(card.number))}
-    return {name: known.get(name, "") for name in cards}
-
-
 def handed(cards: Sequence[str]) -> dict[str, str]:
     """The work of the child."""
     with opened() as there:
-        known, until = {uuid: card for card, uuid in identified(there)}, time.monotonic() + WAIT_S
-        unclean = {uuid: _handed(known[uuid], uuid, until) if uuid in known else "no driver answers for it" for uuid in cards}
-    return {uuid: why for uuid, why in unclean.items() if why}
+        known = {name: (card, uuid) for card, uuid in identified(there) for name in (uuid, str(card.number))}
+        until = time.monotonic() + WAIT_S
+        unclean = {name: _handed(*known[name], until) if name in known else "no driver answers for it" for name in cards}
+    return {name: why for name, why in unclean.items() if why}
 
 
 def _handed(card: Card, uuid: str, until: float) -> str:

@@ -57,14 +57,9 @@ def clean(cards: Annotated[list[str], typer.Argument(help="By UUID, or by number
     """Hand cards over, as between two holders: nobody is left on them, clocks are the maker's, memory is overwritten. Ends with 1, and the reasons, where that can't be: for Slurm's Epilog."""
     from headframe.agent import handover
 
-    known = handover.named(cards)
-    unknown = [name for name, uuid in known.items() if not uuid]
-    unclean = asyncio.run(handover.clean([uuid for uuid in known.values() if uuid]))
-    reasons = [f"card {name}: no driver answers for it" for name in unknown] + [
-        f"card {name}: {unclean[uuid]}" for name, uuid in known.items() if unclean.get(uuid)
-    ]
-    if reasons:
-        fail("; ".join(reasons), "mend it, then let it take work again", 1)
+    unclean = asyncio.run(handover.clean(cards))
+    if unclean:
+        fail("; ".join(f"card {name}: {why}" for name, why in unclean.items()), "mend it, then let it take work again", 1)
 
 
 @agent_app.command("helper")
