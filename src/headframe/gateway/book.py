@@ -13,16 +13,16 @@ from headframe.files import write_private
 from headframe.gateway.refusals import Refused, no_key, no_model
 from headframe.gateway.replicas import Served
 from headframe.gateway.spool import Spool
-from headframe.gateway.wire import Headers
 from headframe.model.endpoint import EndpointEntry, GatewayAnswer, KeyEntry, ProjectEntry, Table
 from headframe.model.ids import KeyId, ProjectId, WorkloadId
 from headframe.model.keys import KINDS, key_mac, read_key, read_pass, replica_key
 from headframe.model.people import ALLOWS, Scope
-from headframe.model.serving import Pricing
 from headframe.routing.admit import Bucket, Purse, wish
 
 CALLERS_MAX = 50_000
 REQUESTS, TOKENS = b"requests", b"tokens"
+Limit = tuple[Bucket, int, bytes, bool]
+"""What holds: the bucket, how much a minute, of what, and whether a client is told of it."""
 IDLE_S = 600.0
 """What is held for a project goes back when it has asked for nothing for so long."""
 
@@ -34,7 +34,7 @@ class Caller:
 
     def __init__(self, key: KeyEntry, now_s: float) -> None:
         self.key = key
-        self.limits: list[tuple[Bucket, int, bytes]] | None = None
+        self.limits: list[Limit] | None = None
         self.asked, self.tokens = Bucket(key.rpm, now_s), Bucket(key.tpm, now_s)
 
 
@@ -183,40 +183,29 @@ class Book:
     def visible(self, caller: Caller) -> list[Served]:
         """What a key may ask, oldest first."""
         own = caller.key.project_id
-        return [served for served in sorted(self.endpoints.values(), key=_age) if not own or served.entry.project_id == own or _sold(served)]
+        return [served for served in sorted(self.endpoints.values(), key=_age) if not own or served.entry.project_id == own or served.sold]
 
-    def admit(self, caller: Caller, tenant: Tenant | None, tokens: float) -> tuple[list[Bucket], Headers]:
-        """Take a request and as many tokens from every limit that holds, or raise Refused with nothing taken. Returns the buckets of tokens, and the headers that tell of limits."""
-        limits = self._limits(caller, tenant)
+    def admit(self, caller: Caller, tenant: Tenant | None, tokens: int) -> tuple[list[Bucket], bytes]:
+        """Take a request and as many tokens from every limit that holds, or raise Refused with nothing taken. Returns the buckets of tokens, and the lines of a head that tell of
+        limits: the key's own before the project's.
+        """
+        limits = caller.limits
+        if limits is None:
+            limits = caller.limits = _limits(caller, tenant)
         if not limits:
-            return [], []
-        now_s = self._now_s()
-        for n, (bucket, limit, unit) in enumerate(limits):
-            amount = 1.0 if unit is REQUESTS else tokens
-            bucket.fill(limit / self.share, now_s)
+            return [], b""
+        now_s, share, told = self._now_s(), self.share, b""
+        for n, (bucket, limit, unit, tells) in enumerate(limits):
+            amount = 1 if unit is REQUESTS else tokens
+            bucket.fill(limit / share, now_s)
             if not bucket.take(amount):
-                for other, _, kind in limits[:n]:
-                    other.give(1.0 if kind is REQUESTS else tokens)
+                for other, _, kind, _ in limits[:n]:
+                    other.give(1 if kind is REQUESTS else tokens)
                 message = f"Rate limit reached: {limit} {unit.decode()} per minute. Wait, or ask for a higher limit."
-                refused = Refused(429, "rate_limit_exceeded", message, again_s=bucket.wait_s(amount))
-                refused.headers += _told(bucket, limit, unit)
-                raise refused
-        seen, headers = 0, Headers()
-        for bucket, limit, unit in limits:  # the key's own before the project's
-            kind = 1 if unit is REQUESTS else 2
-            if not seen & kind:
-                seen |= kind
-                headers += _told(bucket, limit, unit)
-        return [bucket for bucket, _, unit in limits if unit is TOKENS], headers
-
-    def _limits(self, caller: Caller, tenant: Tenant | None) -> list[tuple[Bucket, int, bytes]]:
-        """The limits that hold for a key, looked up once until something of it changes."""
-        known = caller.limits
-        if known is None:
-            of_key = [(caller.asked, caller.key.rpm, REQUESTS), (caller.tokens, caller.key.tpm, TOKENS)]
-            of_project = [(tenant.asked, tenant.entry.rpm, REQUESTS), (tenant.tokens, tenant.entry.tpm, TOKENS)] if tenant else []
-            known = caller.limits = [each for each in (*of_key, *of_project) if each[1]]
-        return known
+                raise Refused(429, "rate_limit_exceeded", message, again_s=bucket.wait_s(amount), lines=_told(bucket, limit, unit))
+            if tells:
+                told += _told(bucket, limit, unit)
+        return [bucket for bucket, _, unit, _ in limits if unit is TOKENS], told
 
     def _endpoint(self, entry: EndpointEntry) -> None:
         served = self.endpoints.get(entry.id)
@@ -235,7 +224,7 @@ class Book:
         for served in sorted(self.endpoints.values(), key=_age, reverse=True):
             for name in _names(served):
                 self._named[served.entry.project_id, name] = served
-                if _sold(served):
+                if served.sold:
                     self._named[ProjectId(""), name] = served
 
 
@@ -244,20 +233,28 @@ def _names(served: Served) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (served.entry.name, served.entry.serving.model))))
 
 
-def _sold(served: Served) -> bool:
-    """Whether all projects may ask: it sells tokens."""
-    return served.entry.serving.pricing is Pricing.PER_TOKEN
-
-
 def _age(served: Served) -> tuple[int, str]:
     return served.entry.created_ms, served.entry.id
 
 
-def _told(bucket: Bucket, limit: int, unit: bytes) -> Headers:
+def _limits(caller: Caller, tenant: Tenant | None) -> list[Limit]:
+    """The limits that hold for a key; of each kind the first is told of."""
+    found: list[Limit] = []
+    of_key = [(caller.asked, caller.key.rpm, REQUESTS), (caller.tokens, caller.key.tpm, TOKENS)]
+    of_project = [(tenant.asked, tenant.entry.rpm, REQUESTS), (tenant.tokens, tenant.entry.tpm, TOKENS)] if tenant else []
+    for bucket, limit, unit in (*of_key, *of_project):
+        if limit:
+            found.append((bucket, limit, unit, all(other[2] is not unit for other in found)))
+    return found
+
+
+def _told(bucket: Bucket, limit: int, unit: bytes) -> bytes:
     reset_s = (bucket.limit - bucket.level) * 60 / bucket.limit
     reset = b"%dm%ds" % (reset_s // 60, reset_s % 60) if reset_s >= 60 else b"%.2fs" % reset_s
-    names = _NAMES[unit]
-    return [(names[0], b"%d" % limit), (names[1], b"%d" % max(0.0, bucket.level)), (names[2], reset)]
+    return _TOLD[unit] % (limit, bucket.level if bucket.level > 0 else 0, reset)
 
 
-_NAMES = {unit: tuple(b"x-ratelimit-" + what + b"-" + unit for what in (b"limit", b"remaining", b"reset")) for unit in (REQUESTS, TOKENS)}
+_TOLD = {
+    unit: b"x-ratelimit-limit-UNIT: %d\r\nx-ratelimit-remaining-UNIT: %d\r\nx-ratelimit-reset-UNIT: %s\r\n".replace(b"UNIT", unit)
+    for unit in (REQUESTS, TOKENS)
+}

@@ -150,7 +150,7 @@ class Passage(Sending):
         if self._head_sent:
             self._client.abort()
         else:
-            self._client.write(refused.answer(self._id, [], keep=self._request.keep))
+            self._client.write(refused.answer(self._id, keep=self._request.keep))
             self._client.finished(keep=self._request.keep)
 
     def _end(self, *, failed: bool) -> None:

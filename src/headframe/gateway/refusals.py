@@ -33,22 +33,23 @@ class Refused(Exception):
         param: str | None = None,
         again_s: float | None = None,
         never_again: bool = False,
+        lines: bytes = b"",
     ) -> None:
         super().__init__(message)
         self.status = status
         self.error = Error(message=message, type=kind or _KINDS.get(status, "server_error"), param=param, code=code)
-        self.headers: Headers = []
+        self.headers, self._lines = Headers(), lines
         if again_s is not None:
             self.headers.append((b"retry-after", str(max(1, round(again_s + 0.5))).encode()))
             self.headers.append((b"retry-after-ms", str(max(1, round(again_s * 1000))).encode()))
         if never_again:
             self.headers.append((b"x-should-retry", b"false"))
 
-    def answer(self, request_id: bytes, headers: Headers, *, keep: bool) -> bytes:
-        """The whole answer."""
+    def answer(self, request_id: bytes, lines: bytes = b"", *, keep: bool) -> bytes:
+        """The whole answer. `lines` are more of its head."""
         body = self.body()
         first = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"x-request-id", request_id)]
-        return head(self.status, [*first, *self.headers, *headers, *([] if keep else [(b"connection", b"close")])]) + body
+        return head(self.status, [*first, *self.headers, *([] if keep else [(b"connection", b"close")])], self._lines + lines) + body
 
     def body(self) -> bytes:
         """As it is sent."""

@@ -4,12 +4,13 @@ passed over when they don't.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from headframe.gateway.wire import ReplicaConnection
 from headframe.model.endpoint import EndpointEntry, EndpointReport, ReplicaEntry, ReplicaReport
 from headframe.model.ids import ProjectId
+from headframe.model.serving import Pricing
 from headframe.routing.choose import Beliefs, choose
 
 CONNECT_S = 2.0
@@ -54,7 +55,7 @@ class Replica:
         """A connection that was used before and is still good."""
         while self.pool:
             connection = self.pool.pop()
-            if connection.transport is not None and not connection.transport.is_closing():
+            if connection.transport is not None:
                 if now_s - connection.idle_s < IDLE_S:
                     return connection
                 connection.transport.close()
@@ -93,7 +94,7 @@ class Served:
     """An endpoint with its replicas."""
 
     def __init__(self, entry: EndpointEntry) -> None:
-        self.entry = entry
+        self.entry, self.sold = entry, False
         self.salt = entry.id.encode()[-16:]
         self.replicas: dict[str, Replica] = {}
         self.open: list[Replica] = []
@@ -105,8 +106,8 @@ class Served:
         self.first_ms = self.took_ms = 0.0
 
     def update(self, entry: EndpointEntry, key_of: Callable[[str], bytes]) -> None:
-        """What the control plane says of it now."""
-        self.entry = entry
+        """What the control plane says of it now. `sold`: by the token, to all."""
+        self.entry, self.sold = entry, entry.serving.pricing is Pricing.PER_TOKEN
         told = {each.id: each for each in entry.replicas}
         for key in self.replicas.keys() - told.keys():
             gone = self.replicas.pop(key)
@@ -129,13 +130,12 @@ class Served:
             for waiter in self.held.take_all():
                 waiter.woken()
 
-    def choose(self, prompt: list[bytes], but: Replica | None = None) -> Replica | None:
+    def choose(self, prompt: Sequence[int], but: Replica | None = None) -> Replica | None:
         """The replica for a request; after a failure another than that one, where there is one."""
         self.turn += 1
         able = [replica for replica in self.open if replica is not but] if but is not None and len(self.open) > 1 else self.open
         found = choose(able, self.beliefs, prompt, self.turn)
-        assert found is None or isinstance(found, Replica)
-        if found is not None and prompt and len(self.open) > 1:
+        if prompt and found is not None:
             self.beliefs.learn(prompt, found.bit)
         return found
 

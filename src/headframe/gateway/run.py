@@ -33,7 +33,6 @@ from headframe.listening import bound, check_exposure
 from headframe.model.endpoint import GatewayReport, Wish
 from headframe.model.errors import Conflicting
 from headframe.model.ids import ENTROPY_BYTES, GatewayId, base32
-from headframe.model.serving import Pricing
 
 TELL_S, PROBE_S, LOOK_S, SYNC_S, SEAL_S = 1.0, 0.25, 1.0, 0.05, 5.0
 """How often it tells, tries a replica that is not ready, looks at what waits, has what was served on disk, and begins a new batch of it."""
@@ -109,10 +108,10 @@ class Gateway:
         try:
             return self._answer(client, request, request_id, given.decode() if named else "")
         except Refused as refused:
-            client.write(refused.answer(request_id, [], keep=request.keep))
+            client.write(refused.answer(request_id, keep=request.keep))
         except Exception:
             _log.exception("a request broke the gateway; this is a bug in Headframe, it goes on")
-            client.write(Refused(500, "internal_error", "The gateway failed; this is a bug in Headframe.").answer(request_id, [], keep=request.keep))
+            client.write(Refused(500, "internal_error", "The gateway failed; this is a bug in Headframe.").answer(request_id, keep=request.keep))
         return request.keep
 
     def _answer(self, client: ClientConnection, request: Request, request_id: bytes, named: str) -> Any:
@@ -123,7 +122,7 @@ class Gateway:
         passed = passage(request.target) if path.startswith(b"/endpoints/") else None
         if passed is not None:
             served = self.book.endpoint(caller, passed[0])
-            if served.entry.serving.pricing is Pricing.PER_TOKEN and caller.key.project_id not in {"", served.entry.project_id}:
+            if served.sold and caller.key.project_id not in {"", served.entry.project_id}:
                 raise Refused(403, "sold_by_token", "This endpoint sells tokens: ask it through /v1.")
             through = Passage(self, client, request, passed[1], request_id, served, Tab(self, served, caller, (0, 0), named))
             through.begin()
@@ -250,6 +249,7 @@ class Gateway:
 
     async def _tell_now(self, client: GatewayClient) -> bool:
         """One report; whether there is another batch to tell at once."""
+        await asyncio.to_thread(self.spool.oldest)  # after an outage there is much to read
         report = self._report()
         if any(wish.wanted_nano == 0 for wish in report.wishes):
             await self.book.keep()  # what is given back must not be counted on after a crash

@@ -27,6 +27,8 @@ class Place(Protocol):
 class Sending:
     """At most one replica and one connection at a time; both are let go of together."""
 
+    __slots__ = ("_before", "_connection", "_place", "_replica", "_served")
+
     def __init__(self, place: Place, served: Served) -> None:
         self._place, self._served = place, served
         self._replica: Replica | None = None

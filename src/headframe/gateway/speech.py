@@ -117,7 +117,9 @@ def read_ask(path: bytes, body: bytes) -> Ask:
 def most_tokens(ask: Ask, size: int) -> tuple[int, int]:
     """How many tokens may go in (guessed from the body's size) and come out at the most."""
     out = ask.max_completion_tokens or ask.max_tokens or MAX_TOKENS
-    return size // BYTES_PER_TOKEN + 1, max(0, out) * max(1, ask.n or 1)
+    if ask.n is not None:
+        out *= max(1, ask.n)
+    return size // BYTES_PER_TOKEN + 1, out if out > 0 else 0
 
 
 def wants_usage(ask: Ask) -> bool:

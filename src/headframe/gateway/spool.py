@@ -50,6 +50,8 @@ class Spool:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lines: list[Line] = []
         self._sums: dict[int, dict[ProjectId, int]] = {}
+        self._tally = Tally()
+        self._next: ServedBatch | None = None
         self.dirty = False
         self.lines = 0
         self._sizes = {int(path.stem): path.stat().st_size for path in root.glob("*.log")}
@@ -82,7 +84,9 @@ class Spool:
         """Take it in; `flush` writes it."""
         self.lines += 1
         self._lines.append(line)
-        self._count(self.number, line)
+        self._tally.add(line)
+        if line.amount:
+            self._count(self.number, line)
 
     def flush(self) -> None:
         """Write what was put; `dirty` until it is synced."""
@@ -106,8 +110,11 @@ class Spool:
             return
         os.fsync(self._file)
         os.close(self._file)
+        if not self.sealed:  # it is the next to be told, and need not be read again
+            self._next = self._tally.batch(self.number, self._gateway)
         self.number += 1
         self.lines = 0
+        self._tally = Tally()
         self._file = self._open()
 
     @property
@@ -116,8 +123,13 @@ class Spool:
         return sorted(n for n in self._sizes if n < self.number)
 
     def oldest(self) -> ServedBatch | None:
-        """What is to be sent next; None where nothing is sealed. Reads its file."""
-        return batch(self.sealed[0], self._gateway, self.read(self.sealed[0])) if self.sealed else None
+        """What is to be sent next; None where nothing is sealed. Reads its file, where that was not the next one as it was sealed: may be called on a thread."""
+        first = min((n for n in list(self._sizes) if n < self.number), default=None)
+        if first is None:
+            return None
+        if self._next is None or self._next.number != first:
+            self._next = batch(first, self._gateway, self.read(first))
+        return self._next
 
     def taken(self, number: int) -> None:
         """The control plane has everything up to that batch."""
@@ -179,26 +191,58 @@ class Spool:
 
 
 def batch(number: int, gateway: GatewayId, lines: Iterable[Line]) -> ServedBatch:
-    """What a file says: for each key and endpoint the sum of its requests, and each request by itself that its client named."""
-    sums: dict[tuple[str, str, str], Served] = {}
-    named: list[Served] = []
+    """What a file says."""
+    tally = Tally()
     for line in lines:
+        tally.add(line)
+    return tally.batch(number, gateway)
+
+
+class Tally:
+    """What lines say together: for each key and endpoint the sum of its requests, and each request by itself that its client named."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[ProjectId, KeyId, WorkloadId], _Sum] = {}
+        self._named: list[Line] = []
+
+    def add(self, line: Line) -> None:
+        """One more; what is still open does not count."""
         if line.open:
-            continue
-        one = Served(
-            id="", gateway_id=gateway, endpoint_id=line.endpoint, project_id=line.project, key_id=line.key, at_ms=line.at_ms, requests=1, prompt=line.prompt,
-            completion=line.completion, cached=line.cached, failed=int(line.failed), estimated=int(line.estimated), request_id=line.request_id, cut=line.cut,
-            amount_nano=line.amount,
-        )  # fmt: skip
+            return
         if line.request_id:
-            named.append(one)
-            continue
+            self._named.append(line)
+            return
         key = (line.project, line.key, line.endpoint)
-        sums[key] = _add(sums[key], one) if key in sums else msgspec.structs.replace(one, cut=False)
-    items = (*(sums[key] for key in sorted(sums)), *named)
-    return ServedBatch(number=number, items=tuple(msgspec.structs.replace(each, id=f"{gateway}/{number}/{n}") for n, each in enumerate(items)))
+        known = self._sums.get(key)
+        if known is None:
+            known = self._sums[key] = _Sum(line.at_ms)
+        known.requests += 1
+        known.prompt += line.prompt
+        known.completion += line.completion
+        known.cached += line.cached
+        known.failed += line.failed
+        known.estimated += line.estimated
+        known.amount += line.amount
+
+    def batch(self, number: int, gateway: GatewayId) -> ServedBatch:
+        """In an order that the lines alone decide: a batch that is made again is the same."""
+        items: list[Served] = []
+        for (project, key, endpoint), each in sorted(self._sums.items()):
+            items.append(Served(id=f"{gateway}/{number}/{len(items)}", gateway_id=gateway, endpoint_id=endpoint, project_id=project, key_id=key, at_ms=each.at_ms,
+                                requests=each.requests, prompt=each.prompt, completion=each.completion, cached=each.cached, failed=each.failed, estimated=each.estimated,
+                                amount_nano=each.amount))  # fmt: skip
+        for line in self._named:
+            items.append(Served(id=f"{gateway}/{number}/{len(items)}", gateway_id=gateway, endpoint_id=line.endpoint, project_id=line.project, key_id=line.key, at_ms=line.at_ms,
+                                requests=1, prompt=line.prompt, completion=line.completion, cached=line.cached, failed=int(line.failed), estimated=int(line.estimated),
+                                request_id=line.request_id, cut=line.cut, amount_nano=line.amount))  # fmt: skip
+        return ServedBatch(number=number, items=tuple(items))
 
 
-def _add(a: Served, b: Served) -> Served:
-    names = ("requests", "prompt", "completion", "cached", "failed", "estimated", "amount_nano")
-    return msgspec.structs.replace(a, **{name: getattr(a, name) + getattr(b, name) for name in names})
+class _Sum:
+    """Of one key's requests to one endpoint; `at_ms` is the first one's."""
+
+    __slots__ = ("amount", "at_ms", "cached", "completion", "estimated", "failed", "prompt", "requests")
+
+    def __init__(self, at_ms: int) -> None:
+        self.at_ms = at_ms
+        self.requests = self.prompt = self.completion = self.cached = self.failed = self.estimated = self.amount = 0

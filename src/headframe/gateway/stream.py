@@ -1,21 +1,45 @@
 """A model's stream of events on its way to the client: whole events only, without the one that only the gateway asked for, and what they say noted. It does no I/O."""
 
+from collections.abc import Callable
+
 from headframe.gateway.refusals import Refused
-from headframe.gateway.speech import data_of, events, last_end, read_said
+from headframe.gateway.speech import data_of, events, last_end, read_said, text_of
 
 EVENT_BYTES_MAX = 4 * 1024 * 1024
+KEPT_BYTES_MAX = 4 * 1024 * 1024
+"""So much of a stream is kept, to count its tokens if nobody says them."""
 
 
 class Stream:
     """`injected`: usage was asked for by us alone, so its event is left out. `renamed` is (what the server calls the model, what the client does)."""
 
-    __slots__ = ("_rest", "cached", "completion", "done", "events", "failed", "injected", "name", "prompt", "used")
+    __slots__ = ("_counted", "_events", "_kept", "_rest", "cached", "completion", "done", "failed", "injected", "name", "prompt", "size", "used")
 
     def __init__(self, *, injected: bool, name: str) -> None:
         self.injected, self.name = injected, name
         self.used = self.done = self.failed = False
-        self.prompt = self.completion = self.cached = self.events = 0
+        self.prompt = self.completion = self.cached = self.size = 0
         self._rest = b""
+        self._kept: list[bytes] = []
+        self._counted = self._events = 0
+
+    def straight(self, write: Callable[[bytes], None], data: bytes) -> bool:
+        """What came between two chunks goes on as it is, if it is one whole chunk of whole events in which there is nothing to do: so a token costs no parser. (`find`, since
+        `in` first makes an exception for what is no number.)
+        """
+        if self._rest or self.name or data[-4:] != b"\n\n\r\n" or data.find(b'"usage"') > 0 or data.find(b'"error"') > 0 or data.find(b"[DONE]") > 0:
+            return False
+        size = len(data)
+        start = data.find(b"\r\n")
+        if data[:start] != b"%x" % (size - start - 4):
+            return False
+        self.size += size
+        if self.size <= KEPT_BYTES_MAX:
+            self._kept.append(data)
+        else:
+            self._events += _count(data)
+        write(data)
+        return True
 
     def feed(self, data: bytes) -> bytes:
         """The whole events that are now there. Raises Refused where one never ends."""
@@ -37,9 +61,25 @@ class Stream:
     def _passed(self, ready: bytes) -> bytes:
         """Events are looked into only where there may be something to do; a token costs one search each."""
         if self.name or b"[DONE]" in ready or b'"error"' in ready or ready.count(b'"usage"') > ready.count(b'"usage":null'):
-            ready = b"".join(self._looked_at(event) for event in events(ready))
-        self.events += ready.count(b"\ndata:") + ready.startswith(b"data:")
+            ready = b"".join([self._looked_at(event) for event in events(ready)])
+        self.size += len(ready)
+        if self.size <= KEPT_BYTES_MAX:
+            self._kept.append(ready)
+        else:
+            self._events += _count(ready)
         return ready
+
+    def events(self) -> int:
+        """How many were passed on so far."""
+        self._events += sum(map(_count, self._kept[self._counted :]))
+        self._counted = len(self._kept)
+        return self._events
+
+    def text(self) -> str | None:
+        """What a person reads of it; None where it was too large to be kept whole."""
+        if self.size > KEPT_BYTES_MAX:
+            return None
+        return "".join([text_of(data_of(event)) for piece in self._kept for event in events(piece)])
 
     def _looked_at(self, event: bytes) -> bytes:
         data = data_of(event)
@@ -61,6 +101,10 @@ class Stream:
         """What the server says that it used; of several words the greatest holds, since they are sums."""
         self.used = True
         self.prompt, self.completion, self.cached = max(self.prompt, prompt), max(self.completion, completion), max(self.cached, cached)
+
+
+def _count(ready: bytes) -> int:
+    return ready.count(b"\ndata:") + ready.startswith(b"data:")
 
 
 def renamed(data: bytes, model: str, name: str) -> bytes:

@@ -1,15 +1,16 @@
 """What one request costs: set aside before it starts, noted while it lasts, written down and paid once when it is over."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
+
+import msgspec
 
 from headframe.gateway.book import Book, Caller, Tenant
 from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Served
 from headframe.gateway.spool import Line, Spool
-from headframe.gateway.wire import Headers
 from headframe.model.ids import ProjectId
-from headframe.model.serving import Pricing, tokens_nano
+from headframe.model.serving import tokens_nano
 from headframe.model.units import money
 from headframe.routing.admit import Bucket
 
@@ -48,8 +49,8 @@ class Tab:
         self._desk, self._served, self._caller, self._most, self.named = desk, served, caller, most, named
         self.tenant: Tenant | None = desk.book.tenants.get(caller.key.project_id)  # an operator's key has no project
         self.at_ms = desk.now_ms()
-        self.limits: Headers = []
-        self._buckets: list[Bucket] = []
+        self.limits = b""
+        self._buckets: Sequence[Bucket] = ()
         self._held = self._serial = 0
         self._settled = False
 
@@ -59,17 +60,17 @@ class Tab:
             raise Refused(
                 503, "overloaded", "What was served can't be told to the control plane, and no more of it fits on disk: try later.", again_s=30
             )
-        if self._served.entry.serving.pricing is Pricing.PER_TOKEN and self.tenant is None:
+        if self._served.sold and self.tenant is None:
             raise Refused(403, "no_project", "This endpoint sells tokens, and an operator's key has no project to bill: use a key of a project.")
-        self._buckets, self.limits = self._desk.book.admit(self._caller, self.tenant, float(sum(self._most)))
+        self._buckets, self.limits = self._desk.book.admit(self._caller, self.tenant, self._most[0] + self._most[1])
         return self.hold()
 
     def hold(self) -> bool:
         """Set aside the most that it can cost, if that is there."""
-        need = tokens_nano(self._served.entry.serving, *self._most)
-        if self.tenant is None or not need:
+        if not self._served.sold or self.tenant is None:
             return True
-        if not self.tenant.purse.hold(need):
+        need = tokens_nano(self._served.entry.serving, *self._most)
+        if need and not self.tenant.purse.hold(need):
             self.tenant.short += need
             return False
         self._held = need
@@ -92,7 +93,8 @@ class Tab:
 
     def progress(self, events: int) -> None:
         """It lasts: what was delivered so far is written down, guessed by its events, for the case that this process ends now."""
-        self._desk.spool.put(self._line(self._most[0], events, 0, estimated=True, open_=True))
+        line = self._line(self._most[0], events, 0, True, False, False)  # noqa: FBT003 - as it says below
+        self._desk.spool.put(msgspec.structs.replace(line, open=True))
 
     def settle(
         self,
@@ -112,42 +114,41 @@ class Tab:
         if not self._serial:
             self._pay(0, 0)
             return
-        line = self._line(prompt, completion, cached, estimated=estimated, failed=failed, cut=cut)
+        line = self._line(prompt, completion, cached, estimated, failed, cut)
         if count is None:
             self._write(line)
             return
-        self._desk.spool.put(self._line(prompt, completion, cached, estimated=True, failed=failed, cut=cut, open_=True))
+        self._desk.spool.put(msgspec.structs.replace(line, estimated=True, open=True))
 
         async def counted() -> None:
             found = await count()
-            self._write(self._line(*found, cached, failed=failed, cut=cut) if found else line)
+            self._write(self._line(*found, cached, False, failed, cut) if found else line)  # noqa: FBT003 - as it says below
 
         self._desk.spawn(counted)
 
-    def _line(
-        self, prompt: int, completion: int, cached: int, *, estimated: bool = False, failed: bool = False, cut: bool = False, open_: bool = False
-    ) -> Line:
-        key, entry = self._caller.key, self._served.entry
+    def _line(self, prompt: int, completion: int, cached: int, estimated: bool, failed: bool, cut: bool) -> Line:  # noqa: FBT001
+        key, served = self._caller.key, self._served
+        amount = tokens_nano(served.entry.serving, prompt, completion) if served.sold else 0
         return Line(
-            serial=self._serial, endpoint=entry.id, project=self.project, key=key.id, at_ms=self.at_ms, prompt=prompt, completion=completion,
-            cached=cached, amount=tokens_nano(entry.serving, prompt, completion), failed=failed, estimated=estimated, cut=cut, request_id=self.named, open=open_,
+            serial=self._serial, endpoint=served.entry.id, project=key.project_id or served.entry.project_id, key=key.id, at_ms=self.at_ms, prompt=prompt, completion=completion,
+            cached=cached, amount=amount, failed=failed, estimated=estimated, cut=cut, request_id=self.named,
         )  # fmt: skip
 
     def _write(self, line: Line) -> None:
         self._desk.spool.put(line)
         self._desk.written()
         served = self._served
-        served.prompt, served.completion, served.failed = (
-            served.prompt + line.prompt,
-            served.completion + line.completion,
-            served.failed + line.failed,
-        )
+        served.prompt += line.prompt
+        served.completion += line.completion
+        served.failed += line.failed
         self._pay(line.amount, line.prompt + line.completion)
 
     def _pay(self, cost: int, tokens: int) -> None:
         """What was set aside and not used goes back."""
-        if self.tenant is not None:
+        if self.tenant is not None and (self._held or cost):
             self.tenant.paid(self._held, cost, self._desk.now_s())
         self._held = 0
-        for bucket in self._buckets:
-            bucket.give(sum(self._most) - tokens)
+        if self._buckets:
+            unused = self._most[0] + self._most[1] - tokens
+            for bucket in self._buckets:
+                bucket.give(unused)

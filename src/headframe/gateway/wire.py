@@ -28,19 +28,18 @@ _log = logging.getLogger("headframe.gateway")
 class Request:
     """One request, whole. `keep` says whether the client wants to ask again on this connection; HTTP/1.0 knows no chunks."""
 
-    __slots__ = ("body", "chunks", "headers", "keep", "method", "target", "upgrade")
+    __slots__ = ("_fields", "body", "chunks", "headers", "keep", "method", "target", "upgrade")
 
-    def __init__(self, method: bytes, target: bytes, headers: Headers, *, keep: bool, chunks: bool, upgrade: bool) -> None:
-        self.method, self.target, self.headers = method, target, headers
+    def __init__(
+        self, method: bytes, target: bytes, headers: Headers, fields: dict[bytes, bytes], *, keep: bool, chunks: bool, upgrade: bool
+    ) -> None:
+        self.method, self.target, self.headers, self._fields = method, target, headers, fields
         self.keep, self.chunks, self.upgrade = keep, chunks, upgrade
         self.body: bytes = b""
 
     def header(self, name: bytes) -> bytes:
         """The first header of that (lower-case) name, or nothing."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return b""
+        return self._fields.get(name, b"")
 
 
 class Answering(Protocol):
@@ -94,13 +93,12 @@ class ClientConnection(asyncio.Protocol):
         self._request: Request | None = None
         self._refused: tuple[int, str] | None = None
         self._begun = False
-        self._head_bytes = 0
+        self._head_bytes = self._size = 0
         self._deadline_s = 0.0
-        self._fresh()
+        self._target, self._headers, self._body = b"", Headers(), list[bytes]()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # pyright: ignore[reportAttributeAccessIssue]
-        self._deadline_s = self._now_s() + KEEP_S
         self._all.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -122,7 +120,6 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._refused is not None:
             return
-        self._head_bytes += len(data) if self._request is None else 0
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -134,15 +131,23 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(500, "the gateway failed")
         except httptools.HttpParserError:
             self._refuse(400, "this is no HTTP/1.1 request")
-        if self._request is None and self._head_bytes > HEAD_BYTES_MAX:
-            self._refuse(431, f"a head has at most {HEAD_BYTES_MAX // 1024} KiB")
+        if self._begun:
+            self._unfinished(len(data))
         if self._refused is not None and self._answering is None and not self._waiting:
             self._give_refusal()
 
+    def _unfinished(self, size: int) -> None:
+        """A request has begun and is not whole: it may take so long, and its head has at most so many bytes."""
+        if self._request is not None:
+            self._deadline_s = self._now_s() + BODY_S
+            return
+        self._deadline_s = self._deadline_s if self._head_bytes else self._now_s() + HEAD_S
+        self._head_bytes += size
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse(431, f"a head has at most {HEAD_BYTES_MAX // 1024} KiB")
+
     def on_message_begin(self) -> None:
-        self._fresh()
         self._begun = True
-        self._deadline_s = self._now_s() + HEAD_S
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -151,56 +156,60 @@ class ClientConnection(asyncio.Protocol):
             raise ValueError
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
-        if len(self._headers) > HEADERS_MAX:
-            self._refuse(431, f"a request has at most {HEADERS_MAX} headers")
-            raise ValueError
+        if self._request is None:  # what trails a chunked body is no header
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        parser = self._parser
-        self._request = Request(parser.get_method(), self._target, self._headers, keep=parser.should_keep_alive(),
-                                          chunks=parser.get_http_version() != "1.0", upgrade=parser.should_upgrade())  # fmt: skip
-        self._deadline_s = self._now_s() + BODY_S
-        length = expected = b""
-        for name, value in self._headers:
-            if name == b"content-length":
-                length = value
-            elif name == b"expect":
-                expected = value
+        parser, headers = self._parser, self._headers
+        fields = dict(reversed(headers))  # the first of a name holds
+        if len(headers) > HEADERS_MAX:
+            self._refuse(431, f"a request has at most {HEADERS_MAX} headers")
+            raise ValueError
+        self._request = Request(parser.get_method(), self._target, headers, fields, keep=parser.should_keep_alive(), chunks=parser.get_http_version() != "1.0",
+                                upgrade=parser.should_upgrade())  # fmt: skip
+        length = fields.get(b"content-length", b"")
         if len(length) > 7 and length.isdigit() and int(length) > BODY_BYTES_MAX:
             self._refuse(413, f"a body has at most {BODY_BYTES_MAX // 1024 // 1024} MiB")
             raise ValueError
-        if expected:
-            if expected.lower() != b"100-continue":
-                self._refuse(417, "nothing but 100-continue can be expected")
-                raise ValueError
-            if self._answering is None and not self._waiting:
-                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if b"expect" in fields:
+            self._expected(fields[b"expect"])
+
+    def _expected(self, what: bytes) -> None:
+        if what.lower() != b"100-continue":
+            self._refuse(417, "nothing but 100-continue can be expected")
+            raise ValueError
+        if self._answering is None and not self._waiting:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
         self._size += len(body)
-        self._deadline_s = self._now_s() + BODY_S
         if self._size > BODY_BYTES_MAX:
             self._refuse(413, f"a body has at most {BODY_BYTES_MAX // 1024 // 1024} MiB")
             raise ValueError
 
     def on_message_complete(self) -> None:
-        request = self._request
+        request, body = self._request, self._body
         assert request is not None
-        request.body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._fresh()
-        self._begun, self._head_bytes = False, 0
-        self._deadline_s = 0.0
+        request.body = body[0] if len(body) == 1 else b"".join(body)
+        self._request, self._target, self._headers, self._body = None, b"", [], []
+        self._size = self._head_bytes = 0
+        self._begun, self._deadline_s = False, 0.0
         self._waiting.append(request)
         if len(self._waiting) > PIPELINED_MAX and self._transport is not None:
             self._transport.pause_reading()
-        self._next()
+        if self._answering is None:
+            self._next()
 
     def write(self, data: bytes) -> None:
         """Send; nothing happens where the client is gone."""
         if self._transport is not None:
             self._transport.write(data)
+
+    @property
+    def writer(self) -> Callable[[bytes], None]:
+        """What sends without a look whether the client is still there: for those that are told when it goes."""
+        return self._transport.write if self._transport is not None else self.write
 
     def finished(self, *, keep: bool) -> None:
         """The answer is complete: on to the next request, or close."""
@@ -208,10 +217,10 @@ class ClientConnection(asyncio.Protocol):
         if not keep or self._transport is None:
             self.close()
             return
-        if len(self._waiting) <= PIPELINED_MAX // 2:
-            self._transport.resume_reading()
-        self._deadline_s = self._now_s() + KEEP_S
-        self._next()
+        if self._waiting:
+            if len(self._waiting) <= PIPELINED_MAX // 2:
+                self._transport.resume_reading()
+            self._next()
         if self._refused is not None and self._answering is None:
             self._give_refusal()
 
@@ -245,8 +254,12 @@ class ClientConnection(asyncio.Protocol):
             self._answering.stall(False)
 
     def overdue(self, now_s: float) -> None:
-        """Looked at once a second: a client that takes too long loses the connection."""
-        if not self._deadline_s or now_s < self._deadline_s:
+        """Looked at once a second: a client that takes too long loses the connection, and one that asks nothing for long."""
+        if not self._deadline_s:
+            idle = self._answering is None and self._tunnel is None
+            self._deadline_s = now_s + KEEP_S if idle else 0.0
+            return
+        if now_s < self._deadline_s:
             return
         if self._refused is not None:
             self.abort()
@@ -261,18 +274,10 @@ class ClientConnection(asyncio.Protocol):
     def _next(self) -> None:
         while self._answering is None and self._waiting and self._transport is not None:
             answering = self._answer(self, self._waiting.popleft())
-            if isinstance(answering, bool):
-                self._deadline_s = self._now_s() + KEEP_S
-                if not answering:
-                    self.close()
-                    return
-            else:
-                self._answering = answering
-
-    def _fresh(self) -> None:
-        self._request, self._target, self._headers = None, b"", Headers()
-        self._body: list[bytes] = []
-        self._size = 0
+            if answering is False:
+                self.close()
+                return
+            self._answering = answering if answering is not True else None
 
     def _upgraded(self, rest: bytes) -> None:
         """What follows a request to upgrade is no HTTP."""
@@ -304,12 +309,15 @@ class ClientConnection(asyncio.Protocol):
             self.close()
 
 
-def head(status: int, headers: Headers) -> bytes:
-    """The head of an answer."""
-    lines = [b"HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, b"Status"))]
-    lines += [b"%s: %s\r\n" % pair for pair in headers]
-    lines.append(b"\r\n")
-    return b"".join(lines)
+def head(status: int, headers: Headers, more: bytes = b"") -> bytes:
+    """The head of an answer. `more` are lines of it, each with its end."""
+    lines = [_FIRST.get(status) or b"HTTP/1.1 %d Status" % status]
+    lines += [b": ".join(pair) for pair in headers]
+    lines.append(more + b"\r\n")
+    return b"\r\n".join(lines)
+
+
+_FIRST = {status: b"HTTP/1.1 %d %s" % (status, reason) for status, reason in REASONS.items()}
 
 
 def chunk(data: bytes) -> bytes:
@@ -346,6 +354,7 @@ class ReplicaConnection(asyncio.Protocol):
     __slots__ = (
         "_asking",
         "_began",
+        "_between",
         "_ended",
         "_headers",
         "_informed",
@@ -355,6 +364,7 @@ class ReplicaConnection(asyncio.Protocol):
         "_whole",
         "fresh",
         "idle_s",
+        "straight",
         "transport",
         "tunnelled",
     )
@@ -368,8 +378,9 @@ class ReplicaConnection(asyncio.Protocol):
         self.fresh = True
         self.idle_s = 0.0
         self._headers: Headers = []
-        self._began = self._informed = self._ended = self._keep = False
+        self._began = self._between = self._informed = self._ended = self._keep = False
         self._whole = True
+        self.straight: Callable[[bytes], bool] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # pyright: ignore[reportAttributeAccessIssue]
@@ -377,7 +388,7 @@ class ReplicaConnection(asyncio.Protocol):
     def ask(self, asking: Asking, data: bytes) -> None:
         """Send a request."""
         assert self.transport is not None
-        self._asking, self._began, self._ended = asking, False, False
+        self._asking, self._began, self._ended, self.straight = asking, False, False, None
         self.transport.write(data)
 
     def drop(self) -> None:
@@ -385,6 +396,7 @@ class ReplicaConnection(asyncio.Protocol):
         self._asking = None
         if self.transport is not None:
             self.transport.abort()
+            self.transport = None
 
     def hold(self, stalled: bool) -> None:  # noqa: FBT001
         """Take nothing from the replica for now, or again."""
@@ -392,6 +404,8 @@ class ReplicaConnection(asyncio.Protocol):
             (self.transport.pause_reading if stalled else self.transport.resume_reading)()
 
     def data_received(self, data: bytes) -> None:
+        if self._between and self.straight is not None and self.straight(data):
+            return
         if self.tunnelled is not None:
             self.tunnelled(data)
             return
@@ -410,6 +424,7 @@ class ReplicaConnection(asyncio.Protocol):
         except httptools.HttpParserError:
             self._broken()
             return
+        self._between = self._between and data[-2:] == b"\r\n"  # else the next chunk has begun
         if self._ended:
             self._finish()
 
@@ -429,9 +444,8 @@ class ReplicaConnection(asyncio.Protocol):
         self._headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
-        if len(self._headers) > HEADERS_MAX:
-            raise ValueError("too many headers")
+        if not self._began:
+            self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -439,9 +453,18 @@ class ReplicaConnection(asyncio.Protocol):
         if self._informed or self._asking is None:
             return
         self._began, self._keep = True, self._parser.should_keep_alive()
-        names = {name for name, _ in self._headers}
-        self._whole = status in {101, 204, 304} or not names.isdisjoint({b"content-length", b"transfer-encoding"})
-        self._asking.answered(status, self._headers, whole=self._whole)
+        headers = self._headers
+        if len(headers) > HEADERS_MAX:
+            raise ValueError("too many headers")
+        fields = dict(headers)
+        self._whole = b"content-length" in fields or b"transfer-encoding" in fields or status in {101, 204, 304}
+        self._asking.answered(status, headers, whole=self._whole)
+
+    def on_chunk_header(self) -> None:
+        self._between = False
+
+    def on_chunk_complete(self) -> None:
+        self._between = True
 
     def on_body(self, body: bytes) -> None:
         if self._asking is not None:
@@ -457,6 +480,7 @@ class ReplicaConnection(asyncio.Protocol):
         self.fresh = self._ended = False
         if not keep and self.transport is not None:
             self.transport.close()
+            self.transport = None
         self._release(self, keep)
         if asking is not None:
             asking.ended()
@@ -465,5 +489,6 @@ class ReplicaConnection(asyncio.Protocol):
         asking, self._asking = self._asking, None
         if self.transport is not None:
             self.transport.abort()
+            self.transport = None
         if asking is not None:
             asking.lost(began=self._began, fresh=self.fresh)

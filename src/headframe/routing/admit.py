@@ -20,21 +20,23 @@ class Bucket:
         if limit != self.limit:
             self.level += limit - self.limit
             self.limit = limit
-        self.level = min(limit, self.level + limit * (now_s - self.at_s) / MINUTE_S)
+        level = self.level + limit * (now_s - self.at_s) / MINUTE_S
+        self.level = level if level < limit else limit
         self.at_s = now_s
 
     def take(self, amount: float) -> bool:
         """Take it if it is there. More than a whole minute's is let through when the bucket is full: nothing could ever be."""
         if not self.limit:
             return True
-        if self.level < min(amount, self.limit):
+        if self.level < amount and self.level < self.limit:
             return False
         self.level -= amount
         return True
 
     def give(self, amount: float) -> None:
         """Put back what was not used, or take what was used beyond (negative)."""
-        self.level = min(self.limit, self.level + amount) if self.limit else 0.0
+        level = self.level + amount
+        self.level = level if level < self.limit else self.limit
 
     def wait_s(self, amount: float) -> float:
         """How long until so much is there."""

@@ -1,0 +1,141 @@
+"""The gateway's two sides of HTTP by themselves: bytes in, bytes out, no sockets. Beside them h11 says what the bytes mean."""
+
+from functools import partial
+
+import h11
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headframe.gateway.stream import Stream
+from headframe.gateway.wire import ClientConnection, ReplicaConnection, chunk
+
+EVENTS = st.sampled_from(
+    [
+        b'data: {"choices":[{"delta":{"content":" token"}}]}\n\n',
+        b'data: {"choices":[{"delta":{"content":"\xc3\xa9 data: \\n\\n"}}]}\n\n',
+        b'data: {"choices":[{"delta":{"content":"a"}}]}\r\n\r\n',
+        b": still there\n\n",
+        b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n',
+        b"data: [DONE]\n\n",
+    ]
+)
+
+
+class Transport:
+    """Takes what is written."""
+
+    def __init__(self):
+        self.sent = b""
+
+    def write(self, data):
+        self.sent += data
+
+    def abort(self):
+        pass
+
+    close = abort
+
+
+class Client:
+    """Passes a stream on, as an exchange does."""
+
+    def __init__(self, connection, straight):
+        self.connection, self.straightly = connection, straight
+        self.stream, self.out, self.passed, self.whole, self.broken = Stream(injected=True, name=""), [], 0, False, False
+        self.headers = None
+
+    def answered(self, status, headers, *, whole):
+        self.headers = headers
+
+    def piece(self, data):
+        if ready := self.stream.feed(data):
+            self.out.append(chunk(ready))
+            self.connection.straight = partial(self.stream.straight, self.write) if self.straightly else None
+
+    def write(self, data):
+        self.passed += 1
+        self.out.append(data)
+
+    def ended(self):
+        self.whole = True
+
+    def lost(self, *, began, fresh):
+        self.broken = True
+
+
+def played(raw, cuts, straight):
+    connection = ReplicaConnection(lambda *_: None)
+    connection.connection_made(Transport())
+    client = Client(connection, straight)
+    connection.ask(client, b"")
+    places = sorted({min(cut, len(raw)) for cut in cuts} | {0, len(raw)})
+    for start, end in zip(places, places[1:]):
+        connection.data_received(raw[start:end])
+    return client
+
+
+def meant(head, out):
+    """What a client of ours reads of it."""
+    reader = h11.Connection(h11.CLIENT)
+    reader.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    reader.send(h11.EndOfMessage())
+    reader.receive_data(head + b"".join(out) + b"0\r\n\r\n")
+    body = b""
+    while type(event := reader.next_event()) is not h11.EndOfMessage:
+        body += bytes(event.data) if type(event) is h11.Data else b""
+    return body
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@given(st.lists(st.lists(EVENTS, min_size=1, max_size=3), max_size=12), st.lists(st.integers(0, 1500), max_size=8), st.booleans(), st.integers(1, 400),
+       st.sampled_from([b"%x\r\n%s\r\n", b"%X\r\n%s\r\n", b"0%x\r\n%s\r\n", b"%x;a=b\r\n%s\r\n"]))  # fmt: skip
+def test_a_stream_that_goes_straight_through_is_the_one_that_was_parsed(groups, cuts, in_groups, size, form):
+    """Each chunk one group of events, arriving by itself (as servers send them) or cut anywhere, framed in every legal way."""
+    body = b"".join(b"".join(group) for group in groups)
+    parts = [b"".join(group) for group in groups] if in_groups else [body[at : at + size] for at in range(0, len(body), size)]
+    raw, arrivals = HEAD, [len(HEAD)]
+    for part in parts:
+        raw += form % (len(part), part)
+        arrivals.append(len(raw))
+    raw += b"0\r\n\r\n"
+    one, other = played(raw, [*arrivals, *cuts], True), played(raw, cuts, False)
+    assert one.whole and other.whole
+    assert meant(HEAD, one.out) == meant(HEAD, other.out)
+    for what in ("done", "used", "prompt", "completion", "failed"):
+        assert getattr(one.stream, what) == getattr(other.stream, what)
+    assert one.stream.events() == other.stream.events()
+    assert one.stream.text() == other.stream.text()
+
+
+def test_tokens_do_go_straight_through():
+    event = b'data: {"choices":[{"delta":{"content":" token"}}]}\n\n'
+    raw, arrivals = HEAD, [len(HEAD)]
+    for _ in range(10):
+        raw += chunk(event)
+        arrivals.append(len(raw))
+    assert played(raw, arrivals, True).passed == 9, "all but the first, with which the head goes"
+
+
+def test_what_trails_a_body_is_no_header_on_either_side():
+    asked = []
+    client = ClientConnection(lambda _, request: asked.append(request) or True, lambda: 0.0, set())
+    client.connection_made(Transport())
+    client.data_received(
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nauthorization: Bearer stolen\r\nx-late: 1\r\n\r\n"
+    )
+    assert [name for name, _ in asked[0].headers] == [b"host", b"transfer-encoding"]
+    assert asked[0].header(b"authorization") == b""
+    answered = played(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nset-cookie: a=b\r\n\r\n", [], False)
+    assert answered.whole
+    assert answered.headers == [(b"transfer-encoding", b"chunked")]
+
+
+def test_the_first_of_two_headers_holds_and_both_are_passed_on():
+    asked = []
+    client = ClientConnection(lambda _, request: asked.append(request) or True, lambda: 0.0, set())
+    client.connection_made(Transport())
+    client.data_received(b"GET / HTTP/1.1\r\nHost: x\r\nX-A: one\r\nx-a: two\r\n\r\n")
+    assert asked[0].header(b"x-a") == b"one"
+    assert asked[0].headers == [(b"host", b"x"), (b"x-a", b"one"), (b"x-a", b"two")]
