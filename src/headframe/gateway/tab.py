@@ -93,7 +93,7 @@ class Tab:
 
     def progress(self, events: int) -> None:
         """It lasts: what was delivered so far is written down, guessed by its events, for the case that this process ends now."""
-        line = self._line(self._most[0], events, 0, True, False, False)  # noqa: FBT003 - as it says below
+        line = self._line(self._most[0], events, 0, estimated=True)
         self._desk.spool.put(msgspec.structs.replace(line, open=True))
 
     def settle(
@@ -114,7 +114,7 @@ class Tab:
         if not self._serial:
             self._pay(0, 0)
             return
-        line = self._line(prompt, completion, cached, estimated, failed, cut)
+        line = self._line(prompt, completion, cached, estimated=estimated, failed=failed, cut=cut)
         if count is None:
             self._write(line)
             return
@@ -122,11 +122,11 @@ class Tab:
 
         async def counted() -> None:
             found = await count()
-            self._write(self._line(*found, cached, False, failed, cut) if found else line)  # noqa: FBT003 - as it says below
+            self._write(self._line(*found, cached, failed=failed, cut=cut) if found else line)
 
         self._desk.spawn(counted)
 
-    def _line(self, prompt: int, completion: int, cached: int, estimated: bool, failed: bool, cut: bool) -> Line:  # noqa: FBT001
+    def _line(self, prompt: int, completion: int, cached: int, *, estimated: bool = False, failed: bool = False, cut: bool = False) -> Line:
         key, served = self._caller.key, self._served
         amount = tokens_nano(served.entry.serving, prompt, completion) if served.sold else 0
         return Line(
