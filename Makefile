@@ -28,8 +28,8 @@ quick: .venv/.dev ## what needs no real component
 sim: .venv/.run ## a long simulation under faults; SEEDS=2000
 	@$(BIN)/headframe simulate --seeds $(SEEDS)
 
-soak: .venv/.dev ## a thousand kills of the real server
-	@HEADFRAME_KILLS=1000 HEADFRAME_KILL_JOBS=2000 $(BIN)/python -m pytest tests/real/test_kills.py -k sqlite -s --timeout 0
+soak: .venv/.dev ## a thousand kills of the real server, and of the gateway with all around it
+	@HEADFRAME_KILLS=1000 HEADFRAME_KILL_JOBS=2000 $(BIN)/python -m pytest tests/real/test_kills.py tests/real/test_gateway_kills.py -k "sqlite or everything" -n 0 -s --timeout 0
 
 chaos: .venv/.dev ## everything of Slurm and of Headframe is killed while jobs run there
 	@HEADFRAME_CHAOS_JOBS=200 HEADFRAME_CHAOS_KILLS=50 $(BIN)/python -m pytest tests/real/test_slurm_chaos.py -s --timeout 0

@@ -1,4 +1,4 @@
-"""The real components that tests drive: a browser, a container runtime, PostgreSQL, Slurm, Prometheus' own checker. In CI what is missing is installed, and
+"""The real components that tests drive: a browser, a container runtime, PostgreSQL, Slurm, Prometheus' own checker, nginx. In CI what is missing is installed, and
 failing to is a failure; elsewhere their tests are skipped with the reason.
 """
 
@@ -11,12 +11,20 @@ import sys
 sys.path.insert(0, os.path.dirname(__file__))
 import slurm  # noqa: E402
 
-PACKAGES = {"chromium": "chromium", "podman": "podman", "runc": "runc", "newuidmap": "uidmap", "initdb": "postgresql", "promtool": "prometheus"}
+PACKAGES = {
+    "chromium": "chromium",
+    "podman": "podman",
+    "runc": "runc",
+    "newuidmap": "uidmap",
+    "initdb": "postgresql",
+    "promtool": "prometheus",
+    "nginx": "nginx-light",
+}
 
 
 def find(program: str) -> str | None:
     found = shutil.which(program)
-    places = sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"))
+    places = [*glob.glob(f"/usr/sbin/{program}"), *sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{program}"))]
     return places[-1] if places else found
 
 

@@ -626,6 +626,21 @@ def test_other_paths_go_through_as_they_are_and_websockets_too(gate):
     wait(lambda: gate.scripts[0].closed, 12)
 
 
+def test_a_head_alone_is_an_answer_and_the_connection_goes_on(gate):
+    async def play(request, reply):
+        if request.method == "HEAD":
+            reply.writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\nx-kind: file\r\n\r\n")
+        else:
+            reply.json({"method": request.method})
+
+    gate = gate(play)
+    with httpx.Client(base_url=f"{gate.url}/endpoints/mine", headers=gate.auth(), timeout=3) as client:
+        for _ in range(2):
+            answer = client.head("/file")
+            assert (answer.status_code, answer.headers["content-length"], answer.headers["x-kind"]) == (200, "1000", "file")
+            assert client.get("/file").json() == {"method": "GET"}
+
+
 def test_a_gateway_that_was_killed_bills_what_it_had_delivered(gate, tmp_path):
     async def lasts(request, reply):
         reply.stream()

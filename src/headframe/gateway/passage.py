@@ -80,9 +80,10 @@ class Passage(Sending):
             self._client.write(head(status, passed))
             self._tunnel()
             return
+        bodiless = status in {204, 304} or self._request.method == b"HEAD"
         bodied = whole and any(name == b"content-length" for name, _ in headers)
-        self._chunked = not bodied and self._request.chunks and status not in {204, 304} and self._request.method != b"HEAD"
-        self._open = self._request.keep and (bodied or self._chunked or status in {204, 304})
+        self._chunked = not bodied and not bodiless and self._request.chunks
+        self._open = self._request.keep and (bodied or self._chunked or bodiless)
         passed += [(b"transfer-encoding", b"chunked")] if self._chunked else []
         passed += [] if self._open else [(b"connection", b"close")]
         self._client.write(head(status, passed))
@@ -130,7 +131,7 @@ class Passage(Sending):
         lines.append(b"authorization: Bearer %s\r\nx-request-id: %s\r\n" % (replica.key, self._id))
         if request.body or request.method not in SAFE:
             lines.append(b"content-length: %d\r\n" % len(request.body))
-        connection.ask(self, b"".join(lines) + b"\r\n" + request.body)
+        connection.ask(self, b"".join(lines) + b"\r\n" + request.body, bodiless=request.method == b"HEAD")
 
     def _tunnel(self) -> None:
         """Both sides speak as they like from here on."""

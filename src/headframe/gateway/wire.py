@@ -6,6 +6,7 @@ answers it at once, also while nothing has been sent.
 
 import asyncio
 import logging
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ HEAD_S, BODY_S, KEEP_S, STUCK_S, LINGER_S = 10.0, 30.0, 75.0, 60.0, 2.0
 HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"})  # fmt: skip
 REASONS = {200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found",
            405: b"Method Not Allowed", 408: b"Request Timeout", 413: b"Content Too Large", 417: b"Expectation Failed", 422: b"Unprocessable Content", 429: b"Too Many Requests",
-           431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout"}  # fmt: skip
+           431: b"Request Header Fields Too Large", 500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported"}  # fmt: skip
 Headers = list[tuple[bytes, bytes]]
 _log = logging.getLogger("headframe.gateway")
 
@@ -160,17 +161,15 @@ class ClientConnection(asyncio.Protocol):
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        parser, headers = self._parser, self._headers
+        parser, headers, target = self._parser, self._headers, self._target
         fields = dict(reversed(headers))  # the first of a name holds
-        if len(headers) > HEADERS_MAX:
-            self._refuse(431, f"a request has at most {HEADERS_MAX} headers")
+        version = parser.get_http_version()
+        fault = _fault(version, target, headers, fields)
+        if fault is not None:
+            self._refuse(*fault)
             raise ValueError
-        self._request = Request(parser.get_method(), self._target, headers, fields, keep=parser.should_keep_alive(), chunks=parser.get_http_version() != "1.0",
-                                upgrade=parser.should_upgrade())  # fmt: skip
-        length = fields.get(b"content-length", b"")
-        if len(length) > 7 and length.isdigit() and int(length) > BODY_BYTES_MAX:
-            self._refuse(413, f"a body has at most {BODY_BYTES_MAX // 1024 // 1024} MiB")
-            raise ValueError
+        self._request = Request(parser.get_method(), target if target[:1] == b"/" else _ABSOLUTE.sub(b"/", target), headers, fields,
+                                keep=parser.should_keep_alive(), chunks=version == "1.1", upgrade=parser.should_upgrade())  # fmt: skip
         if b"expect" in fields:
             self._expected(fields[b"expect"])
 
@@ -309,6 +308,33 @@ class ClientConnection(asyncio.Protocol):
             self.close()
 
 
+_ONCE = (b"host", b"authorization", b"transfer-encoding")
+_ABSOLUTE = re.compile(rb"(?i)\Ahttps?://[^/?]*/?")
+
+
+def _fault(version: str, target: bytes, headers: Headers, fields: dict[bytes, bytes]) -> tuple[int, str] | None:
+    """What is wrong with a head that llhttp takes."""
+    if version not in {"1.1", "1.0"}:
+        return 505, "this is no HTTP/1.1 request"
+    if len(headers) > HEADERS_MAX:
+        return 431, f"a request has at most {HEADERS_MAX} headers"
+    if version == "1.1" and b"host" not in fields:
+        return 400, "a request names its host"
+    if len(fields) < len(headers):
+        names = [name for name, _ in headers]
+        for name in _ONCE:
+            if names.count(name) > 1:
+                return 400, f"{name.decode()} is said once"
+    if b"transfer-encoding" in fields and (fields[b"transfer-encoding"].lower() != b"chunked" or version == "1.0"):
+        return 501, "a body may be chunked, and nothing else"
+    if target.find(b"#") >= 0:
+        return 400, "an address that is asked for has no fragment"
+    length = fields.get(b"content-length", b"")
+    if len(length) > 7 and length.isdigit() and int(length) > BODY_BYTES_MAX:
+        return 413, f"a body has at most {BODY_BYTES_MAX // 1024 // 1024} MiB"
+    return None
+
+
 def head(status: int, headers: Headers, more: bytes = b"") -> bytes:
     """The head of an answer. `more` are lines of it, each with its end."""
     lines = [_FIRST.get(status) or b"HTTP/1.1 %d Status" % status]
@@ -355,6 +381,7 @@ class ReplicaConnection(asyncio.Protocol):
         "_asking",
         "_began",
         "_between",
+        "_bodiless",
         "_ended",
         "_headers",
         "_informed",
@@ -378,17 +405,17 @@ class ReplicaConnection(asyncio.Protocol):
         self.fresh = True
         self.idle_s = 0.0
         self._headers: Headers = []
-        self._began = self._between = self._informed = self._ended = self._keep = False
+        self._began = self._between = self._bodiless = self._informed = self._ended = self._keep = False
         self._whole = True
         self.straight: Callable[[bytes], bool] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # pyright: ignore[reportAttributeAccessIssue]
 
-    def ask(self, asking: Asking, data: bytes) -> None:
-        """Send a request."""
+    def ask(self, asking: Asking, data: bytes, *, bodiless: bool = False) -> None:
+        """Send a request. The answer to a `bodiless` one (HEAD) ends with its head, whatever length that says."""
         assert self.transport is not None
-        self._asking, self._began, self._ended, self.straight = asking, False, False, None
+        self._asking, self._began, self._ended, self._bodiless, self.straight = asking, False, False, bodiless, None
         self.transport.write(data)
 
     def drop(self) -> None:
@@ -459,6 +486,8 @@ class ReplicaConnection(asyncio.Protocol):
         fields = dict(headers)
         self._whole = b"content-length" in fields or b"transfer-encoding" in fields or status in {101, 204, 304}
         self._asking.answered(status, headers, whole=self._whole)
+        if self._bodiless:  # llhttp can't be told, and waits for a body: the connection is not used again
+            self._ended, self._keep = True, False
 
     def on_chunk_header(self) -> None:
         self._between = False
