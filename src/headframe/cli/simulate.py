@@ -31,6 +31,10 @@ def simulate(
     limits: Annotated[float, typer.Option(min=0, help="Give each job a max_duration of so many times its run time, which lets short ones fill gaps.")] = 0,
     spot: Annotated[float, typer.Option(min=0, max=1, help="Share of the jobs that are spot and may have to give way.")] = 0,
     step: Annotated[float, typer.Option(min=0.001, help="Seconds of virtual time between ticks at least.")] = 60,
+    endpoint: Annotated[Path | None, typer.Option(help="Rehearse how this endpoint's file scales under --requests.", dir_okay=False)] = None,
+    requests: Annotated[Path | None, typer.Option(help="CSV: TIMESTAMP (or at_s), ContextTokens, GeneratedTokens, as Azure's LLM traces have.", dir_okay=False)] = None,
+    cold: Annotated[float, typer.Option(min=0, help="With --endpoint: seconds until a replica that starts answers.")] = 40,
+    token_ms: Annotated[float, typer.Option(min=0.01, help="With --endpoint: milliseconds for a token of one stream.")] = 20,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML page.", dir_okay=False)] = None,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Without --fleet: how many runs under faults.")] = 1,
@@ -41,6 +45,7 @@ def simulate(
     """Run the real scheduler over a simulated fleet.
 
     With --fleet: replay a trace and report what was held, how long jobs waited and what was billed, for one or several policies.
+    With --endpoint and --requests: how many replicas it has when, and how long requests wait.
     Without: check every promise under random faults; a failure prints the seed to replay.
     """
     with refusals():
@@ -50,7 +55,46 @@ def simulate(
                 _keep(html, _page(reports))
             show(reports, json, lambda: _tables(reports))
             return
+        if endpoint is not None or requests is not None:
+            _rehearsed(endpoint, requests, cold, token_ms, json=json)
+            return
         _under_faults(seed, seeds, nodes, hours, faults=faults, json=json)
+
+
+def _rehearsed(file: Path | None, requests: Path | None, cold_s: float, token_ms: float, *, json: bool) -> None:
+    from headframe.server.workload_file import parse
+    from headframe.simulate.traffic import Model, Traffic, read_load
+    from headframe.simulate.world import Config
+
+    if file is None or requests is None:
+        raise Conflicting("an endpoint is rehearsed with its file and a load", "give both: --endpoint chat.yaml --requests load.csv")
+    try:
+        spec = parse(file.read_text(encoding="utf-8")).spec
+    except (OSError, UnicodeDecodeError) as error:
+        raise Conflicting(f"{file} can't be read: {error}", "give an endpoint's file") from None
+    if spec.serve is None:
+        raise Conflicting(f"{file} is no endpoint's", "give one with `type: endpoint`")
+    asked = read_load(requests)
+    hours = 1 + asked[-1].at_ms // 3_600_000
+    config = Config(seed=0, nodes=max(3, 3 * -(-spec.serve.replicas_max // 8)), hours=hours, jobs_per_hour=0, servers=1, faults=False)
+    with err.status(f"{len(asked):,} requests over {_span(asked[-1].at_ms / 1000)}"):
+        report = Traffic(config, spec.serve, asked, Model(load_ms=round(cold_s * 1000), token_ms=token_ms)).replayed()
+
+    def people() -> None:
+        out.print(
+            f"{report.requests:,} requests over {_span(asked[-1].at_ms / 1000)}: {report.answered:,} answered, {report.held} held, {report.refused} refused"
+        )
+        out.print(f"held: p50 {report.wait_p50_ms / 1000:.1f} s, p99 {report.wait_p99_ms / 1000:.1f} s, at most {report.wait_most_ms / 1000:.1f} s; "
+                  f"a cold start is {report.cold_ms / 1000:.1f} s; slower than alone by p50 {report.added_p50_ms} ms, p99 {report.added_p99_ms} ms")  # fmt: skip
+        out.print(
+            f"replicas: at most {report.replicas_most}, {report.replica_h:.2f} hours in all ({report.replicas_most * report.hours:.1f} if always on)"
+        )
+        shown = table(">after", ">ready")
+        for at_ms, ready in report.ready:
+            shown.add_row(_span(at_ms / 1000), str(ready))
+        out.print(shown)
+
+    show(report, json, people)
 
 
 def _replayed(

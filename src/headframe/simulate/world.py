@@ -25,6 +25,7 @@ from headframe.model.units import MS_PER_HOUR, NANO_PER_USD
 from headframe.model.work import CHECK, SOLD, Allocation, GpuRequest, Resources, Retry, Share, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.server.decide import RACK, SITE, decide
+from headframe.server.demand import Demand
 from headframe.server.desk import Desk
 from headframe.server.lead import Leadership
 from headframe.server.tick import Tick
@@ -76,8 +77,8 @@ class Process:
         self.desk = Desk(sim.store, sim.now, at_once)
         self.desk.open()
         engine = FaultyEngine(SimulatedEngine(sim.machines, sim.weather.distort), sim.weather)
-        self.watch = Watch()
-        self.tick = Tick(self.desk, engine, sim.now, self.watch)
+        self.watch, self.demand = Watch(), Demand()
+        self.tick = Tick(self.desk, engine, sim.now, self.watch, demand=self.demand)
         self.leadership = Leadership(sim.store, name, sim.now, at_once, alone=False)
         self.paused = False
         self.fenced = 0
