@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 2000
 
-.PHONY: demo up check test quick sim soak chaos bench golden browser docs clean
+.PHONY: demo up check test quick sim soak chaos vllm bench golden browser docs clean
 
 demo: .venv/.demo ## turn this machine into a cloud and run a real training job on it
 	@$(BIN)/python examples/demo.py
@@ -34,6 +34,11 @@ soak: .venv/.dev ## a thousand kills of the real server, and of the gateway with
 chaos: .venv/.dev ## everything of Slurm and of Headframe is killed while jobs run there
 	@HEADFRAME_CHAOS_JOBS=200 HEADFRAME_CHAOS_KILLS=50 $(BIN)/python -m pytest tests/real/test_slurm_chaos.py -s --timeout 0
 
+vllm: .venv/.dev ## the real vLLM on a CPU behind an endpoint: installs it apart, some gigabytes
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python tests/install_vllm.py
+	@HEADFRAME_VLLM=$(CURDIR)/.venv-vllm/bin/python $(BIN)/python -m pytest tests/real/test_vllm.py -n 0 -s
+
 bench: .venv/.dev ## figures beside their peers or limits
 	@for file in benchmarks/bench_*.py; do $(BIN)/python $$file || exit 1; done
 
@@ -47,7 +52,7 @@ docs: .venv/.dev ## the generated reference
 	@$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv .headframe build
+	rm -rf .venv .venv-vllm .headframe build
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Headframe needs Python 3.11 or newer, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -70,10 +69,37 @@ def rss_mb(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-def wrk(root, port, body, key, connections=32, path="/v1/chat/completions"):
+def certificate(root):
+    """A key pair of P-256, as most sites have now, signed by itself."""
+    from datetime import UTC, datetime, timedelta
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name, now = (
+        ec.generate_private_key(ec.SECP256R1()),
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]),
+        datetime.now(UTC),
+    )
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+    )
+    signed = made.not_valid_after(now + timedelta(days=9)).sign(key, hashes.SHA256())
+    (root / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    (root / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return root / "cert.pem", root / "key.pem"
+
+
+def wrk(root, port, body, key, connections=32, path="/v1/chat/completions", scheme="http"):
     (root / "body.json").write_text(json.dumps(body))
     (root / "ask.lua").write_text(LUA.replace("{body}", str(root / "body.json")).replace("{key}", key))
-    done = subprocess.run(["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{SECONDS}", "--timeout", "20", "-s", str(root / "ask.lua"), f"http://127.0.0.1:{port}{path}"],
+    done = subprocess.run(["taskset", "-c", "1", "wrk", "-t1", f"-c{connections}", f"-d{SECONDS}", "--timeout", "20", "-s", str(root / "ask.lua"), f"{scheme}://127.0.0.1:{port}{path}"],
                           capture_output=True, text=True)  # fmt: skip
     words = next(line for line in done.stdout.splitlines() if line.startswith("RESULT")).split()[1:]
     requests, micros, errors, p50, p99 = map(int, words)
@@ -128,16 +154,17 @@ print(events, firsts[len(firsts) // 2], firsts[int(len(firsts) * 0.99)])
 def nginx(root, upstream, tls=None):
     port = free_port()
     listen = f"listen 127.0.0.1:{port}" + (f" ssl; ssl_certificate {tls[0]}; ssl_certificate_key {tls[1]};" if tls else ";")
-    (root / "nginx.conf").write_text(
-        f"worker_processes 1; daemon off; pid {root}/nginx.pid; error_log /dev/null; events {{ worker_connections 4096; }}\n"
+    conf = root / f"nginx-{port}.conf"
+    conf.write_text(
+        f"worker_processes 1; daemon off; pid {conf}.pid; error_log /dev/null; events {{ worker_connections 4096; }}\n"
         f"http {{ access_log off; client_body_buffer_size 1m; client_max_body_size 64m; client_body_temp_path {root}/t1; proxy_temp_path {root}/t2; fastcgi_temp_path {root}/t3;\n"
         f"uwsgi_temp_path {root}/t4; scgi_temp_path {root}/t5; keepalive_requests 10000000; upstream m {{ server 127.0.0.1:{upstream}; keepalive 256; keepalive_requests 10000000; }}\n"
         f"server {{ {listen} tcp_nodelay on; location / {{ proxy_pass http://m; proxy_http_version 1.1; proxy_set_header Connection ''; proxy_buffering off; proxy_request_buffering on; }} }} }}\n"
     )
-    return on(0, [shutil.which("nginx") or "/usr/sbin/nginx", "-c", root / "nginx.conf"]), port
+    return on(0, [shutil.which("nginx") or "/usr/sbin/nginx", "-c", conf]), port
 
 
-def ours(root, upstream, replicas=4, limits=True):
+def ours(root, upstream, replicas=4, limits=True, tls=None):
     """The real gateway process, with a table of four replicas (all of them the same server)."""
     entry, key = make_key(7, **({"rpm": 10**9, "tpm": 10**9} if limits else {}))
 
@@ -150,12 +177,14 @@ def ours(root, upstream, replicas=4, limits=True):
             )
             return type(made)(run="", seq=0, full=True, keys=made.keys, projects=made.projects, endpoints=(own,))
 
-    gate = Bench(root / f"ours-{replicas}", [], keys=[entry])
+    gate = Bench(root / f"ours-{replicas}-{bool(tls)}", [], keys=[entry])
+    gate.options = ["--tls-cert", tls[0], "--tls-key", tls[1]] if tls else []
     gate.start(wait=False)
     os.sched_setaffinity(gate.process.pid, {0})
     answers(gate.port)
-    with httpx.Client() as client:
-        while client.post(f"{gate.url}/v1/chat/completions", json=SHORT, headers=gate.auth(key), timeout=20).status_code != 200:
+    url = gate.url.replace("http:", "https:") if tls else gate.url
+    with httpx.Client(verify=False) as client:
+        while client.post(f"{url}/v1/chat/completions", json=SHORT, headers=gate.auth(key), timeout=20).status_code != 200:
             time.sleep(0.05)
     time.sleep(0.5)
     return gate.process, gate.port, key
@@ -220,11 +249,33 @@ def main():
                     row["event"].append(event), row["first"].append(first), row["first99"].append(first99)
         alone = {name: paced(port, key, 300 if "LiteLLM" not in name else 60) for name, _, port, key in tried}
         shown(tried, measured, alone)
+        encrypted(root, upstream, running)
     finally:
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL)
+        for process in running:  # nginx's workers outlive a master that is killed
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(3)
+            process.kill()
         shutil.rmtree(root, ignore_errors=True)
+
+
+def encrypted(root, upstream, running):
+    """The same over TLS 1.3, on connections that last, as clients' do."""
+    tls = certificate(root)
+    pairs = {"nginx": (*nginx(root, upstream, tls), "x"), "Headframe, 4 replicas": ours(root, upstream, 4, tls=tls)}
+    running += [process for process, _, _ in pairs.values()]
+    rates = {name: [] for name in pairs}
+    for _, port, _ in pairs.values():
+        answers(port)
+    for _ in range(ROUNDS):
+        for name, (_, port, key) in pairs.items():
+            rates[name].append(wrk(root, port, SHORT, key, scheme="https")["rate"])
+    middle = {name: statistics.median(found) for name, found in rates.items()}
+    print(
+        "over TLS, requests/s: "
+        + ", ".join(f"{name} {rate:,.0f}" for name, rate in middle.items())
+        + f" ({middle['Headframe, 4 replicas'] / middle['nginx']:.2f} ×)"
+    )
 
 
 def shown(tried, measured, alone):

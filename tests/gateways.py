@@ -177,7 +177,7 @@ class Gate:
         self.keys = [entry, door, *(keys or [])]
         self.projects = projects or [ProjectEntry(id="pr-a", name="acme")]
         self.serving = Serving(**{"model": "m", "replicas_max": 4, "start_s": 5, **(serving or {})})
-        self.granted, self.endpoints = granted or {}, list(endpoints)
+        self.granted, self.endpoints, self.options = granted or {}, list(endpoints), []
         self.process = None
 
     def table(self):
@@ -198,6 +198,7 @@ class Gate:
                 "--port", self.port]  # fmt: skip
         if getattr(self, "key_file", None):
             argv += ["--key-file", self.key_file]
+        argv += self.options
         self.log = (self.root / "gateway.log").open("ab")
         self.process = subprocess.Popen([*map(str, argv)], stdout=self.log, stderr=self.log, env={**os.environ, "HEADFRAME_KEY": "none"})
         if wait:

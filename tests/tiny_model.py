@@ -4,6 +4,7 @@ What it says means nothing, but it is the same in every run. One channel of ever
 token's bias: it allows printable ASCII alone (each token is valid text by itself) and keeps the model from ending by itself.
 """
 
+import json
 import re
 import sys
 
@@ -111,6 +112,44 @@ def make(path):
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
     out.close()
+
+
+HF = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+      "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "token_embd": "model.embed_tokens",
+      "output_norm": "model.norm", "output": "lm_head"}  # fmt: skip
+
+
+def make_hf(folder):
+    """The same weights as a Hugging Face folder, which vLLM and transformers read."""
+    tokens, merges, back = trained()
+    known, first = [*tokens, *SPECIAL], len(tokens)
+    folder.mkdir(parents=True)
+    index, data = {}, b""
+    for name, value in weights(tokens, back).items():
+        layer, part = (name.split(".")[1], name.split(".")[2]) if name.startswith("blk.") else ("", name)
+        raw = value.tobytes()
+        index[(f"model.layers.{layer}." if layer else "") + HF[part] + ".weight"] = {
+            "dtype": "F32",
+            "shape": list(value.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
+        }
+        data += raw
+    head = json.dumps({"__metadata__": {"format": "pt"}, **index}).encode()
+    (folder / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + data)
+    bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    model = {"type": "BPE", "vocab": {token: n for n, token in enumerate(tokens)}, "merges": [list(pair) for pair in merges]}
+    said = {
+        "config.json": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH, "intermediate_size": HIDDEN, "num_hidden_layers": LAYERS,
+                        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "head_dim": WIDTH // HEADS, "vocab_size": len(known), "max_position_embeddings": CONTEXT,
+                        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "bos_token_id": first, "eos_token_id": first + 2, "tie_word_embeddings": False, "dtype": "float32"},
+        "generation_config.json": {"bos_token_id": first, "eos_token_id": first + 2},
+        "tokenizer.json": {"version": "1.0", "added_tokens": [{"id": first + n, "content": each, **special} for n, each in enumerate(SPECIAL)], "pre_tokenizer": bytewise,
+                           "decoder": bytewise, "model": model},
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[0], "eos_token": SPECIAL[2], "model_max_length": CONTEXT, "chat_template": TEMPLATE},
+    }  # fmt: skip
+    for name, value in said.items():
+        (folder / name).write_text(json.dumps(value))
 
 
 def serve(model, host, port, key, slots=4):

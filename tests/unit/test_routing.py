@@ -9,11 +9,15 @@ from hypothesis import strategies as st
 
 from headframe.gateway.spool import Line, Spool, batch
 from headframe.gateway.stream import Stream
+from headframe.model.endpoint import Endpoint, EndpointReport, GatewayReport
 from headframe.model.errors import BadFile
 from headframe.model.serving import Metric, Pricing, Serving, tokens_nano
+from headframe.model.work import Spec
+from headframe.model.world import World
 from headframe.routing.admit import Bucket, Purse
 from headframe.routing.choose import BLOCK_BYTES, Beliefs, blocks, choose
 from headframe.routing.scale import DOWN_AFTER_MS, Memory, Sample, scale
+from headframe.server.demand import Demand
 from headframe.server.workload_file import parse
 
 MINUTE = 60_000
@@ -41,6 +45,27 @@ def test_the_first_request_wakes_one_and_load_that_doubles_is_met_at_once():
     assert steps(serving, [0, 0, 1])[-1] == 1
     assert steps(serving, [1] * 30 + [60] * 3)[-1] >= 4, "not after a minute, but after seconds"
     assert max(steps(serving, [500] * 20)) == 10, "never more than allowed"
+
+
+def test_who_finds_nobody_is_seen_at_once_and_not_with_the_next_second():
+    """Found as a user: a request that had to wake a replica waited for the second of the last sample to end."""
+    demand, world, at_ms = Demand(), World(), 1_000_000
+    serving = Serving(replicas_min=0, replicas_max=4, target=8)
+    world.endpoints["wl-a"] = Endpoint(id="wl-a", project_id="pr-a", key_id="k", name="a", spec=Spec(run="x", serve=serving), created_ms=at_ms)
+
+    def told(held):
+        quiet = EndpointReport(
+            id="wl-a", in_flight=0, held=held, waiting=held, requests=held, failed=0, prompt=0, completion=0, first_ms=0, took_ms=0, cold_starts=0
+        )
+        return GatewayReport(gateway="gw-aaaaaaaa", endpoints=(quiet,))
+
+    demand.hear(told(0), at_ms)
+    assert demand.loads(world, at_ms)["wl-a"].wanted == 0
+    assert demand.hear(told(1), at_ms + 100), "the tick is woken"
+    assert demand.loads(world, at_ms + 100)["wl-a"].wanted == 1
+    assert len(demand.moments("wl-a")) == 2
+    demand.loads(world, at_ms + 200)
+    assert len(demand.moments("wl-a")) == 2, "and only for the first who waits"
 
 
 def test_nobody_goes_while_load_is_only_pausing_and_everybody_when_nobody_asks_any_more():
