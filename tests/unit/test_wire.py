@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headframe.gateway.stream import Stream
-from headframe.gateway.wire import ClientConnection, ReplicaConnection, chunk
+from headframe.gateway.upstream import ReplicaConnection
+from headframe.gateway.wire import ClientConnection, chunk
 
 EVENTS = st.sampled_from(
     [

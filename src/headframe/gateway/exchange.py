@@ -30,7 +30,8 @@ from headframe.gateway.speech import (
 )
 from headframe.gateway.stream import Stream, renamed
 from headframe.gateway.tab import Desk, Tab
-from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Headers, ReplicaConnection, Request, chunk, head
+from headframe.gateway.upstream import ReplicaConnection
+from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Headers, Request, chunk, head
 from headframe.model.ids import ProjectId
 from headframe.routing.choose import blocks
 

@@ -7,7 +7,8 @@ from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.sending import NOT_PASSED, Sending
 from headframe.gateway.tab import Tab
-from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Headers, ReplicaConnection, Request, chunk, head
+from headframe.gateway.upstream import ReplicaConnection
+from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Headers, Request, chunk, head
 from headframe.model.ids import ProjectId
 
 PATH = re.compile(rb"/endpoints/([a-z0-9][a-z0-9.-]{0,62})(/[^ ]*)?", re.ASCII)

@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from headframe.gateway.wire import ReplicaConnection
+from headframe.gateway.upstream import ReplicaConnection
 from headframe.model.endpoint import EndpointEntry, EndpointReport, ReplicaEntry, ReplicaReport
 from headframe.model.ids import ProjectId
 from headframe.model.serving import Pricing
