@@ -345,7 +345,7 @@ class Exchange(Sending):
             return False
         self._stream = None
         self._kept.clear()
-        self._kept_bytes = 0
+        self._kept_bytes = self._looked = 0
         self._served.sort()
         self._guard(self._send)
         return True

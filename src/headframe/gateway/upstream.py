@@ -73,7 +73,8 @@ class ReplicaConnection(asyncio.Protocol):
     def ask(self, asking: Asking, data: bytes, *, bodiless: bool = False) -> None:
         """Send a request. The answer to a `bodiless` one (HEAD) ends with its head, whatever length that says."""
         assert self.transport is not None
-        self._asking, self._began, self._ended, self._bodiless, self.straight = asking, False, False, bodiless, None
+        self._asking, self._bodiless, self.straight = asking, bodiless, None
+        self._began = self._ended = self._between = False
         self.transport.write(data)
 
     def drop(self) -> None:
