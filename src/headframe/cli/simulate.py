@@ -71,7 +71,8 @@ def _rehearsed(file: Path | None, requests: Path | None, cold_s: float, token_ms
     try:
         spec = parse(file.read_text(encoding="utf-8")).spec
     except (OSError, UnicodeDecodeError) as error:
-        raise Conflicting(f"{file} can't be read: {error}", "give an endpoint's file") from None
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise Conflicting(f"{file} can't be read: {why}", "give an endpoint's file") from None
     if spec.serve is None:
         raise Conflicting(f"{file} is no endpoint's", "give one with `type: endpoint`")
     asked = read_load(requests)

@@ -320,7 +320,8 @@ def read_load(path: Path) -> list[Asked]:
             for at, row in zip(times, rows, strict=True)
         ]
     except (OSError, KeyError, ValueError, TypeError) as error:
-        raise BadRequest(f"{path} can't be read as requests: {error}", "give CSV with TIMESTAMP or at_s, ContextTokens and GeneratedTokens") from None
+        why = f"it has no column {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
+        raise BadRequest(f"{path} can't be read as requests: {why}", "give CSV with TIMESTAMP or at_s, ContextTokens and GeneratedTokens") from None
     if not found:
         raise BadRequest(f"{path} has no requests", "give CSV with a row for each request")
     return sorted(found, key=lambda asked: asked.at_ms)
