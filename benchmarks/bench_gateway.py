@@ -25,6 +25,7 @@ import httpx  # noqa: E402
 from gateways import Gate, free_port, make_key  # noqa: E402
 from headframe.model.endpoint import EndpointEntry, ReplicaEntry  # noqa: E402
 from headframe.model.serving import Serving  # noqa: E402
+from headframe.server.tls import self_signed  # noqa: E402
 
 ROUNDS, SECONDS, STREAMS = int(os.environ.get("ROUNDS", "3")), 3, 100
 SHORT = {"model": "m", "messages": [{"role": "user", "content": "Tell me about " + "the fleet and its cards " * 8}]}
@@ -67,33 +68,6 @@ def cpu_s(pid):
 
 def rss_mb(pid):
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
-
-
-def certificate(root):
-    """A key pair of P-256, as most sites have now, signed by itself."""
-    from datetime import UTC, datetime, timedelta
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key, name, now = (
-        ec.generate_private_key(ec.SECP256R1()),
-        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")]),
-        datetime.now(UTC),
-    )
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-    )
-    signed = made.not_valid_after(now + timedelta(days=9)).sign(key, hashes.SHA256())
-    (root / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    (root / "key.pem").write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-    return root / "cert.pem", root / "key.pem"
 
 
 def wrk(root, port, body, key, connections=32, path="/v1/chat/completions", scheme="http"):
@@ -261,7 +235,7 @@ def main():
 
 def encrypted(root, upstream, running):
     """The same over TLS 1.3, on connections that last, as clients' do."""
-    tls = certificate(root)
+    tls = self_signed(root, "127.0.0.1")
     pairs = {"nginx": (*nginx(root, upstream, tls), "x"), "Headframe, 4 replicas": ours(root, upstream, 4, tls=tls)}
     running += [process for process, _, _ in pairs.values()]
     rates = {name: [] for name in pairs}

@@ -4,7 +4,7 @@ import pytest
 
 from headframe.model.errors import BadRequest
 from headframe.model.serving import Serving
-from headframe.simulate import traffic
+from headframe.server.demand import Demand
 from headframe.simulate.traffic import Asked, Model, Traffic, read_load, waves
 from headframe.simulate.world import Config, SimulationFailed
 
@@ -42,7 +42,7 @@ def test_under_faults_every_request_is_answered_or_refused_or_lost_with_its_mach
 
 def test_a_drain_that_does_not_wait_is_found(monkeypatch):
     """The promise would be worth nothing if it could not be broken: a replica that is stopped while it still answers."""
-    monkeypatch.setattr(traffic.Demand, "_empty", lambda *_: True)
+    monkeypatch.setattr(Demand, "_empty", lambda *_: True)
     with pytest.raises(SimulationFailed, match="was stopped, cancelled, with a request under way"):
         replay([*waves(1, 1, 4.0)], model=Model(token_ms=200)).replayed()
 

@@ -317,7 +317,7 @@ class Exchange(Sending):
         self._finish(failed=stream.failed)
 
     def _finish_whole(self) -> None:
-        body, good = self._kept[0] if len(self._kept) == 1 else b"".join(self._kept), self._status < 400
+        body, good = b"".join(self._kept), self._status < 400
         if self._head_sent:  # too large to be kept whole
             self._finish(failed=not good)
             return

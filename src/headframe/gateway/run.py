@@ -30,7 +30,7 @@ from headframe.gateway.spool import Spool
 from headframe.gateway.tab import Tab
 from headframe.gateway.wire import ClientConnection, Request, head
 from headframe.listening import bound, check_exposure
-from headframe.model.endpoint import GatewayReport, Wish
+from headframe.model.endpoint import GatewayReport, ServedBatch, Wish
 from headframe.model.errors import Conflicting
 from headframe.model.ids import ENTROPY_BYTES, GatewayId, base32
 
@@ -204,7 +204,7 @@ class Gateway:
                 task.cancel()
         self.spool.seal()
         with contextlib.suppress(Unreachable, ApiError):
-            self.spool.taken((await client.report(self._report())).batch)
+            self.spool.taken((await client.report(self._report(self.spool.oldest()))).batch)
         self.spool.close()
 
     async def _emptied(self) -> None:
@@ -249,8 +249,7 @@ class Gateway:
 
     async def _tell_now(self, client: GatewayClient) -> bool:
         """One report; whether there is another batch to tell at once."""
-        await asyncio.to_thread(self.spool.oldest)  # after an outage there is much to read
-        report = self._report()
+        report = self._report(await asyncio.to_thread(self.spool.oldest))  # after an outage there is much to read
         if any(wish.wanted_nano == 0 for wish in report.wishes):
             await self.book.keep()  # what is given back must not be counted on after a crash
         answer = await client.report(report)
@@ -263,7 +262,7 @@ class Gateway:
             await self.book.keep()
         return bool(self.spool.sealed)
 
-    def _report(self) -> GatewayReport:
+    def _report(self, batch: ServedBatch | None) -> GatewayReport:
         now_s, wishes = self.now_s(), list[Wish]()
         for project, tenant in self.book.tenants.items():
             wanted = tenant.wanted(now_s)
@@ -273,7 +272,7 @@ class Gateway:
             if back or wanted > tenant.purse.left:
                 wishes.append(Wish(project_id=project, honoured_nano=tenant.purse.granted, wanted_nano=wanted))
         endpoints = tuple(served.report() for served in self.book.endpoints.values())
-        return GatewayReport(gateway=self._id, endpoints=endpoints, wishes=tuple(wishes), batch=self.spool.oldest())
+        return GatewayReport(gateway=self._id, endpoints=endpoints, wishes=tuple(wishes), batch=batch)
 
     async def _probing_all(self) -> None:
         while True:

@@ -120,16 +120,14 @@ class Spool:
     @property
     def sealed(self) -> list[int]:
         """The files that are to be sent."""
-        return sorted(n for n in self._sizes if n < self.number)
+        return sorted(n for n in list(self._sizes) if n < self.number)  # also asked from a thread
 
     def oldest(self) -> ServedBatch | None:
         """What is to be sent next; None where nothing is sealed. Reads its file, where that was not the next one as it was sealed: may be called on a thread."""
-        first = min((n for n in list(self._sizes) if n < self.number), default=None)
-        if first is None:
-            return None
-        if self._next is None or self._next.number != first:
-            self._next = batch(first, self._gateway, self.read(first))
-        return self._next
+        sealed = self.sealed
+        if sealed and (self._next is None or self._next.number != sealed[0]):
+            self._next = batch(sealed[0], self._gateway, self.read(sealed[0]))
+        return self._next if sealed else None
 
     def taken(self, number: int) -> None:
         """The control plane has everything up to that batch."""

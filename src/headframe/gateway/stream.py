@@ -29,15 +29,10 @@ class Stream:
         """
         if self._rest or self.name or data[-4:] != b"\n\n\r\n" or data.find(b'"usage"') > 0 or data.find(b'"error"') > 0 or data.find(b"[DONE]") > 0:
             return False
-        size = len(data)
         start = data.find(b"\r\n")
-        if data[:start] != b"%x" % (size - start - 4):
+        if data[:start] != b"%x" % (len(data) - start - 4):
             return False
-        self.size += size
-        if self.size <= KEPT_BYTES_MAX:
-            self._kept.append(data)
-        else:
-            self._events += _count(data)
+        self._keep(data)
         write(data)
         return True
 
@@ -62,12 +57,15 @@ class Stream:
         """Events are looked into only where there may be something to do; a token costs one search each."""
         if self.name or b"[DONE]" in ready or b'"error"' in ready or ready.count(b'"usage"') > ready.count(b'"usage":null'):
             ready = b"".join([self._looked_at(event) for event in events(ready)])
-        self.size += len(ready)
-        if self.size <= KEPT_BYTES_MAX:
-            self._kept.append(ready)
-        else:
-            self._events += _count(ready)
+        self._keep(ready)
         return ready
+
+    def _keep(self, passed: bytes) -> None:
+        self.size += len(passed)
+        if self.size <= KEPT_BYTES_MAX:
+            self._kept.append(passed)
+        else:
+            self._events += _count(passed)
 
     def events(self) -> int:
         """How many were passed on so far."""

@@ -130,7 +130,7 @@ class Tab:
         key, served = self._caller.key, self._served
         amount = tokens_nano(served.entry.serving, prompt, completion) if served.sold else 0
         return Line(
-            serial=self._serial, endpoint=served.entry.id, project=key.project_id or served.entry.project_id, key=key.id, at_ms=self.at_ms, prompt=prompt, completion=completion,
+            serial=self._serial, endpoint=served.entry.id, project=self.project, key=key.id, at_ms=self.at_ms, prompt=prompt, completion=completion,
             cached=cached, amount=amount, failed=failed, estimated=estimated, cut=cut, request_id=self.named,
         )  # fmt: skip
 

@@ -33,8 +33,6 @@ def blocks(body: bytes, salt: bytes) -> Sequence[int]:
     if start < 0:
         start = max(0, body.find(b'"prompt"'))
     count = min((len(body) - start) // BLOCK_BYTES, BLOCKS_MAX)
-    if not count:
-        return ()
     last, found = hash(salt), list[int]()
     for at in range(start, start + count * BLOCK_BYTES, BLOCK_BYTES):
         last = hash((last, body[at : at + BLOCK_BYTES]))

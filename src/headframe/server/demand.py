@@ -117,14 +117,14 @@ class Demand:
         return found
 
     def _sample(self, endpoint: Endpoint, told: dict[GatewayId, EndpointReport], ready: int, now_ms: int) -> None:
-        moments, total = self._moments.setdefault(endpoint.id, deque()), _sum(endpoint.id, list(told.values()))
-        woken = total.held and not (moments and moments[-1].held)  # who finds nobody waits for no second to end
+        moments = self._moments.setdefault(endpoint.id, deque())
+        woken = any(each.held for each in told.values()) and not (moments and moments[-1].held)  # who finds nobody waits for no second to end
         if moments and now_ms - moments[-1].at_ms < SAMPLE_MS and not woken:
             return
         before_ms, before = self._sums.get(endpoint.id, (now_ms, {}))
         self._sums[endpoint.id] = (now_ms, told)
         grown = _sum(endpoint.id, [_since(each, before[gateway]) for gateway, each in told.items() if gateway in before])
-        seconds = max(0.001, (now_ms - before_ms) / 1000)
+        total, seconds = _sum(endpoint.id, list(told.values())), max(0.001, (now_ms - before_ms) / 1000)
         moments.append(Moment(
             at_ms=now_ms, in_flight=total.in_flight, held=total.held, waiting=total.waiting, requests_s=grown.requests / seconds, failed_s=grown.failed / seconds,
             tokens_s=grown.completion / seconds, first_ms=grown.first_ms / grown.requests if grown.requests else None, replicas=ready,

@@ -23,7 +23,6 @@ from headframe.model.ids import AllocationId, GatewayId, KeyId, ProjectId, Workl
 from headframe.model.serving import Serving
 from headframe.model.states import Reason
 from headframe.model.work import ENDPOINT, REPLICA, Allocation, GpuRequest, Resources, Spec, Workload
-from headframe.server.demand import Demand
 from headframe.server.table import GatewayTable
 from headframe.simulate.checkers import BrokenInvariant
 from headframe.simulate.world import START_MS, Config, Process, Simulation
@@ -81,7 +80,7 @@ class _Request:
     def __init__(self, traffic: "Traffic", asked: Asked) -> None:
         self.traffic, self.asked = traffic, asked
         self.size, self.project = asked.prompt * 4, PROJECT
-        self.tries, self.held_ms, self.deadline_ms = 0, 0, 0
+        self.tries = self.held_ms = 0
         self.replica: Replica | None = None
         self.before: Replica | None = None
         self.first = False
@@ -105,7 +104,7 @@ class Traffic(Simulation):
         self.retried = self.cold_ms = self._cold_from_ms = 0
         self._serving = serving
         self._book = Book(Path("simulated"), b"", lambda: self.at_ms / 1000, "simulated")
-        self._tables: dict[Process, tuple[GatewayTable, Demand]] = {}
+        self._tables: dict[Process, GatewayTable] = {}
         self._ran_ms: dict[AllocationId, tuple[int, int]] = {}
         self._told_ms = 0
 
@@ -191,11 +190,10 @@ class Traffic(Simulation):
         self._tell()
 
     def _hold(self, request: _Request) -> None:
-        request.deadline_ms = self.due(request.asked) + self._serving.start_s * 1000
         if not self._served.held.put(request):
             self._end(request, "refused")
             return
-        self._at(request.deadline_ms, lambda: self._patience(request))
+        self._at(self.due(request.asked) + self._serving.start_s * 1000, lambda: self._patience(request))
 
     def _patience(self, request: _Request) -> None:
         before = len(self._served.held)
@@ -291,15 +289,14 @@ class Traffic(Simulation):
         if leader not in self._tables:
             table = GatewayTable(leader.desk.world)
             leader.desk.listeners.append(table.heard)
-            self._tables[leader] = table, leader.demand
-        table, demand = self._tables[leader]
-        news = table.since(self._book.run, self._book.seq)
+            self._tables[leader] = table
+        news = self._tables[leader].since(self._book.run, self._book.seq)
         if news.full or news.endpoints:
             self._book.take(news)
         else:
             self._book.run, self._book.seq = news.run, news.seq
         report = GatewayReport(gateway=GATEWAY, endpoints=tuple(served.report() for served in self._book.endpoints.values()))
-        if demand.hear(report, self.at_ms):
+        if leader.demand.hear(report, self.at_ms):
             self._at(self.at_ms + 1, self._wake)
 
     def _busy(self) -> list[str]:
