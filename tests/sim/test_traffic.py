@@ -58,7 +58,18 @@ def test_loads_are_read_in_azures_columns_and_what_is_wrong_is_said(tmp_path):
     assert read_load(file) == [Asked(0, 374, 44), Asked(1315, 396, 109)]
     file.write_text("at_s,ContextTokens,GeneratedTokens\n5,1,2\n3.5,3,4\n")
     assert read_load(file) == [Asked(0, 3, 4), Asked(1500, 1, 2)]
-    for wrong in ("", "at_s,ContextTokens\n1,2\n", "at_s,ContextTokens,GeneratedTokens\nx,1,2\n", "at_s,ContextTokens,GeneratedTokens\n"):
+    head = "at_s,ContextTokens,GeneratedTokens\n"
+    for wrong in (
+        "",
+        "at_s,ContextTokens\n1,2\n",
+        f"{head}x,1,2\n",
+        head,
+        f"{head}1,-1,2\n",
+        f"{head}1,1,-2\n",
+        f"{head}inf,1,2\n0,1,2\n",
+        f"{head}nan,1,2\n",
+        f"{head}1,1\n",
+    ):
         file.write_text(wrong)
         with pytest.raises(BadRequest):
             read_load(file)

@@ -82,11 +82,12 @@ def _rehearsed(file: Path | None, requests: Path | None, cold_s: float, token_ms
         report = Traffic(config, spec.serve, asked, Model(load_ms=round(cold_s * 1000), token_ms=token_ms)).replayed()
 
     def people() -> None:
+        cold = f"a cold start is {report.cold_ms / 1000:.1f} s; " if report.cold_ms else ""
         out.print(
             f"{report.requests:,} requests over {_span(asked[-1].at_ms / 1000)}: {report.answered:,} answered, {report.held} held, {report.refused} refused"
         )
         out.print(f"held: p50 {report.wait_p50_ms / 1000:.1f} s, p99 {report.wait_p99_ms / 1000:.1f} s, at most {report.wait_most_ms / 1000:.1f} s; "
-                  f"a cold start is {report.cold_ms / 1000:.1f} s; slower than alone by p50 {report.added_p50_ms} ms, p99 {report.added_p99_ms} ms")  # fmt: skip
+                  f"{cold}slower than alone by p50 {report.added_p50_ms} ms, p99 {report.added_p99_ms} ms")  # fmt: skip
         out.print(
             f"replicas: at most {report.replicas_most}, {report.replica_h:.2f} hours in all ({report.replicas_most * report.hours:.1f} if always on)"
         )

@@ -316,7 +316,9 @@ def read_load(path: Path) -> list[Asked]:
             Asked(round((at - min(times)) * 1000), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
             for at, row in zip(times, rows, strict=True)
         ]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+        if min((min(asked.prompt, asked.completion) for asked in found), default=0) < 0:
+            raise ValueError("a request has fewer than no tokens")
+    except (OSError, KeyError, ValueError, OverflowError, TypeError, csv.Error) as error:
         why = f"it has no column {error}" if isinstance(error, KeyError) else getattr(error, "strerror", None) or str(error)
         raise BadRequest(f"{path} can't be read as requests: {why}", "give CSV with TIMESTAMP or at_s, ContextTokens and GeneratedTokens") from None
     if not found:
