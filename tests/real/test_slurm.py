@@ -300,7 +300,7 @@ def test_work_that_an_administrator_cancels_in_slurm_is_queued_again_and_paid_on
     cloud.says("cancelled", "attempt 1")
     cloud.slurm.run("scancel", "--user=root")
     wait_for(lambda: cloud.tenant.workload("cancelled").workload.reason == "preempted", 60)
-    assert any("ended, preempted" in text and "queued again" in text for text in cloud.events("cancelled"))
+    wait_for(lambda: any("ended, preempted" in text and "queued again" in text for text in cloud.events("cancelled")))
 
 
 def test_two_jobs_of_slurms_for_one_attempt_run_it_once(cloud):
