@@ -30,8 +30,8 @@ from headframe.gateway.speech import (
 )
 from headframe.gateway.stream import Stream, renamed
 from headframe.gateway.tab import Desk, Tab
-from headframe.gateway.upstream import ReplicaConnection
-from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Headers, Request, chunk, head
+from headframe.gateway.upstream import AnswerHead, ReplicaConnection
+from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Request, chunk, head
 from headframe.model.ids import ProjectId
 from headframe.routing.choose import blocks
 
@@ -41,6 +41,7 @@ FIRST_S, BETWEEN_S, MONEY_S = 600.0, 120.0, 5.0
 WHOLE_BYTES_MAX = 8 * 1024 * 1024
 """An answer that is no stream is kept until it is whole, up to this size."""
 AT_ONCE_BYTES = 64 * 1024
+_NONE = AnswerHead(0, [], whole=True)
 _NOT_OURS = NOT_PASSED | {b"accept-encoding"}
 _NOT_THEIRS = HOP_BY_HOP | {b"server", b"content-length", b"x-request-id", b"set-cookie", b"cache-control", b"x-accel-buffering"}
 
@@ -75,25 +76,24 @@ NEW, POOR, HELD, SENT, OVER = range(5)
 class Exchange(Sending):
     """See above. `due_s` is when patience ends; it is looked at once a second."""
 
-    __slots__ = ("_answer", "_ask", "_at", "_body", "_chunked", "_client", "_first", "_head_sent", "_headers", "_house", "_id", "_injected", "_kept", "_kept_bytes", "_looked", "_name",
-                 "_open", "_path", "_prompt", "_request", "_said", "_settled", "_started_s", "_status", "_stream", "_tab", "_tries", "_whole", "due_s", "size")  # fmt: skip
+    __slots__ = ("_answer", "_ask", "_at", "_body", "_chunked", "_client", "_first", "_head", "_head_sent", "_house", "_id", "_injected", "_kept", "_kept_bytes", "_looked", "_name", "_open",
+                 "_prompt", "_reply", "_request", "_said", "_settled", "_started_s", "_stream", "_tab", "_tries", "due_s", "size")  # fmt: skip
 
-    def __init__(self, house: House, client: ClientConnection, request: Request, path: bytes, request_id: bytes) -> None:
-        self._house, self._client, self._request, self._path, self._id = house, client, request, path, request_id
+    def __init__(self, house: House, client: ClientConnection, request: Request, request_id: bytes) -> None:
+        self._house, self._client, self._request, self._head, self._id = house, client, request, request.head, request_id
         self.size, self._started_s, self.due_s = len(request.body), house.now_s(), 0.0
-        self._at, self._tries, self._status, self._kept_bytes, self._looked = NEW, 0, 0, 0, 0
+        self._at, self._tries, self._kept_bytes, self._looked = NEW, 0, 0, 0
         self._prompt: Sequence[int] = ()
-        self._headers: Headers = []
+        self._reply = _NONE
         self._kept: list[bytes] = []
         self._stream: Stream | None = None
         self._said: Usage | None = None
         self._answer: bytes | None = None
-        self._whole = True
         self._head_sent = self._first = self._open = self._chunked = self._settled = False
 
     def begin(self, caller: Caller, named: str) -> None:
         """Admit it, and send it off or hold it. Raises Refused with nothing taken."""
-        self._ask = ask = read_ask(self._path, self._request.body)
+        self._ask = ask = read_ask(self._head.path, self._request.body)
         assert ask.model is not None
         super().__init__(self._house, self._house.book.endpoint(caller, ask.model))
         self._tab = Tab(self._house, self._served, caller, most_tokens(ask, self.size), named)
@@ -154,15 +154,11 @@ class Exchange(Sending):
         self._drop()
         self._break(Refused(503, "shutting_down", "This gateway is shutting down: try again.", again_s=1))
 
-    def answered(self, status: int, headers: Headers, *, whole: bool) -> None:
+    def answered(self, head: AnswerHead) -> None:
         """The replica's head."""
-        self._status, self._headers, self._whole = status, headers, whole
-        self._stream = None
-        if status == 200:
-            for name, value in headers:
-                if name == b"content-type" and value.startswith(b"text/event-stream"):
-                    self._stream = Stream(injected=self._injected, name=self._name)
-        if self._replica is not None and status < 500:
+        self._reply = head
+        self._stream = Stream(injected=self._injected, name=self._name) if head.streamed and head.status == 200 else None
+        if self._replica is not None and head.status < 500:
             self._replica.failures = 0
 
     def piece(self, data: bytes) -> None:
@@ -196,11 +192,11 @@ class Exchange(Sending):
         """The replica's answer is whole."""
         self._detach()
         stream = self._stream
-        if self._status == 503 and self._again():  # it is loading, or full: another may not be
+        if self._reply.status == 503 and self._again():  # it is loading, or full: another may not be
             return
         if stream is None:
             self._finish_whole()
-        elif not self._whole and not stream.done:
+        elif not self._reply.whole and not stream.done:
             self._break(Refused(502, "bad_upstream", "The model's stream broke."))
         else:
             self._finish_stream(stream)
@@ -219,7 +215,7 @@ class Exchange(Sending):
         self._body, self._injected, self._name = self._request.body, False, ""
         if name and ask.model != name:
             self._body, self._name = replaced(self._body, "model", msgspec.json.encode(name)), ask.model or ""
-        if ask.stream and self._path in {CHAT, TEXT} and not wants_usage(ask):
+        if ask.stream and self._head.path in {CHAT, TEXT} and not wants_usage(ask):
             self._body, self._injected = with_usage(ask, self._body), True
 
     def _enter(self) -> None:
@@ -242,7 +238,7 @@ class Exchange(Sending):
 
     def _hold(self) -> None:
         """Wait for a replica, no longer than the client itself does."""
-        asked, patience_s = self._request.header(b"x-stainless-read-timeout"), float(self._served.entry.serving.start_s)
+        asked, patience_s = self._head.fields.get(b"x-stainless-read-timeout", b""), float(self._served.entry.serving.start_s)
         if re.fullmatch(rb"\d{1,6}(\.\d+)?", asked):
             patience_s = max(1.0, min(patience_s, float(asked) - 1))
         self._at, self.due_s = HELD, self._started_s + patience_s
@@ -264,11 +260,13 @@ class Exchange(Sending):
             self._break(refused)
 
     def _ask_on(self, connection: ReplicaConnection, replica: Replica) -> None:
-        request, body = self._request, self._body
-        lines = [b"%s %s HTTP/1.1\r\nhost: %s" % (request.method, request.target, replica.host)]
-        lines += [b": ".join(pair) for pair in request.headers if pair[0] not in _NOT_OURS]
-        lines.append(b"authorization: Bearer %s\r\nx-request-id: %s\r\ncontent-length: %d\r\n\r\n" % (replica.key, self._id, len(body)))
-        first = b"\r\n".join(lines)
+        head, body = self._head, self._body
+        passed = head.passed
+        if passed is None:
+            passed = head.passed = b"".join([b"%s: %s\r\n" % pair for pair in head.headers if pair[0] not in _NOT_OURS])
+        first = b"%s %s HTTP/1.1\r\n%s%sx-request-id: %s\r\ncontent-length: %d\r\n\r\n" % (
+            head.method, head.target, replica.lines, passed, self._id, len(body),
+        )  # fmt: skip
         if len(body) <= AT_ONCE_BYTES:
             connection.ask(self, first + body)
             return
@@ -283,7 +281,7 @@ class Exchange(Sending):
 
     def _pass(self, data: bytes) -> None:
         """A piece of an answer whose length is not known."""
-        sent = chunk(data) if self._request.chunks and data else data
+        sent = chunk(data) if self._head.chunks and data else data
         if not self._head_sent:
             self._send_head(None, sent)
         else:
@@ -291,33 +289,38 @@ class Exchange(Sending):
 
     def _send_head(self, length: int | None, body: bytes = b"") -> None:
         self._head_sent = True
-        headers = [pair for pair in self._headers if pair[0] not in _NOT_THEIRS]
-        took_ms = (self._house.now_s() - self._started_s) * 1000
-        lines = b"x-request-id: %s\r\nopenai-processing-ms: %d\r\n%s" % (self._id, took_ms, self._tab.limits)
-        if self._stream is not None:
-            lines += b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+        reply, asked = self._reply, self._head
+        passed = reply.passed
+        if passed is None:
+            passed = reply.passed = head(reply.status, [pair for pair in reply.headers if pair[0] not in _NOT_THEIRS])[:-2]
+        self._open = asked.keep
         if length is not None:
-            lines += b"content-length: %d\r\n" % length
-        elif self._request.chunks:
-            self._chunked = True
-            if self._stream is not None and self._connection is not None:
+            more = b"content-length: %d\r\n" % length
+        elif asked.chunks:
+            self._chunked, more = True, b"transfer-encoding: chunked\r\n"
+        else:
+            self._open, more = False, b""
+        if self._stream is not None:
+            more += b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+            if self._chunked and self._connection is not None:
                 self._connection.straight = partial(self._stream.straight, self._client.writer)
-            lines += b"transfer-encoding: chunked\r\n"
-        self._open = self._request.keep and (length is not None or self._request.chunks)
         if not self._open:
-            lines += b"connection: close\r\n"
-        self._client.write(head(self._status, headers, lines) + body)
+            more += b"connection: close\r\n"
+        took_ms = (self._house.now_s() - self._started_s) * 1000
+        self._client.write(
+            b"%sx-request-id: %s\r\nopenai-processing-ms: %d\r\n%s%s\r\n%s" % (passed, self._id, took_ms, self._tab.limits, more, body)
+        )
 
     def _finish_stream(self, stream: Stream) -> None:
         last = stream.rest()
-        if not stream.done and not stream.failed and self._path in {CHAT, TEXT}:
+        if not stream.done and not stream.failed and self._head.path in {CHAT, TEXT}:
             last += b"data: [DONE]\n\n"
         if last or not self._head_sent:
             self._pass(last)
         self._finish(failed=stream.failed)
 
     def _finish_whole(self) -> None:
-        body, good = b"".join(self._kept), self._status < 400
+        body, good = b"".join(self._kept), self._reply.status < 400
         if self._head_sent:  # too large to be kept whole
             self._finish(failed=not good)
             return
@@ -327,8 +330,9 @@ class Exchange(Sending):
             if self._name and said.model:
                 body = renamed(body, said.model, self._name)
         elif not body.lstrip().startswith(b"{"):
-            body = Refused(self._status, "upstream_error", f"The model's server answered {self._status}.").body()
-            self._headers = [(b"content-type", b"application/json")]
+            status = self._reply.status
+            body = Refused(status, "upstream_error", f"The model's server answered {status}.").body()
+            self._reply = AnswerHead(status, [(b"content-type", b"application/json")], whole=True)
         self._settle(failed=not good)
         self._send_head(len(body), body)
         self._finish(failed=not good)
@@ -364,14 +368,14 @@ class Exchange(Sending):
             return
         self._over(failed=True, cut=True)
         event = b"data: " + refused.body() + b"\n\n"
-        self._client.write(chunk(event) if self._request.chunks else event)
+        self._client.write(chunk(event) if self._head.chunks else event)
         self._client.close()
 
     def _refuse(self, refused: Refused) -> None:
         """An error for an answer of which nothing was sent."""
         self._over(failed=True)
-        self._client.write(refused.answer(self._id, self._tab.limits, keep=self._request.keep))
-        self._client.finished(keep=self._request.keep)
+        self._client.write(refused.answer(self._id, self._tab.limits, keep=self._head.keep))
+        self._client.finished(keep=self._head.keep)
 
     def _over(self, *, failed: bool, cut: bool = False) -> None:
         """The end, however it came."""
@@ -398,14 +402,14 @@ class Exchange(Sending):
             self._tab.settle(stream.prompt, stream.completion, stream.cached, failed=failed, cut=cut)
         elif said is not None:
             self._tab.settle(said.prompt, said.completion, said.cached, failed=failed)
-        elif self._status != 200 or (self._answer is None and not self._head_sent):
+        elif self._reply.status != 200 or (self._answer is None and not self._head_sent):
             self._tab.settle(0, 0, 0, failed=failed)
         else:
             text = self._text()
             out_bytes = (stream.size if stream else self._kept_bytes) if text is None else len(text.encode())
             count = None
-            if text is not None and self._path in {CHAT, TEXT} and self._served.sold:
-                count = partial(counted, self._served, self._path, self._request.body, text)
+            if text is not None and self._head.path in {CHAT, TEXT} and self._served.sold:
+                count = partial(counted, self._served, self._head.path, self._request.body, text)
             guess = self.size // BYTES_PER_TOKEN + 1, -(-out_bytes // BYTES_PER_TOKEN)
             self._tab.settle(*guess, 0, estimated=True, failed=failed, cut=cut, count=count)
 

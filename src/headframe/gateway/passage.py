@@ -7,8 +7,9 @@ from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.sending import NOT_PASSED, Sending
 from headframe.gateway.tab import Tab
-from headframe.gateway.upstream import ReplicaConnection
-from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Headers, Request, chunk, head
+from headframe.gateway.upstream import AnswerHead, ReplicaConnection
+from headframe.gateway.wire import HOP_BY_HOP, LAST_CHUNK, ClientConnection, Request, chunk
+from headframe.gateway.wire import head as written
 from headframe.model.ids import ProjectId
 
 PATH = re.compile(rb"/endpoints/([a-z0-9][a-z0-9.-]{0,62})(/[^ ]*)?", re.ASCII)
@@ -20,7 +21,15 @@ class Passage(Sending):
 
     def __init__(self, house: House, client: ClientConnection, request: Request, target: bytes, request_id: bytes, served: Served, tab: Tab) -> None:
         super().__init__(house, served)
-        self._house, self._client, self._request, self._target, self._id, self._tab = house, client, request, target, request_id, tab
+        self._house, self._client, self._head, self._body, self._target, self._id, self._tab = (
+            house,
+            client,
+            request.head,
+            request.body,
+            target,
+            request_id,
+            tab,
+        )
         self.size, self.due_s, self._started_s = len(request.body), 0.0, house.now_s()
         self._held = self._head_sent = self._over = self._chunked = self._tunnelled = self._open = False
         self._tries = 0
@@ -71,23 +80,24 @@ class Passage(Sending):
         self._drop()
         self._break(Refused(503, "shutting_down", "This gateway is shutting down: try again.", again_s=1))
 
-    def answered(self, status: int, headers: Headers, *, whole: bool) -> None:
+    def answered(self, head: AnswerHead) -> None:
         """The replica's head goes on as it is."""
+        status, headers = head.status, head.headers
         passed = [pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] != b"x-request-id"]
         passed.append((b"x-request-id", self._id))
         self._head_sent = True
         if status == 101:
             passed += [pair for pair in headers if pair[0] in {b"upgrade", b"connection"}]
-            self._client.write(head(status, passed))
+            self._client.write(written(status, passed))
             self._tunnel()
             return
-        bodiless = status in {204, 304} or self._request.method == b"HEAD"
-        bodied = whole and any(name == b"content-length" for name, _ in headers)
-        self._chunked = not bodied and not bodiless and self._request.chunks
-        self._open = self._request.keep and (bodied or self._chunked or bodiless)
+        bodiless = status in {204, 304} or self._head.method == b"HEAD"
+        bodied = head.whole and any(name == b"content-length" for name, _ in headers)
+        self._chunked = not bodied and not bodiless and self._head.chunks
+        self._open = self._head.keep and (bodied or self._chunked or bodiless)
         passed += [(b"transfer-encoding", b"chunked")] if self._chunked else []
         passed += [] if self._open else [(b"connection", b"close")]
-        self._client.write(head(status, passed))
+        self._client.write(written(status, passed))
 
     def piece(self, data: bytes) -> None:
         """Some of the body."""
@@ -108,7 +118,7 @@ class Passage(Sending):
         if self._tunnelled:
             self._end(failed=False)
             self._client.close()
-        elif not began and self._tries < 2 and (not fresh or self._request.method in SAFE) and self._served.open:
+        elif not began and self._tries < 2 and (not fresh or self._head.method in SAFE) and self._served.open:
             self._send()
         else:
             self._break(Refused(502, "bad_upstream", "The endpoint's server ended the connection before its answer was whole."))
@@ -118,21 +128,21 @@ class Passage(Sending):
         assert replica is not None
         self.due_s = self._house.now_s() + FIRST_S
         self._tries += 1
-        self._give(replica, pooled=not self._request.upgrade)
+        self._give(replica, pooled=not self._head.upgrade)
 
     def _unreached(self, refused: Refused) -> None:
         self._break(refused)
 
     def _ask_on(self, connection: ReplicaConnection, replica: Replica) -> None:
-        request = self._request
-        lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (request.method, self._target, replica.host)]
-        lines += [b"%s: %s\r\n" % pair for pair in request.headers if pair[0] not in NOT_PASSED]
-        if request.upgrade:
-            lines.append(b"connection: upgrade\r\nupgrade: %s\r\n" % request.header(b"upgrade"))
-        lines.append(b"authorization: Bearer %s\r\nx-request-id: %s\r\n" % (replica.key, self._id))
-        if request.body or request.method not in SAFE:
-            lines.append(b"content-length: %d\r\n" % len(request.body))
-        connection.ask(self, b"".join(lines) + b"\r\n" + request.body, bodiless=request.method == b"HEAD")
+        asked, body = self._head, self._body
+        lines = [b"%s %s HTTP/1.1\r\n%s" % (asked.method, self._target, replica.lines)]
+        lines += [b"%s: %s\r\n" % pair for pair in asked.headers if pair[0] not in NOT_PASSED]
+        if asked.upgrade:
+            lines.append(b"connection: upgrade\r\nupgrade: %s\r\n" % asked.fields.get(b"upgrade", b""))
+        lines.append(b"x-request-id: %s\r\n" % self._id)
+        if body or asked.method not in SAFE:
+            lines.append(b"content-length: %d\r\n" % len(body))
+        connection.ask(self, b"".join(lines) + b"\r\n" + body, bodiless=asked.method == b"HEAD")
 
     def _tunnel(self) -> None:
         """Both sides speak as they like from here on."""
@@ -152,8 +162,8 @@ class Passage(Sending):
         if self._head_sent:
             self._client.abort()
         else:
-            self._client.write(refused.answer(self._id, keep=self._request.keep))
-            self._client.finished(keep=self._request.keep)
+            self._client.write(refused.answer(self._id, keep=self._head.keep))
+            self._client.finished(keep=self._head.keep)
 
     def _end(self, *, failed: bool) -> None:
         if not self._over:

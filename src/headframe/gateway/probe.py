@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 
 from headframe.gateway.replicas import Replica
-from headframe.gateway.wire import Headers
+from headframe.gateway.upstream import AnswerHead
 
 PROBE_S, WARM_S = 5.0, 120.0
 DEFAULT = "/health"
@@ -19,10 +19,9 @@ class _Answer:
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._status = 0
 
-    def answered(self, status: int, headers: Headers, *, whole: bool) -> None:
+    def answered(self, head: AnswerHead) -> None:
         """The head."""
-        del headers, whole
-        self._status = status
+        self._status = head.status
 
     def piece(self, data: bytes) -> None:
         """What it says beside its status is of no interest."""

@@ -40,12 +40,12 @@ class Waiter(Protocol):
 class Replica:
     """Where requests go. `bit` names it in beliefs about caches."""
 
-    __slots__ = ("bit", "draining", "endpoint", "entry", "failures", "host", "in_flight", "key", "pool", "ready", "why")
+    __slots__ = ("bit", "draining", "endpoint", "entry", "failures", "in_flight", "key", "lines", "pool", "ready", "why")
 
     def __init__(self, endpoint: "Served", entry: ReplicaEntry, bit: int, key: bytes) -> None:
         self.endpoint, self.entry, self.bit, self.key = endpoint, entry, bit, key
         self.draining = entry.draining
-        self.host = f"{entry.host}:{entry.port}".encode()
+        self.lines = f"host: {entry.host}:{entry.port}\r\nauthorization: Bearer {key.decode()}\r\n".encode()
         self.ready = False
         self.why = "not tried yet"
         self.in_flight = self.failures = 0

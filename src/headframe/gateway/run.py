@@ -101,25 +101,28 @@ class Gateway:
 
     def answer(self, client: ClientConnection, request: Request) -> Any:
         """Who answers a request; True or False where it is answered already (and whether the connection is kept)."""
-        given = request.header(b"x-request-id")
-        named = bool(given) and len(given) <= 128 and given.isascii() and given.decode("latin-1").isprintable()
-        self._last_id += 1
-        request_id = given if named else self._prefix + b"%d" % self._last_id
+        given, keep = request.head.fields.get(b"x-request-id", b""), request.head.keep
+        named = given.decode("ascii", "replace") if len(given) <= 128 and given.isascii() else ""
+        if named and named.isprintable():
+            request_id = given
+        else:
+            named, self._last_id = "", self._last_id + 1
+            request_id = self._prefix + b"%d" % self._last_id
         try:
-            return self._answer(client, request, request_id, given.decode() if named else "")
+            return self._answer(client, request, request_id, named)
         except Refused as refused:
-            client.write(refused.answer(request_id, keep=request.keep))
+            client.write(refused.answer(request_id, keep=keep))
         except Exception:
             _log.exception("a request broke the gateway; this is a bug in Headframe, it goes on")
-            client.write(Refused(500, "internal_error", "The gateway failed; this is a bug in Headframe.").answer(request_id, keep=request.keep))
-        return request.keep
+            client.write(Refused(500, "internal_error", "The gateway failed; this is a bug in Headframe.").answer(request_id, keep=keep))
+        return keep
 
     def _answer(self, client: ClientConnection, request: Request, request_id: bytes, named: str) -> Any:
-        path = request.target.partition(b"?")[0]
+        path, method = request.head.path, request.head.method
         if path == b"/health":
             return self._say(client, request, request_id, {"status": "ok", "endpoints": len(self.book.endpoints)})
         caller = self._caller(request)
-        passed = passage(request.target) if path.startswith(b"/endpoints/") else None
+        passed = passage(request.head.target) if path.startswith(b"/endpoints/") else None
         if passed is not None:
             served = self.book.endpoint(caller, passed[0])
             if served.sold and caller.key.project_id not in {"", served.entry.project_id}:
@@ -128,23 +131,26 @@ class Gateway:
             through.begin()
             return through
         if path == b"/v1/models" or path.startswith(b"/v1/models/"):
-            if request.method not in {b"GET", b"HEAD"}:
+            if method not in {b"GET", b"HEAD"}:
                 raise Refused(405, "method_not_allowed", f"{path.decode('latin-1')} is read with GET.")
             return self._say(client, request, request_id, self._models(caller, path[len(b"/v1/models/") :].decode("latin-1")))
         if not path.startswith(b"/v1/"):
             raise Refused(
                 404, "not_found", f"There is nothing at {path.decode('latin-1')[:200]}: models are asked at /v1/chat/completions and the like."
             )
-        if request.method != b"POST":
+        if method != b"POST":
             raise Refused(405, "method_not_allowed", "Models are asked with POST.")
-        exchange = Exchange(self, client, request, path, request_id)
+        exchange = Exchange(self, client, request, request_id)
         exchange.begin(caller, named)
         return exchange
 
     def _caller(self, request: Request) -> Caller:
         """By `Authorization: Bearer`, as OpenAI's clients send it, or `x-api-key`, as Anthropic's do."""
-        header = request.header(b"authorization")
-        token = header[7:].strip() if header[:7].lower() == b"bearer " else request.header(b"x-api-key")
+        head = request.head
+        token = head.token
+        if token is None:
+            header = head.fields.get(b"authorization", b"")
+            token = head.token = header[7:].strip() if header[:7].lower() == b"bearer " else head.fields.get(b"x-api-key", b"")
         if not token:
             raise no_key()
         return self.book.caller(token, self.now_ms())
@@ -173,8 +179,9 @@ class Gateway:
     def _say(self, client: ClientConnection, request: Request, request_id: bytes, said: dict[str, Any]) -> bool:
         body = msgspec.json.encode(said)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"x-request-id", request_id)]
-        client.write(head(200, headers if request.keep else [*headers, (b"connection", b"close")]) + (b"" if request.method == b"HEAD" else body))
-        return request.keep
+        keep, bodiless = request.head.keep, request.head.method == b"HEAD"
+        client.write(head(200, headers if keep else [*headers, (b"connection", b"close")]) + (b"" if bodiless else body))
+        return keep
 
     def _flush(self) -> None:
         self._due = False

@@ -7,16 +7,29 @@ from typing import Any, Protocol
 
 import httptools
 
+from headframe.gateway.known import Known, known
 from headframe.gateway.wire import HEADERS_MAX, Headers
 
 _log = logging.getLogger("headframe.gateway")
 
 
+class AnswerHead:
+    """What an answer says before its body, which is `whole` unless it ends where the connection does. `passed` is what is made of it, the lines that a client gets, once for all
+    answers that begin with it.
+    """
+
+    __slots__ = ("headers", "passed", "status", "streamed", "whole")
+
+    def __init__(self, status: int, headers: Headers, *, whole: bool, streamed: bool = False) -> None:
+        self.status, self.headers, self.whole, self.streamed = status, headers, whole, streamed
+        self.passed: bytes | None = None
+
+
 class Asking(Protocol):
     """What waits for an answer of a replica."""
 
-    def answered(self, status: int, headers: Headers, *, whole: bool) -> None:
-        """The head came; `whole` unless the body ends where the connection does."""
+    def answered(self, head: AnswerHead) -> None:
+        """The head came."""
         ...
 
     def piece(self, data: bytes) -> None:
@@ -41,12 +54,15 @@ class ReplicaConnection(asyncio.Protocol):
         "_between",
         "_bodiless",
         "_ended",
+        "_head",
         "_headers",
         "_informed",
         "_keep",
+        "_known",
+        "_midst",
         "_parser",
+        "_piece",
         "_release",
-        "_whole",
         "fresh",
         "idle_s",
         "straight",
@@ -63,8 +79,10 @@ class ReplicaConnection(asyncio.Protocol):
         self.fresh = True
         self.idle_s = 0.0
         self._headers: Headers = []
-        self._began = self._between = self._bodiless = self._informed = self._ended = self._keep = False
-        self._whole = True
+        self._began = self._between = self._bodiless = self._informed = self._ended = self._keep = self._midst = False
+        self._head: AnswerHead | None = None
+        self._known: Known[AnswerHead] | None = None
+        self._piece = b""
         self.straight: Callable[[bytes], bool] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -92,6 +110,12 @@ class ReplicaConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._between and self.straight is not None and self.straight(data):
             return
+        before, midst, asking = self._known, self._midst, self._asking
+        if before is not None and not midst and asking is not None and not self._bodiless and (body := before.body(data)) is not None:
+            asking.answered(before.meaning)
+            asking.piece(body)
+            self._finish()
+            return
         if self.tunnelled is not None:
             self.tunnelled(data)
             return
@@ -112,6 +136,8 @@ class ReplicaConnection(asyncio.Protocol):
             return
         self._between = self._between and data[-2:] == b"\r\n"  # else the next chunk has begun
         if self._ended:
+            self._known = known(data, self._piece, self._head) if self._keep and not midst and self._head is not None else None
+            self._piece = b""
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -121,13 +147,13 @@ class ReplicaConnection(asyncio.Protocol):
         asking, self._asking = self._asking, None
         if asking is None:
             return
-        if self._began and not self._whole:
+        if self._began and self._head is not None and not self._head.whole:
             asking.ended()
         else:
             asking.lost(began=self._began, fresh=self.fresh)
 
     def on_message_begin(self) -> None:
-        self._headers = []
+        self._headers, self._midst = [], True
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._began:
@@ -143,8 +169,9 @@ class ReplicaConnection(asyncio.Protocol):
         if len(headers) > HEADERS_MAX:
             raise ValueError("too many headers")
         fields = dict(headers)
-        self._whole = b"content-length" in fields or b"transfer-encoding" in fields or status in {101, 204, 304}
-        self._asking.answered(status, headers, whole=self._whole)
+        whole = b"content-length" in fields or b"transfer-encoding" in fields or status in {101, 204, 304}
+        self._head = AnswerHead(status, headers, whole=whole, streamed=fields.get(b"content-type", b"").startswith(b"text/event-stream"))
+        self._asking.answered(self._head)
         if self._bodiless:  # llhttp can't be told, and waits for a body: the connection is not used again
             self._ended, self._keep = True, False
 
@@ -155,11 +182,12 @@ class ReplicaConnection(asyncio.Protocol):
         self._between = True
 
     def on_body(self, body: bytes) -> None:
+        self._piece = body
         if self._asking is not None:
             self._asking.piece(body)
 
     def on_message_complete(self) -> None:
-        self._ended = not self._informed
+        self._ended, self._midst = not self._informed, False
 
     def _finish(self) -> None:
         """Give the connection back first: whoever is told may ask again on it."""

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import httptools
 
+from headframe.gateway.known import Known, known
+
 HEAD_BYTES_MAX, HEADERS_MAX, TARGET_BYTES_MAX = 32 * 1024, 100, 8 * 1024
 BODY_BYTES_MAX = 32 * 1024 * 1024
 PIPELINED_MAX = 8
@@ -26,21 +28,30 @@ Headers = list[tuple[bytes, bytes]]
 _log = logging.getLogger("headframe.gateway")
 
 
-class Request:
-    """One request, whole. `keep` says whether the client wants to ask again on this connection; HTTP/1.0 knows no chunks."""
+class RequestHead:
+    """What a request says before its body. `fields` has the first header of each (lower-case) name; `keep` says whether the client wants to ask again on this connection;
+    HTTP/1.0 knows no chunks. `token` and `passed` are what is made of it (the key, the lines that a replica gets), once for all requests that begin with it.
+    """
 
-    __slots__ = ("_fields", "body", "chunks", "headers", "keep", "method", "target", "upgrade")
+    __slots__ = ("chunks", "fields", "headers", "keep", "method", "passed", "path", "target", "token", "upgrade")
 
     def __init__(
         self, method: bytes, target: bytes, headers: Headers, fields: dict[bytes, bytes], *, keep: bool, chunks: bool, upgrade: bool
     ) -> None:
-        self.method, self.target, self.headers, self._fields = method, target, headers, fields
+        self.method, self.target, self.headers, self.fields = method, target, headers, fields
+        self.path = target.partition(b"?")[0]
         self.keep, self.chunks, self.upgrade = keep, chunks, upgrade
-        self.body: bytes = b""
+        self.token: bytes | None = None
+        self.passed: bytes | None = None
 
-    def header(self, name: bytes) -> bytes:
-        """The first header of that (lower-case) name, or nothing."""
-        return self._fields.get(name, b"")
+
+class Request:
+    """One request, whole."""
+
+    __slots__ = ("body", "head")
+
+    def __init__(self, head: RequestHead, body: bytes) -> None:
+        self.head, self.body = head, body
 
 
 class Answering(Protocol):
@@ -70,11 +81,13 @@ class ClientConnection(asyncio.Protocol):
         "_body",
         "_deadline_s",
         "_head_bytes",
+        "_head",
         "_headers",
+        "_known",
+        "_last",
         "_now_s",
         "_parser",
         "_refused",
-        "_request",
         "_size",
         "_target",
         "_transport",
@@ -91,7 +104,9 @@ class ClientConnection(asyncio.Protocol):
         self._waiting: deque[Request] = deque()
         self._answering: Answering | None = None
         self._tunnel: Callable[[bytes], None] | None = None
-        self._request: Request | None = None
+        self._head: RequestHead | None = None
+        self._last: Request | None = None
+        self._known: Known[RequestHead] | None = None
         self._refused: tuple[int, str] | None = None
         self._begun = False
         self._head_bytes = self._size = 0
@@ -116,6 +131,10 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def data_received(self, data: bytes) -> None:
+        known, begun = self._known, self._begun
+        if known is not None and not begun and (body := known.body(data)) is not None:
+            self._took(Request(known.meaning, body))
+            return
         if self._tunnel is not None:
             self._tunnel(data)
             return
@@ -132,14 +151,23 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(500, "the gateway failed")
         except httptools.HttpParserError:
             self._refuse(400, "this is no HTTP/1.1 request")
+        last, self._last = self._last, None
         if self._begun:
             self._unfinished(len(data))
+        elif last is not None and not begun:
+            self._remember(data, last)
         if self._refused is not None and self._answering is None and not self._waiting:
             self._give_refusal()
 
+    def _remember(self, data: bytes, last: Request) -> None:
+        """What came was whole requests: where it was a single one, the next may begin with the same head."""
+        head = last.head
+        plain = head.keep and not head.upgrade and b"expect" not in head.fields and len(head.fields) == len(head.headers)
+        self._known = known(data, last.body, head) if plain and self._refused is None and self._tunnel is None else None
+
     def _unfinished(self, size: int) -> None:
         """A request has begun and is not whole: it may take so long, and its head has at most so many bytes."""
-        if self._request is not None:
+        if self._head is not None:
             self._deadline_s = self._now_s() + BODY_S
             return
         self._deadline_s = self._deadline_s if self._head_bytes else self._now_s() + HEAD_S
@@ -157,7 +185,7 @@ class ClientConnection(asyncio.Protocol):
             raise ValueError
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._request is None:  # what trails a chunked body is no header
+        if self._head is None:  # what trails a chunked body is no header
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
@@ -168,8 +196,8 @@ class ClientConnection(asyncio.Protocol):
         if fault is not None:
             self._refuse(*fault)
             raise ValueError
-        self._request = Request(parser.get_method(), target if target[:1] == b"/" else _ABSOLUTE.sub(b"/", target), headers, fields,
-                                keep=parser.should_keep_alive(), chunks=version == "1.1", upgrade=parser.should_upgrade())  # fmt: skip
+        self._head = RequestHead(parser.get_method(), target if target[:1] == b"/" else _ABSOLUTE.sub(b"/", target), headers, fields,
+                                 keep=parser.should_keep_alive(), chunks=version == "1.1", upgrade=parser.should_upgrade())  # fmt: skip
         if b"expect" in fields:
             self._expected(fields[b"expect"])
 
@@ -188,12 +216,17 @@ class ClientConnection(asyncio.Protocol):
             raise ValueError
 
     def on_message_complete(self) -> None:
-        request, body = self._request, self._body
-        assert request is not None
-        request.body = body[0] if len(body) == 1 else b"".join(body)
-        self._request, self._target, self._headers, self._body = None, b"", [], []
+        head, body = self._head, self._body
+        assert head is not None
+        self._last = request = Request(head, body[0] if len(body) == 1 else b"".join(body))
+        self._head, self._target, self._headers, self._body = None, b"", [], []
         self._size = self._head_bytes = 0
-        self._begun, self._deadline_s = False, 0.0
+        self._begun = False
+        self._took(request)
+
+    def _took(self, request: Request) -> None:
+        """A request is whole: it is its turn, or waits for it."""
+        self._deadline_s = 0.0
         self._waiting.append(request)
         if len(self._waiting) > PIPELINED_MAX and self._transport is not None:
             self._transport.pause_reading()
@@ -235,7 +268,7 @@ class ClientConnection(asyncio.Protocol):
 
     def tunnel(self, received: Callable[[bytes], None]) -> None:
         """From now on bytes go through as they are (WebSocket)."""
-        self._tunnel, self._deadline_s = received, 0.0
+        self._tunnel, self._deadline_s, self._known = received, 0.0, None
 
     def hold(self, stalled: bool) -> None:  # noqa: FBT001
         """Take nothing from the client for now, or again: where it is tunnelled."""
@@ -287,7 +320,7 @@ class ClientConnection(asyncio.Protocol):
             self._tunnel(rest)
 
     def _refuse(self, status: int, why: str) -> None:
-        self._refused = self._refused or (status, why)
+        self._refused, self._known = self._refused or (status, why), None
 
     def _give_refusal(self) -> None:
         assert self._refused is not None
