@@ -15,7 +15,7 @@ import time
 import httpx
 import msgspec
 
-from headframe.gateway.book import Kept
+from headframe.gateway.records import Kept
 from headframe.model.endpoint import EndpointEntry, KeyEntry, ProjectEntry, ReplicaEntry, Table
 from headframe.model.ids import KeyId
 from headframe.model.keys import key_mac, write_key

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headframe.gateway.spool import Line, Spool, batch
+from headframe.gateway.records import Line
+from headframe.gateway.spool import Spool, batch
 from headframe.gateway.stream import Stream
 from headframe.model.endpoint import Endpoint, EndpointReport, GatewayReport
 from headframe.model.errors import BadFile

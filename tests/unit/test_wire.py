@@ -68,7 +68,7 @@ class Client:
 
 
 def played(raw, cuts, straight):
-    connection = ReplicaConnection(lambda *_: None)
+    connection = ReplicaConnection(lambda *_: None, lambda: 0.0)
     connection.connection_made(Transport())
     client = Client(connection, straight)
     connection.ask(client, b"")
@@ -217,7 +217,7 @@ def test_a_head_that_comes_again_means_what_the_parser_makes_of_it(raw, apart, c
 def answers_of(pieces, *, forget):
     """What comes of one question after the other on a connection to a replica, each answered by a piece."""
     found, kept = [], []
-    connection, transport = ReplicaConnection(lambda _, keep: kept.append(keep)), Transport()
+    connection, transport = ReplicaConnection(lambda _, keep: kept.append(keep), lambda: 0.0), Transport()
     connection.connection_made(transport)
     for piece in pieces:
         if connection.transport is None:

@@ -49,7 +49,9 @@ def gateway(
     shared_port: Annotated[bool, typer.Option(help="Several gateways of this machine share the port (SO_REUSEPORT), each with its own --data.")] = False,
 ) -> None:  # fmt: skip
     """Carry requests to served models: OpenAI's API, limits, routing, metering. Goes on while the control plane is away; many may run."""
-    from headframe.gateway.run import Config, run
+    from headframe.gateway.door import COMPILED
+    from headframe.gateway.records import Config
+    from headframe.gateway.run import run
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -70,7 +72,7 @@ def gateway(
         shared_port=shared_port,
     )
     with refusals():
-        run(config, lambda: logging.getLogger("headframe.gateway").info("gateway at %s:%s", host, port))
+        run(config, lambda: logging.getLogger("headframe.gateway").info("gateway at %s:%s%s", host, port, ", compiled" if COMPILED else ""))
 
 
 @endpoint_app.command("ls")

@@ -2,7 +2,6 @@
 begins while the control plane is away serves; nothing here asks anybody.
 """
 
-import asyncio
 import hmac
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from headframe.files import write_private
+from headframe.gateway.records import Kept
 from headframe.gateway.refusals import Refused, no_key, no_model
 from headframe.gateway.replicas import Served
 from headframe.gateway.spool import Spool
@@ -65,14 +65,6 @@ class Tenant:
         return wish(sum(spent for _, spent in self.lately), self.short) if self.lately or self.short or self.purse.held else self.purse.left
 
 
-class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """What is on disk of it: the table whole, and the sums granted and spent."""
-
-    table: Table
-    granted: dict[ProjectId, int] = {}
-    spent: dict[ProjectId, int] = {}
-
-
 class Book:
     """One gateway's. `pepper` is the secret that keys are hashed under."""
 
@@ -87,7 +79,6 @@ class Book:
         self._by_key: dict[KeyId, Caller] = {}
         self._named: dict[tuple[ProjectId, str], Served] = {}
         self._taken: dict[ProjectId, int] = {}
-        self._keeping = asyncio.Lock()
 
     def load(self, spool: Spool) -> None:
         """What was known before; with what the spool still holds, what is left to spend."""
@@ -101,14 +92,16 @@ class Book:
             tenant.purse.granted = kept.granted.get(project, 0)
             tenant.purse.spent = kept.spent.get(project, 0) + unsent.get(project, 0)
 
-    async def keep(self) -> None:
-        """On disk, with all that was so when this was called. One at a time: they write the same file."""
-        async with self._keeping:
-            table = Table(run="", seq=0, full=True, keys=tuple(self.keys.values()), projects=tuple(tenant.entry for tenant in self.tenants.values()),
-                          endpoints=tuple(served.entry for served in self.endpoints.values()))  # fmt: skip
-            granted = {project: tenant.purse.granted for project, tenant in self.tenants.items() if tenant.purse.granted}
-            kept = Kept(table=table, granted=granted, spent=dict(self._taken))
-            await asyncio.to_thread(lambda: write_private(self._path, msgspec.json.encode(kept)))
+    def kept(self) -> Kept:
+        """What is so now, for `write`."""
+        table = Table(run="", seq=0, full=True, keys=tuple(self.keys.values()), projects=tuple(tenant.entry for tenant in self.tenants.values()),
+                      endpoints=tuple(served.entry for served in self.endpoints.values()))  # fmt: skip
+        granted = {project: tenant.purse.granted for project, tenant in self.tenants.items() if tenant.purse.granted}
+        return Kept(table=table, granted=granted, spent=dict(self._taken))
+
+    def write(self, kept: Kept) -> None:
+        """On disk; blocks. One at a time."""
+        write_private(self._path, msgspec.json.encode(kept))
 
     def take(self, table: Table) -> None:
         """What changed, or everything."""
@@ -119,10 +112,10 @@ class Book:
                 self._end(key)
         for entry in table.keys:
             self.keys.pop(entry.id, None) if entry.gone else self.keys.__setitem__(entry.id, entry)
-        for entry in table.projects:
-            self.tenants.setdefault(entry.id, Tenant(entry, self._now_s())).entry = entry
-        for entry in table.endpoints:
-            self._end(entry.id) if entry.gone else self._endpoint(entry)
+        for project in table.projects:
+            self.tenants.setdefault(project.id, Tenant(project, self._now_s())).entry = project
+        for endpoint in table.endpoints:
+            self._end(endpoint.id) if endpoint.gone else self._endpoint(endpoint)
         if table.keys or table.projects or table.full:
             self._callers.clear()
             for caller in self._by_key.values():

@@ -1,6 +1,7 @@
 """Counting tokens with the model's own tokenizer, where nobody said them: over `/tokenize`, which vLLM and llama.cpp's server have."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -10,6 +11,12 @@ from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.speech import CHAT
 
 COUNT_S = 5.0
+Count = Callable[[], Awaitable[tuple[int, int] | None]]
+
+
+async def hear(count: Count, heard: Callable[[tuple[int, int] | None], None]) -> None:
+    """Count, and say what came of it."""
+    heard(await count())
 
 
 async def counted(served: Served, path: bytes, body: bytes, text: str) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ import msgspec
 
 from headframe.gateway.book import Caller
 from headframe.gateway.counting import counted
+from headframe.gateway.records import Usage
 from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Replica
 from headframe.gateway.sending import NOT_PASSED, Sending
@@ -19,7 +20,6 @@ from headframe.gateway.speech import (
     BYTES_PER_TOKEN,
     CHAT,
     TEXT,
-    Usage,
     most_tokens,
     read_ask,
     read_said,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from headframe.gateway.dialing import connect
 from headframe.gateway.replicas import Replica
 from headframe.gateway.upstream import AnswerHead
 
@@ -56,7 +57,7 @@ async def probe(replica: Replica, now_s: Callable[[], float]) -> str:
 
 
 async def _ask(replica: Replica, now_s: Callable[[], float], what: str, body: bytes, limit_s: float) -> int:
-    connection = await replica.connect(now_s)
+    connection = await connect(replica, now_s)
     answer = _Answer()
     try:
         lines = f"{what} HTTP/1.1\r\nhost: {replica.entry.host}:{replica.entry.port}\r\nauthorization: Bearer {replica.key.decode()}\r\n"

@@ -2,22 +2,8 @@
 
 import msgspec
 
+from headframe.gateway.records import Error, ErrorBody
 from headframe.gateway.wire import Headers, head
-
-
-class Error(msgspec.Struct, frozen=True, kw_only=True):
-    """What is wrong."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
-    """As it is sent."""
-
-    error: Error
 
 
 class Refused(Exception):

@@ -2,7 +2,6 @@
 passed over when they don't.
 """
 
-import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -13,7 +12,6 @@ from headframe.model.ids import ProjectId
 from headframe.model.serving import Pricing
 from headframe.routing.choose import Beliefs, choose
 
-CONNECT_S = 2.0
 IDLE_S = 4.0
 """Servers close idle connections after 5 s (uvicorn, llama.cpp): ours are given up before."""
 POOL_MAX = 64
@@ -61,20 +59,12 @@ class Replica:
                 connection.transport.close()
         return None
 
-    async def connect(self, now_s: Callable[[], float]) -> ReplicaConnection:
-        """A new connection. Raises OSError or TimeoutError."""
-
-        def release(connection: ReplicaConnection, keep: bool) -> None:  # noqa: FBT001
-            connection.idle_s = now_s()
-            if keep and len(self.pool) < POOL_MAX:
-                self.pool.append(connection)
-            elif keep and connection.transport is not None:
-                connection.transport.close()
-
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(CONNECT_S):
-            _, connection = await loop.create_connection(lambda: ReplicaConnection(release), self.entry.host, self.entry.port)
-        return connection
+    def take_back(self, connection: ReplicaConnection, keep: bool) -> None:  # noqa: FBT001
+        """A connection on which nothing is asked any more."""
+        if keep and len(self.pool) < POOL_MAX:
+            self.pool.append(connection)
+        elif keep and connection.transport is not None:
+            connection.transport.close()
 
     def failed(self, why: str) -> None:
         """It did not answer as it should."""

@@ -8,27 +8,24 @@ import os
 import secrets
 import signal
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httptools
-import msgspec
 
 from headframe.client.gateway import GatewayClient
 from headframe.client.http import ApiError, Unreachable
 from headframe.files import alone, write_private
-from headframe.gateway.book import Book, Caller
-from headframe.gateway.exchange import Exchange, Going
-from headframe.gateway.passage import Passage, passage
+from headframe.gateway.book import Book
+from headframe.gateway.door import Door
+from headframe.gateway.keeping import Keeper
 from headframe.gateway.probe import probe
-from headframe.gateway.refusals import Refused, no_key, no_model
+from headframe.gateway.records import Config
 from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.spool import Spool
-from headframe.gateway.tab import Tab
-from headframe.gateway.wire import ClientConnection, Request, head
+from headframe.gateway.wire import ClientConnection
 from headframe.listening import bound, check_exposure
 from headframe.model.endpoint import GatewayReport, ServedBatch, Wish
 from headframe.model.errors import Conflicting
@@ -45,147 +42,31 @@ BACKLOG = 4096
 _log = logging.getLogger("headframe.gateway")
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What an operator chooses. `servers` are the control planes; `pepper` the file with their secret."""
-
-    data: Path
-    servers: tuple[str, ...]
-    key: str
-    pepper: Path
-    host: str = "127.0.0.1"
-    port: int = 7071
-    ca: str = ""
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    shared_port: bool = False
-
-
 class Gateway:
-    """See `House`: what requests need of it."""
+    """The process, around its door."""
 
     def __init__(self, config: Config, book: Book, spool: Spool, key: GatewayId) -> None:
         self.book, self.spool = book, spool
-        self.exchanges: dict[Going, None] = {}
-        self.poor: dict[Exchange, None] = {}
         self._config, self._id = config, key
         self._clients: set[ClientConnection] = set()
         self._group: asyncio.TaskGroup | None = None
         self._told = asyncio.Event()
-        self._due = False
         self._heard = False
         self._refusal = ""
         self._probing: set[Replica] = set()
+        self._keeper = Keeper(book)
         self._loop = asyncio.get_running_loop()
         self.now_s = self._loop.time
-        self._last_id = 0
-        self._prefix = b"req-" + secrets.token_hex(8).encode() + b"-"
-
-    def now_ms(self) -> int:
-        """The wall clock."""
-        return time.time_ns() // 1_000_000
+        self.door = Door(book, spool, self.now_s, self._loop.call_soon, self.spawn, self.nudge)
 
     def nudge(self) -> None:
         """Tell the control plane now."""
         self._told.set()
 
-    def written(self) -> None:
-        """Something is to be written: once for all that ends in this turn of the loop."""
-        if not self._due:
-            self._due = True
-            self._loop.call_soon(self._flush)
-
     def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
         """Do this beside."""
         assert self._group is not None
         self._group.create_task(_guarded(task))
-
-    def answer(self, client: ClientConnection, request: Request) -> Any:
-        """Who answers a request; True or False where it is answered already (and whether the connection is kept)."""
-        given, keep = request.head.fields.get(b"x-request-id", b""), request.head.keep
-        named = given.decode("ascii", "replace") if len(given) <= 128 and given.isascii() else ""
-        if named and named.isprintable():
-            request_id = given
-        else:
-            named, self._last_id = "", self._last_id + 1
-            request_id = self._prefix + b"%d" % self._last_id
-        try:
-            return self._answer(client, request, request_id, named)
-        except Refused as refused:
-            client.write(refused.answer(request_id, keep=keep))
-        except Exception:
-            _log.exception("a request broke the gateway; this is a bug in Headframe, it goes on")
-            client.write(Refused(500, "internal_error", "The gateway failed; this is a bug in Headframe.").answer(request_id, keep=keep))
-        return keep
-
-    def _answer(self, client: ClientConnection, request: Request, request_id: bytes, named: str) -> Any:
-        path, method = request.head.path, request.head.method
-        if path == b"/health":
-            return self._say(client, request, request_id, {"status": "ok", "endpoints": len(self.book.endpoints)})
-        caller = self._caller(request)
-        passed = passage(request.head.target) if path.startswith(b"/endpoints/") else None
-        if passed is not None:
-            served = self.book.endpoint(caller, passed[0])
-            if served.sold and caller.key.project_id not in {"", served.entry.project_id}:
-                raise Refused(403, "sold_by_token", "This endpoint sells tokens: ask it through /v1.")
-            through = Passage(self, client, request, passed[1], request_id, served, Tab(self, served, caller, (0, 0), named))
-            through.begin()
-            return through
-        if path == b"/v1/models" or path.startswith(b"/v1/models/"):
-            if method not in {b"GET", b"HEAD"}:
-                raise Refused(405, "method_not_allowed", f"{path.decode('latin-1')} is read with GET.")
-            return self._say(client, request, request_id, self._models(caller, path[len(b"/v1/models/") :].decode("latin-1")))
-        if not path.startswith(b"/v1/"):
-            raise Refused(
-                404, "not_found", f"There is nothing at {path.decode('latin-1')[:200]}: models are asked at /v1/chat/completions and the like."
-            )
-        if method != b"POST":
-            raise Refused(405, "method_not_allowed", "Models are asked with POST.")
-        exchange = Exchange(self, client, request, request_id)
-        exchange.begin(caller, named)
-        return exchange
-
-    def _caller(self, request: Request) -> Caller:
-        """By `Authorization: Bearer`, as OpenAI's clients send it, or `x-api-key`, as Anthropic's do."""
-        head = request.head
-        token = head.token
-        if token is None:
-            header = head.fields.get(b"authorization", b"")
-            token = head.token = header[7:].strip() if header[:7].lower() == b"bearer " else head.fields.get(b"x-api-key", b"")
-        if not token:
-            raise no_key()
-        return self.book.caller(token, self.now_ms())
-
-    def _models(self, caller: Caller, wanted: str) -> dict[str, Any]:
-        found = [
-            {
-                "id": served.entry.serving.model or served.entry.name,
-                "object": "model",
-                "created": served.entry.created_ms // 1000,
-                "owned_by": self._owner(served),
-            }
-            for served in self.book.visible(caller)
-        ]
-        if not wanted:
-            return {"object": "list", "data": found}
-        one = next((model for model in found if model["id"] == wanted), None)
-        if one is None:
-            raise no_model(wanted)
-        return one
-
-    def _owner(self, served: Served) -> str:
-        tenant = self.book.tenants.get(served.entry.project_id)
-        return tenant.entry.name if tenant else "headframe"
-
-    def _say(self, client: ClientConnection, request: Request, request_id: bytes, said: dict[str, Any]) -> bool:
-        body = msgspec.json.encode(said)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), (b"x-request-id", request_id)]
-        keep, bodiless = request.head.keep, request.head.method == b"HEAD"
-        client.write(head(200, headers if keep else [*headers, (b"connection", b"close")]) + (b"" if bodiless else body))
-        return keep
-
-    def _flush(self) -> None:
-        self._due = False
-        self.spool.flush()
 
     async def serve(self, client: GatewayClient, opened: Callable[[], None]) -> None:
         """Until a signal."""
@@ -193,14 +74,14 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, leave.set)
         door = await self._loop.create_server(
-            lambda: ClientConnection(self.answer, self.now_s, self._clients),
+            lambda: ClientConnection(self.door.answer, self.now_s, self._clients),
             sock=bound(self._config.host, self._config.port, shared=self._config.shared_port),
             ssl=_tls(self._config),
             backlog=BACKLOG,
         )
         async with asyncio.TaskGroup() as group:
             self._group = group
-            beside = [self._hearing(client), self._telling(client), self._probing_all(), self._looking(), self._keeping()]
+            beside = [self._hearing(client), self._telling(client), self._probing_all(), self._looking(), self._writing()]
             tasks = [group.create_task(_forever(each)) for each in beside]
             _spare_collections()
             opened()
@@ -217,9 +98,9 @@ class Gateway:
     async def _emptied(self) -> None:
         """What is under way ends, or is ended."""
         until_s = self.now_s() + LEAVE_S
-        while self.exchanges and self.now_s() < until_s:  # noqa: ASYNC110 - looked at now and then, once in a gateway's life
+        while self.door.exchanges and self.now_s() < until_s:  # noqa: ASYNC110 - looked at now and then, once in a gateway's life
             await asyncio.sleep(0.05)
-        for exchange in list(self.exchanges):
+        for exchange in list(self.door.exchanges):
             exchange.cut()
 
     async def _hearing(self, client: GatewayClient) -> None:
@@ -232,7 +113,7 @@ class Gateway:
                 await asyncio.sleep(AGAIN_S)
                 continue
             self.book.take(table)
-            await self.book.keep()
+            await self._keeper.keep()
             self.nudge()
 
     async def _telling(self, client: GatewayClient) -> None:
@@ -258,15 +139,15 @@ class Gateway:
         """One report; whether there is another batch to tell at once."""
         report = self._report(await asyncio.to_thread(self.spool.oldest))  # after an outage there is much to read
         if any(wish.wanted_nano == 0 for wish in report.wishes):
-            await self.book.keep()  # what is given back must not be counted on after a crash
+            await self._keeper.keep()  # what is given back must not be counted on after a crash
         answer = await client.report(report)
         self.spool.taken(answer.batch)
         self.spool.skip_to(answer.batch)
         self.book.hear(answer, self.spool.unsent())
-        for exchange in list(self.poor):
+        for exchange in list(self.door.poor):
             exchange.paid()
         if answer.granted:
-            await self.book.keep()
+            await self._keeper.keep()
         return bool(self.spool.sealed)
 
     def _report(self, batch: ServedBatch | None) -> GatewayReport:
@@ -304,13 +185,13 @@ class Gateway:
         while True:
             await asyncio.sleep(LOOK_S)
             now_s = self.now_s()
-            for exchange in list(self.exchanges):
+            for exchange in list(self.door.exchanges):
                 exchange.looked_at(now_s)
             for client in list(self._clients):
                 client.overdue(now_s)
-            self._flush()
+            self.spool.flush()
 
-    async def _keeping(self) -> None:
+    async def _writing(self) -> None:
         sealed_s = self.now_s()
         while True:
             await asyncio.sleep(SYNC_S)

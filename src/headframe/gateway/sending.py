@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
+from headframe.gateway.dialing import dial
 from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.upstream import ReplicaConnection
@@ -20,7 +21,7 @@ class Place(Protocol):
         """A clock that never steps."""
         ...
 
-    def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+    def spawn(self, task: Callable[[], Awaitable[None]], /) -> None:
         """Do this beside."""
         ...
 
@@ -51,17 +52,17 @@ class Sending:
             self._connection = connection
             self._ask_on(connection, replica)
         else:
-            self._place.spawn(partial(self._connect, replica))
+            self._place.spawn(partial(dial, replica, self._place.now_s, self))
 
-    async def _connect(self, replica: Replica) -> None:
-        try:
-            connection = await replica.connect(self._place.now_s)
-        except (OSError, TimeoutError) as error:
-            replica.failed(f"no connection: {error or 'it takes too long'}")
-            if self._replica is replica:
-                self._detach()
-                self._unreached(Refused(502, "bad_upstream", "The server behind this endpoint can't be reached."))
-            return
+    def unreached(self, replica: Replica, why: str) -> None:
+        """There is no connection to it."""
+        replica.failed(why)
+        if self._replica is replica:
+            self._detach()
+            self._unreached(Refused(502, "bad_upstream", "The server behind this endpoint can't be reached."))
+
+    def reached(self, replica: Replica, connection: ReplicaConnection) -> None:
+        """There is a new connection to it."""
         if self._replica is replica and self._connection is None:
             self._connection = connection
             self._ask_on(connection, replica)

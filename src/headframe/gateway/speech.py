@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from headframe.gateway.records import Ask, Options, Said, Wrapped
 from headframe.gateway.refusals import Refused
 
 MAX_TOKENS = 4096
@@ -16,84 +17,12 @@ CHAT, TEXT, EMBEDDINGS = b"/v1/chat/completions", b"/v1/completions", b"/v1/embe
 _NEEDS = {CHAT: "messages", TEXT: "prompt", EMBEDDINGS: "input"}
 _EMPTY = frozenset({b"", b"null", b'""', b"[]"})
 _END = re.compile(rb"\r?\n\r?\n")
-NOTHING = msgspec.Raw()
-
-
-class Ask(msgspec.Struct):
-    """The fields of a request that matter here; all others are passed on unread."""
-
-    model: str | None = None
-    stream: bool | None = None
-    stream_options: msgspec.Raw = NOTHING
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n: int | None = None
-    messages: list[msgspec.Raw] | None = None
-    prompt: msgspec.Raw = NOTHING
-    input: msgspec.Raw = NOTHING
-
-
-class Details(msgspec.Struct):
-    """How much of the prompt was known already."""
-
-    cached_tokens: int | None = None
-
-
-class Usage(msgspec.Struct):
-    """What a server says that it used, in the words of OpenAI's older and newer interfaces, and of Anthropic's."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    prompt_tokens_details: Details | None = None
-
-    @property
-    def prompt(self) -> int:
-        """Tokens that went in."""
-        return max(0, self.prompt_tokens or self.input_tokens or 0)
-
-    @property
-    def completion(self) -> int:
-        """Tokens that came out."""
-        return max(0, self.completion_tokens or self.output_tokens or 0)
-
-    @property
-    def cached(self) -> int:
-        """Those of the prompt that the server had worked on before."""
-        return max(0, (self.prompt_tokens_details.cached_tokens or 0) if self.prompt_tokens_details else 0)
-
-
-class Inner(msgspec.Struct):
-    """Where newer interfaces put it."""
-
-    usage: Usage | None = None
-
-
-class Said(msgspec.Struct):
-    """An answer, or one event of it."""
-
-    usage: Usage | None = None
-    error: msgspec.Raw = NOTHING
-    choices: list[msgspec.Raw] | None = None
-    model: str | None = None
-
-
-class Options(msgspec.Struct):
-    """What a client asks of a stream."""
-
-    include_usage: bool | None = None
-
-
-class _Wrapped(msgspec.Struct):
-    response: Inner | None = None
-    message: Inner | None = None
 
 
 _ask = msgspec.json.Decoder(Ask).decode
 _options = msgspec.json.Decoder(Options).decode
 _said = msgspec.json.Decoder(Said).decode
-_wrapped = msgspec.json.Decoder(_Wrapped).decode
+_wrapped = msgspec.json.Decoder(Wrapped).decode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 

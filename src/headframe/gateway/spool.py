@@ -12,31 +12,13 @@ from pathlib import Path
 import msgspec
 
 from headframe.files import write_private
+from headframe.gateway.records import Line
 from headframe.model.endpoint import Served, ServedBatch
 from headframe.model.errors import Conflicting
 from headframe.model.ids import GatewayId, KeyId, ProjectId, WorkloadId
 
 BYTES_MAX = 256 * 1024 * 1024
 """As much may wait to be taken; then new requests are refused: nothing that was served is lost."""
-
-
-class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request. `open` while it lasts. `request_id` only where the client gave one."""
-
-    serial: int
-    endpoint: WorkloadId
-    project: ProjectId
-    key: KeyId
-    at_ms: int
-    prompt: int = 0
-    completion: int = 0
-    cached: int = 0
-    amount: int = 0
-    failed: bool = False
-    estimated: bool = False
-    cut: bool = False
-    request_id: str = ""
-    open: bool = False
 
 
 _encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(Line).decode

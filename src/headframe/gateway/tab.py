@@ -1,11 +1,13 @@
 """What one request costs: set aside before it starts, noted while it lasts, written down and paid once when it is over."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from headframe.gateway.book import Book, Caller, Tenant
+from headframe.gateway.counting import Count, hear
 from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Served
 from headframe.gateway.spool import Line, Spool
@@ -13,8 +15,6 @@ from headframe.model.ids import ProjectId
 from headframe.model.serving import tokens_nano
 from headframe.model.units import money
 from headframe.routing.admit import Bucket
-
-Count = Callable[[], Awaitable[tuple[int, int] | None]]
 
 
 class Desk(Protocol):
@@ -35,7 +35,7 @@ class Desk(Protocol):
         """Something is to be written to the spool."""
         ...
 
-    def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+    def spawn(self, task: Callable[[], Awaitable[None]], /) -> None:
         """Do this beside."""
         ...
 
@@ -119,12 +119,11 @@ class Tab:
             self._write(line)
             return
         self._desk.spool.put(msgspec.structs.replace(line, estimated=True, open=True))
+        self._desk.spawn(partial(hear, count, partial(self._counted, line)))
 
-        async def counted() -> None:
-            found = await count()
-            self._write(self._line(*found, cached, failed=failed, cut=cut) if found else line)
-
-        self._desk.spawn(counted)
+    def _counted(self, line: Line, found: tuple[int, int] | None) -> None:
+        """It was counted, or could not be."""
+        self._write(self._line(*found, line.cached, failed=line.failed, cut=line.cut) if found else line)
 
     def _line(self, prompt: int, completion: int, cached: int, *, estimated: bool = False, failed: bool = False, cut: bool = False) -> Line:
         key, served = self._caller.key, self._served

@@ -46,7 +46,7 @@ class Asking(Protocol):
 
 
 class ReplicaConnection(asyncio.Protocol):
-    """One connection to a replica; at most one request at a time is on it."""
+    """One connection to a replica; at most one request at a time is on it, and it is `idle_s` since the last."""
 
     __slots__ = (
         "_asking",
@@ -60,6 +60,7 @@ class ReplicaConnection(asyncio.Protocol):
         "_keep",
         "_known",
         "_midst",
+        "_now_s",
         "_parser",
         "_piece",
         "_release",
@@ -70,11 +71,11 @@ class ReplicaConnection(asyncio.Protocol):
         "tunnelled",
     )
 
-    def __init__(self, release: Callable[["ReplicaConnection", bool], None]) -> None:
-        self._release = release
+    def __init__(self, release: Callable[["ReplicaConnection", bool], None], now_s: Callable[[], float]) -> None:
+        self._release, self._now_s = release, now_s
         self._parser: Any = httptools.HttpResponseParser(self)
         self._asking: Asking | None = None
-        self.transport: asyncio.Transport | None = None
+        self.transport: Any = None
         self.tunnelled: Callable[[bytes], None] | None = None
         self.fresh = True
         self.idle_s = 0.0
@@ -86,7 +87,7 @@ class ReplicaConnection(asyncio.Protocol):
         self.straight: Callable[[bytes], bool] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # pyright: ignore[reportAttributeAccessIssue]
+        self.transport = transport
 
     def ask(self, asking: Asking, data: bytes, *, bodiless: bool = False) -> None:
         """Send a request. The answer to a `bodiless` one (HEAD) ends with its head, whatever length that says."""
@@ -118,7 +119,10 @@ class ReplicaConnection(asyncio.Protocol):
             return
         if self.tunnelled is not None:
             self.tunnelled(data)
-            return
+        else:
+            self._parse(data, midst)
+
+    def _parse(self, data: bytes, midst: bool) -> None:  # noqa: FBT001
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -194,6 +198,7 @@ class ReplicaConnection(asyncio.Protocol):
         asking, self._asking = self._asking, None
         keep = self._keep and self.transport is not None and asking is not None
         self.fresh = self._ended = False
+        self.idle_s = self._now_s()
         if not keep and self.transport is not None:
             self.transport.close()
             self.transport = None

@@ -100,7 +100,7 @@ class ClientConnection(asyncio.Protocol):
         self._now_s = now_s
         self._all = everyone
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport | None = None
+        self._transport: Any = None  # uvloop's is no asyncio.Transport
         self._waiting: deque[Request] = deque()
         self._answering: Answering | None = None
         self._tunnel: Callable[[bytes], None] | None = None
@@ -114,7 +114,7 @@ class ClientConnection(asyncio.Protocol):
         self._target, self._headers, self._body = b"", Headers(), list[bytes]()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport  # pyright: ignore[reportAttributeAccessIssue]
+        self._transport = transport
         self._all.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -137,9 +137,10 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._tunnel is not None:
             self._tunnel(data)
-            return
-        if self._refused is not None:
-            return
+        elif self._refused is None:
+            self._parse(data, begun)
+
+    def _parse(self, data: bytes, begun: bool) -> None:  # noqa: FBT001
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -156,8 +157,7 @@ class ClientConnection(asyncio.Protocol):
             self._unfinished(len(data))
         elif last is not None and not begun:
             self._remember(data, last)
-        if self._refused is not None and self._answering is None and not self._waiting:
-            self._give_refusal()
+        self._give_refusal()
 
     def _remember(self, data: bytes, last: Request) -> None:
         """What came was whole requests: where it was a single one, the next may begin with the same head."""
@@ -253,8 +253,7 @@ class ClientConnection(asyncio.Protocol):
             if len(self._waiting) <= PIPELINED_MAX // 2:
                 self._transport.resume_reading()
             self._next()
-        if self._refused is not None and self._answering is None:
-            self._give_refusal()
+        self._give_refusal()
 
     def close(self) -> None:
         """After what was written is sent."""
@@ -323,7 +322,9 @@ class ClientConnection(asyncio.Protocol):
         self._refused, self._known = self._refused or (status, why), None
 
     def _give_refusal(self) -> None:
-        assert self._refused is not None
+        """Once all that was asked before has its answer."""
+        if self._refused is None or self._answering is not None or self._waiting:
+            return
         status, why = self._refused
         kind = "invalid_request_error"
         body = ('{"error":{"message":"' + why + '","type":"' + kind + '","param":null,"code":"bad_request"}}').encode()

@@ -1,0 +1,43 @@
+"""The gateway as a C compiler makes it, by the command in the documentation: it passes the tests that the plain one passes."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+TESTS = [
+    "tests/unit/test_wire.py",
+    "tests/unit/test_book.py",
+    "tests/unit/test_routing.py",
+    "tests/real/test_gateway.py",
+    "tests/real/test_gateway_fuzz.py",
+]
+
+
+def compiled(target):
+    """Installed there; the environment in which it is found before the sources."""
+    copy = target / "source"
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", target / "installed", copy],
+                          env={**os.environ, "HEADFRAME_COMPILE": "1", "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {**os.environ, "PYTHONPATH": str(target / "installed")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("cc") is None and os.environ.get("CI") != "true", reason="needs a C compiler")
+def test_the_compiled_gateway_passes_the_same_tests(tmp_path):
+    env = compiled(tmp_path)
+    where = subprocess.run(
+        [sys.executable, "-c", "import headframe.gateway.wire as wire; print(wire.__file__)"], env=env, capture_output=True, text=True
+    ).stdout.strip()
+    assert where.startswith(str(tmp_path)) and where.endswith(".so")
+    done = subprocess.run([sys.executable, "-m", "pytest", "-n", "0", *TESTS], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
