@@ -1,6 +1,6 @@
 """The gateway beside nginx (a bare proxy at its best), vllm-router and LiteLLM, on one core, before the same model server in the same run. Run: python benchmarks/bench_gateway.py
 
-Everything of ours is on: keys, limits, routing over four replicas by prefix, usage asked for and taken out, every request written to the durable spool. The gateway has core 0,
+Ours is compiled (HEADFRAME_COMPILE=1, which takes a minute) and, beside that, plain Python. Everything of it is on: keys, limits, routing over four replicas by prefix, usage asked for and taken out, every request written to the durable spool. The gateway has core 0,
 the load (wrk) and the model server (upstream.c, which costs next to nothing) core 1. Needs wrk, nginx and a C compiler; vllm-router and LiteLLM are measured where
 VLLM_ROUTER and LITELLM name their programs. Machines are noisy: quote the ratios, which are of medians of interleaved runs.
 """
@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 import httpx  # noqa: E402
 
-from gateways import Gate, free_port, make_key  # noqa: E402
+from gateways import Gate, compiled, free_port, make_key  # noqa: E402
 from headframe.model.endpoint import EndpointEntry, ReplicaEntry  # noqa: E402
 from headframe.model.serving import Serving  # noqa: E402
 from headframe.server.tls import self_signed  # noqa: E402
@@ -138,8 +138,8 @@ def nginx(root, upstream, tls=None):
     return on(0, [shutil.which("nginx") or "/usr/sbin/nginx", "-c", conf]), port
 
 
-def ours(root, upstream, replicas=4, limits=True, tls=None):
-    """The real gateway process, with a table of four replicas (all of them the same server)."""
+def ours(root, upstream, env, replicas=4, limits=True, tls=None):
+    """The real gateway process, with a table of four replicas (all of them the same server); `env` says where its modules are found."""
     entry, key = make_key(7, **({"rpm": 10**9, "tpm": 10**9} if limits else {}))
 
     class Bench(Gate):
@@ -151,7 +151,8 @@ def ours(root, upstream, replicas=4, limits=True, tls=None):
             )
             return type(made)(run="", seq=0, full=True, keys=made.keys, projects=made.projects, endpoints=(own,))
 
-    gate = Bench(root / f"ours-{replicas}-{bool(tls)}", [], keys=[entry])
+    gate = Bench(root / f"ours-{replicas}-{bool(tls)}-{bool(env)}", [], keys=[entry])
+    gate.env = env
     gate.options = ["--tls-cert", tls[0], "--tls-key", tls[1]] if tls else []
     gate.start(wait=False)
     os.sched_setaffinity(gate.process.pid, {0})
@@ -205,8 +206,10 @@ def main():
     try:
         tried = [("direct", running[0], upstream, "x")]
         tried.append(("nginx, bare proxy", *nginx(root, upstream), "x"))
-        tried.append(("Headframe, 4 replicas", *ours(root, upstream, 4)))
-        tried.append(("Headframe, 1 replica", *ours(root, upstream, 1)))
+        native = {"PYTHONPATH": compiled(root)["PYTHONPATH"]}
+        tried.append(("Headframe, 4 replicas", *ours(root, upstream, native, 4)))
+        tried.append(("Headframe, 1 replica", *ours(root, upstream, native, 1)))
+        tried.append(("  not compiled, 4", *ours(root, upstream, {}, 4)))
         tried += others(root, upstream)
         running += [process for _, process, _, _ in tried[1:]]
         tried = [each for each in tried if answers(each[2], each[0])]
@@ -223,7 +226,7 @@ def main():
                     row["event"].append(event), row["first"].append(first), row["first99"].append(first99)
         alone = {name: paced(port, key, 300 if "LiteLLM" not in name else 60) for name, _, port, key in tried}
         shown(tried, measured, alone)
-        encrypted(root, upstream, running)
+        encrypted(root, upstream, running, native)
     finally:
         for process in running:  # nginx's workers outlive a master that is killed
             process.terminate()
@@ -233,10 +236,10 @@ def main():
         shutil.rmtree(root, ignore_errors=True)
 
 
-def encrypted(root, upstream, running):
+def encrypted(root, upstream, running, env):
     """The same over TLS 1.3, on connections that last, as clients' do."""
     tls = self_signed(root, "127.0.0.1")
-    pairs = {"nginx": (*nginx(root, upstream, tls), "x"), "Headframe, 4 replicas": ours(root, upstream, 4, tls=tls)}
+    pairs = {"nginx": (*nginx(root, upstream, tls), "x"), "Headframe, 4 replicas": ours(root, upstream, env, 4, tls=tls)}
     running += [process for process, _, _ in pairs.values()]
     rates = {name: [] for name in pairs}
     for _, port, _ in pairs.values():

@@ -5,12 +5,14 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -22,6 +24,7 @@ from headframe.model.keys import key_mac, write_key
 from headframe.model.people import Scope
 from headframe.model.serving import Serving
 
+ROOT = Path(__file__).parent.parent
 PEPPER = bytes(range(64))
 
 
@@ -200,7 +203,9 @@ class Gate:
             argv += ["--key-file", self.key_file]
         argv += self.options
         self.log = (self.root / "gateway.log").open("ab")
-        self.process = subprocess.Popen([*map(str, argv)], stdout=self.log, stderr=self.log, env={**os.environ, "HEADFRAME_KEY": "none"})
+        self.process = subprocess.Popen(
+            [*map(str, argv)], stdout=self.log, stderr=self.log, env={**os.environ, **getattr(self, "env", {}), "HEADFRAME_KEY": "none"}
+        )
         if wait:
             limit = time.monotonic() + 15
             while time.monotonic() < limit:
@@ -265,3 +270,15 @@ def free_port():
 def events(text):
     """The data of a stream's events."""
     return [line[5:].strip() for line in re.split(r"\r?\n", text) if line.startswith("data:")]
+
+
+def compiled(target):
+    """The gateway compiled, by the command in the documentation, and installed there; the environment in which it is found before the sources."""
+    copy = target / "source"
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", target / "installed", copy],
+                          env={**os.environ, "HEADFRAME_COMPILE": "1", "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {**os.environ, "PYTHONPATH": str(target / "installed")}

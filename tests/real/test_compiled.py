@@ -4,11 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from gateways import ROOT, compiled
+
 TESTS = [
     "tests/unit/test_wire.py",
     "tests/unit/test_book.py",
@@ -16,18 +16,6 @@ TESTS = [
     "tests/real/test_gateway.py",
     "tests/real/test_gateway_fuzz.py",
 ]
-
-
-def compiled(target):
-    """Installed there; the environment in which it is found before the sources."""
-    copy = target / "source"
-    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, copy)
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", target / "installed", copy],
-                          env={**os.environ, "HEADFRAME_COMPILE": "1", "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}, capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return {**os.environ, "PYTHONPATH": str(target / "installed")}
 
 
 @pytest.mark.slow
