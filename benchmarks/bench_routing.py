@@ -78,7 +78,7 @@ def headframe():
         names = [hash(block).to_bytes(8, "big", signed=True) for block in blocks[::8]][
             :64
         ]  # a block of the gateway's is 512 bytes, of a cache 16 tokens
-        found = choose(replicas, beliefs, names, next(turn))
+        found = replicas[choose([replica.in_flight for replica in replicas], [replica.bit for replica in replicas], beliefs, names, next(turn))]
         beliefs.learn(names, found.bit)
         return found
 

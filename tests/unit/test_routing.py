@@ -109,25 +109,29 @@ def test_the_number_wanted_is_always_allowed(demands, least, more, metric, targe
     assert all(least <= wanted <= serving.replicas_max for wanted in steps(serving, demands))
 
 
+def chosen_of(replicas, beliefs, prompt, turn):
+    return replicas[choose([replica.in_flight for replica in replicas], [replica.bit for replica in replicas], beliefs, prompt, turn)]
+
+
 def test_a_prompt_goes_where_its_beginning_is_believed_to_be():
     replicas, beliefs = [Replica(n) for n in range(4)], Beliefs()
     system = b'{"model":"m","messages":[' + b"s" * 2000
-    first = choose(replicas, beliefs, blocks(system + b"a" * 600, b"x"), 0)
+    first = chosen_of(replicas, beliefs, blocks(system + b"a" * 600, b"x"), 0)
     beliefs.learn(blocks(system + b"a" * 600, b"x"), first.bit)
-    assert all(choose(replicas, beliefs, blocks(system + bytes([n]) * 600, b"x"), n) is first for n in range(4))
+    assert all(chosen_of(replicas, beliefs, blocks(system + bytes([n]) * 600, b"x"), n) is first for n in range(4))
     first.in_flight = 50
-    assert choose(replicas, beliefs, blocks(system, b"x"), 0) is not first, "but not where it is much busier than elsewhere"
+    assert chosen_of(replicas, beliefs, blocks(system, b"x"), 0) is not first, "but not where it is much busier than elsewhere"
     assert blocks(system, b"x") != blocks(system, b"y"), "of another endpoint's, nothing follows"
     first.in_flight = 0
     beliefs.forget(first.bit)
-    assert len({choose(replicas, beliefs, blocks(system, b"x"), n).bit for n in range(4)}) == 4
+    assert len({chosen_of(replicas, beliefs, blocks(system, b"x"), n).bit for n in range(4)}) == 4
 
 
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=12), st.binary(max_size=3000), st.integers(0, 100))
 def test_whatever_is_believed_no_replica_takes_more_than_its_bound(loads, body, turn):
     replicas, beliefs = [Replica(n, load) for n, load in enumerate(loads)], Beliefs()
     beliefs.learn(blocks(body, b"s"), replicas[0].bit)
-    chosen = choose(replicas, beliefs, blocks(body, b"s"), turn)
+    chosen = chosen_of(replicas, beliefs, blocks(body, b"s"), turn)
     assert chosen in replicas
     assert chosen.in_flight <= 1.25 * (sum(loads) + 1) / len(loads) + 2 or all(load > 1.25 * (sum(loads) + 1) / len(loads) + 2 for load in loads)
 

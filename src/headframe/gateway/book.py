@@ -242,9 +242,9 @@ def _limits(caller: Caller, tenant: Tenant | None) -> list[Limit]:
 
 
 def _told(bucket: Bucket, limit: int, unit: bytes) -> bytes:
-    reset_s = (bucket.limit - bucket.level) * 60 / bucket.limit
-    reset = b"%dm%ds" % (reset_s // 60, reset_s % 60) if reset_s >= 60 else b"%.2fs" % reset_s
-    return _TOLD[unit] % (limit, bucket.level if bucket.level > 0 else 0, reset)
+    reset = int((bucket.limit - bucket.level) * 6000 / bucket.limit)  # hundredths of a second
+    told = b"%dm%ds" % (reset // 6000, reset // 100 % 60) if reset >= 6000 else b"%d.%02ds" % (reset // 100, reset % 100)
+    return _TOLD[unit] % (limit, bucket.level if bucket.level > 0 else 0, told)
 
 
 _TOLD = {

@@ -1,19 +1,17 @@
-"""The gateway's door: who asks, for what, and who answers it. It is the `House` of all that is under way; nothing here waits."""
+"""The gateway's door: who asks, for what, and who answers it."""
 
 import logging
 import secrets
-import time
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 
-from headframe.gateway.book import Book, Caller
-from headframe.gateway.exchange import Exchange, Going
+from headframe.gateway.book import Caller
+from headframe.gateway.exchange import Exchange
+from headframe.gateway.house import House
 from headframe.gateway.passage import Passage, passage
 from headframe.gateway.refusals import Refused, no_key, no_model
 from headframe.gateway.replicas import Served
-from headframe.gateway.spool import Spool
 from headframe.gateway.tab import Tab
 from headframe.gateway.wire import ClientConnection, Request, head
 
@@ -23,34 +21,12 @@ _log = logging.getLogger("headframe.gateway")
 
 
 class Door:
-    """`soon` does something at the end of this turn of the loop, `spawn` does it beside, `nudge` tells the control plane now."""
+    """One gateway's."""
 
-    def __init__(
-        self,
-        book: Book,
-        spool: Spool,
-        now_s: Callable[[], float],
-        soon: Callable[[Callable[[], None]], object],
-        spawn: Callable[[Callable[[], Awaitable[None]]], None],
-        nudge: Callable[[], None],
-    ) -> None:
-        self.book, self.spool, self.now_s, self.spawn, self.nudge = book, spool, now_s, spawn, nudge
-        self.exchanges: dict[Going, None] = {}
-        self.poor: dict[Exchange, None] = {}
-        self._soon = soon
-        self._due = False
+    def __init__(self, house: House) -> None:
+        self._house, self._book = house, house.book
         self._last_id = 0
         self._prefix = b"req-" + secrets.token_hex(8).encode() + b"-"
-
-    def now_ms(self) -> int:
-        """The wall clock."""
-        return time.time_ns() // 1_000_000
-
-    def written(self) -> None:
-        """Something is to be written: once for all that ends in this turn of the loop."""
-        if not self._due:
-            self._due = True
-            self._soon(self._flush)
 
     def answer(self, client: ClientConnection, request: Request) -> Any:
         """Who answers a request; True or False where it is answered already (and whether the connection is kept)."""
@@ -73,14 +49,14 @@ class Door:
     def _answer(self, client: ClientConnection, request: Request, request_id: bytes, named: str) -> Any:
         path, method = request.head.path, request.head.method
         if path == b"/health":
-            return self._say(client, request, request_id, {"status": "ok", "endpoints": len(self.book.endpoints), "compiled": COMPILED})
+            return self._say(client, request, request_id, {"status": "ok", "endpoints": len(self._book.endpoints), "compiled": COMPILED})
         caller = self._caller(request)
         passed = passage(request.head.target) if path.startswith(b"/endpoints/") else None
         if passed is not None:
-            served = self.book.endpoint(caller, passed[0])
+            served = self._book.endpoint(caller, passed[0])
             if served.sold and caller.key.project_id not in {"", served.entry.project_id}:
                 raise Refused(403, "sold_by_token", "This endpoint sells tokens: ask it through /v1.")
-            through = Passage(self, client, request, passed[1], request_id, served, Tab(self, served, caller, (0, 0), named))
+            through = Passage(self._house, client, request, passed[1], request_id, served, Tab(self._house, served, caller, (0, 0), named))
             through.begin()
             return through
         if path == b"/v1/models" or path.startswith(b"/v1/models/"):
@@ -93,7 +69,7 @@ class Door:
             )
         if method != b"POST":
             raise Refused(405, "method_not_allowed", "Models are asked with POST.")
-        exchange = Exchange(self, client, request, request_id)
+        exchange = Exchange(self._house, client, request, request_id)
         exchange.begin(caller, named)
         return exchange
 
@@ -106,7 +82,7 @@ class Door:
             token = head.token = header[7:].strip() if header[:7].lower() == b"bearer " else head.fields.get(b"x-api-key", b"")
         if not token:
             raise no_key()
-        return self.book.caller(token, self.now_ms())
+        return self._book.caller(token, self._house.now_ms())
 
     def _models(self, caller: Caller, wanted: str) -> dict[str, Any]:
         found = [
@@ -116,7 +92,7 @@ class Door:
                 "created": served.entry.created_ms // 1000,
                 "owned_by": self._owner(served),
             }
-            for served in self.book.visible(caller)
+            for served in self._book.visible(caller)
         ]
         if not wanted:
             return {"object": "list", "data": found}
@@ -126,7 +102,7 @@ class Door:
         return one
 
     def _owner(self, served: Served) -> str:
-        tenant = self.book.tenants.get(served.entry.project_id)
+        tenant = self._book.tenants.get(served.entry.project_id)
         return tenant.entry.name if tenant else "headframe"
 
     def _say(self, client: ClientConnection, request: Request, request_id: bytes, said: dict[str, Any]) -> bool:
@@ -135,7 +111,3 @@ class Door:
         keep, bodiless = request.head.keep, request.head.method == b"HEAD"
         client.write(head(200, headers if keep else [*headers, (b"connection", b"close")]) + (b"" if bodiless else body))
         return keep
-
-    def _flush(self) -> None:
-        self._due = False
-        self.spool.flush()

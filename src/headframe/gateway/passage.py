@@ -2,7 +2,8 @@
 
 import re
 
-from headframe.gateway.exchange import BETWEEN_S, FIRST_S, House
+from headframe.gateway.exchange import BETWEEN_S, FIRST_S
+from headframe.gateway.house import House
 from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.sending import NOT_PASSED, Sending
@@ -21,15 +22,8 @@ class Passage(Sending):
 
     def __init__(self, house: House, client: ClientConnection, request: Request, target: bytes, request_id: bytes, served: Served, tab: Tab) -> None:
         super().__init__(house, served)
-        self._house, self._client, self._head, self._body, self._target, self._id, self._tab = (
-            house,
-            client,
-            request.head,
-            request.body,
-            target,
-            request_id,
-            tab,
-        )
+        self._client, self._head, self._body = client, request.head, request.body
+        self._target, self._id, self._tab = target, request_id, tab
         self.size, self.due_s, self._started_s = len(request.body), 0.0, house.now_s()
         self._held = self._head_sent = self._over = self._chunked = self._tunnelled = self._open = False
         self._tries = 0

@@ -124,8 +124,10 @@ class Served:
         """The replica for a request; after a failure another than that one, where there is one."""
         self.turn += 1
         able = [replica for replica in self.open if replica is not but] if but is not None and len(self.open) > 1 else self.open
-        found = choose(able, self.beliefs, prompt, self.turn)
-        if prompt and found is not None:
+        if not able:
+            return None
+        found = able[choose([replica.in_flight for replica in able], [replica.bit for replica in able], self.beliefs, prompt, self.turn)]
+        if prompt:
             self.beliefs.learn(prompt, found.bit)
         return found
 

@@ -20,6 +20,7 @@ from headframe.client.http import ApiError, Unreachable
 from headframe.files import alone, write_private
 from headframe.gateway.book import Book
 from headframe.gateway.door import Door
+from headframe.gateway.house import House
 from headframe.gateway.keeping import Keeper
 from headframe.gateway.probe import probe
 from headframe.gateway.records import Config
@@ -57,7 +58,8 @@ class Gateway:
         self._keeper = Keeper(book)
         self._loop = asyncio.get_running_loop()
         self.now_s = self._loop.time
-        self.door = Door(book, spool, self.now_s, self._loop.call_soon, self.spawn, self.nudge)
+        self._house = House(book, spool, self.now_s, self._loop.call_soon, self.spawn, self.nudge)
+        self._door = Door(self._house)
 
     def nudge(self) -> None:
         """Tell the control plane now."""
@@ -74,7 +76,7 @@ class Gateway:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, leave.set)
         door = await self._loop.create_server(
-            lambda: ClientConnection(self.door.answer, self.now_s, self._clients),
+            lambda: ClientConnection(self._door.answer, self.now_s, self._clients),
             sock=bound(self._config.host, self._config.port, shared=self._config.shared_port),
             ssl=_tls(self._config),
             backlog=BACKLOG,
@@ -98,9 +100,9 @@ class Gateway:
     async def _emptied(self) -> None:
         """What is under way ends, or is ended."""
         until_s = self.now_s() + LEAVE_S
-        while self.door.exchanges and self.now_s() < until_s:  # noqa: ASYNC110 - looked at now and then, once in a gateway's life
+        while self._house.exchanges and self.now_s() < until_s:  # noqa: ASYNC110 - looked at now and then, once in a gateway's life
             await asyncio.sleep(0.05)
-        for exchange in list(self.door.exchanges):
+        for exchange in list(self._house.exchanges):
             exchange.cut()
 
     async def _hearing(self, client: GatewayClient) -> None:
@@ -144,7 +146,7 @@ class Gateway:
         self.spool.taken(answer.batch)
         self.spool.skip_to(answer.batch)
         self.book.hear(answer, self.spool.unsent())
-        for exchange in list(self.door.poor):
+        for exchange in list(self._house.poor):
             exchange.paid()
         if answer.granted:
             await self._keeper.keep()
@@ -185,7 +187,7 @@ class Gateway:
         while True:
             await asyncio.sleep(LOOK_S)
             now_s = self.now_s()
-            for exchange in list(self.door.exchanges):
+            for exchange in list(self._house.exchanges):
                 exchange.looked_at(now_s)
             for client in list(self._clients):
                 client.overdue(now_s)

@@ -1,10 +1,9 @@
 """A request on its way to a replica: the connection it is on, and its end. What is asked and what is done with the answer is the business of those that inherit it."""
 
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol
 
 from headframe.gateway.dialing import dial
+from headframe.gateway.house import House
 from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.upstream import ReplicaConnection
@@ -14,25 +13,13 @@ NOT_PASSED = HOP_BY_HOP | {b"host", b"content-length", b"authorization", b"x-api
 """Of a client's headers: what is only between it and us, and its key."""
 
 
-class Place(Protocol):
-    """What of the gateway is needed here."""
-
-    def now_s(self) -> float:
-        """A clock that never steps."""
-        ...
-
-    def spawn(self, task: Callable[[], Awaitable[None]], /) -> None:
-        """Do this beside."""
-        ...
-
-
 class Sending:
     """At most one replica and one connection at a time; both are let go of together."""
 
-    __slots__ = ("_before", "_connection", "_place", "_replica", "_served")
+    __slots__ = ("_before", "_connection", "_house", "_replica", "_served")
 
-    def __init__(self, place: Place, served: Served) -> None:
-        self._place, self._served = place, served
+    def __init__(self, house: House, served: Served) -> None:
+        self._house, self._served = house, served
         self._replica: Replica | None = None
         self._before: Replica | None = None
         self._connection: ReplicaConnection | None = None
@@ -47,12 +34,12 @@ class Sending:
         self._replica = replica
         replica.in_flight += 1
         self._served.in_flight += 1
-        connection = replica.pooled(self._place.now_s()) if pooled else None
+        connection = replica.pooled(self._house.now_s()) if pooled else None
         if connection is not None:
             self._connection = connection
             self._ask_on(connection, replica)
         else:
-            self._place.spawn(partial(dial, replica, self._place.now_s, self))
+            self._house.spawn(partial(dial, replica, self._house.now_s, self))
 
     def unreached(self, replica: Replica, why: str) -> None:
         """There is no connection to it."""

@@ -1,54 +1,31 @@
 """What one request costs: set aside before it starts, noted while it lasts, written down and paid once when it is over."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 import msgspec
 
-from headframe.gateway.book import Book, Caller, Tenant
+from headframe.gateway.book import Caller, Tenant
 from headframe.gateway.counting import Count, hear
+from headframe.gateway.house import House
+from headframe.gateway.records import Line
 from headframe.gateway.refusals import Refused
 from headframe.gateway.replicas import Served
-from headframe.gateway.spool import Line, Spool
 from headframe.model.ids import ProjectId
 from headframe.model.serving import tokens_nano
 from headframe.model.units import money
 from headframe.routing.admit import Bucket
 
 
-class Desk(Protocol):
-    """What of the gateway keeps accounts."""
-
-    book: Book
-    spool: Spool
-
-    def now_s(self) -> float:
-        """A clock that never steps."""
-        ...
-
-    def now_ms(self) -> int:
-        """The wall clock."""
-        ...
-
-    def written(self) -> None:
-        """Something is to be written to the spool."""
-        ...
-
-    def spawn(self, task: Callable[[], Awaitable[None]], /) -> None:
-        """Do this beside."""
-        ...
-
-
 class Tab:
     """One request's. `most` is what may go in and come out at the most, in tokens; `named` the request's id where the client gave it."""
 
-    __slots__ = ("_buckets", "_caller", "_desk", "_held", "_most", "_serial", "_served", "_settled", "at_ms", "limits", "named", "tenant")
+    __slots__ = ("_buckets", "_caller", "_held", "_house", "_most", "_serial", "_served", "_settled", "at_ms", "limits", "named", "tenant")
 
-    def __init__(self, desk: Desk, served: Served, caller: Caller, most: tuple[int, int], named: str) -> None:
-        self._desk, self._served, self._caller, self._most, self.named = desk, served, caller, most, named
-        self.tenant: Tenant | None = desk.book.tenants.get(caller.key.project_id)  # an operator's key has no project
-        self.at_ms = desk.now_ms()
+    def __init__(self, house: House, served: Served, caller: Caller, most: tuple[int, int], named: str) -> None:
+        self._house, self._served, self._caller, self._most, self.named = house, served, caller, most, named
+        self.tenant: Tenant | None = house.book.tenants.get(caller.key.project_id)  # an operator's key has no project
+        self.at_ms = house.now_ms()
         self.limits = b""
         self._buckets: Sequence[Bucket] = ()
         self._held = self._serial = 0
@@ -56,13 +33,13 @@ class Tab:
 
     def admit(self) -> bool:
         """Take it from every limit and set aside what it may cost. Raises Refused with nothing taken; False where money has to be asked for first."""
-        if self._desk.spool.full:
+        if self._house.spool.full:
             raise Refused(
                 503, "overloaded", "What was served can't be told to the control plane, and no more of it fits on disk: try later.", again_s=30
             )
         if self._served.sold and self.tenant is None:
             raise Refused(403, "no_project", "This endpoint sells tokens, and an operator's key has no project to bill: use a key of a project.")
-        self._buckets, self.limits = self._desk.book.admit(self._caller, self.tenant, self._most[0] + self._most[1])
+        self._buckets, self.limits = self._house.book.admit(self._caller, self.tenant, self._most[0] + self._most[1])
         return self.hold()
 
     def hold(self) -> bool:
@@ -89,12 +66,12 @@ class Tab:
 
     def open(self) -> None:
         """It begins: from now on it is written down."""
-        self._serial = self._desk.spool.next_serial()
+        self._serial = self._house.spool.next_serial()
 
     def progress(self, events: int) -> None:
         """It lasts: what was delivered so far is written down, guessed by its events, for the case that this process ends now."""
         line = self._line(self._most[0], events, 0, estimated=True)
-        self._desk.spool.put(msgspec.structs.replace(line, open=True))
+        self._house.spool.put(msgspec.structs.replace(line, open=True))
 
     def settle(
         self,
@@ -118,8 +95,8 @@ class Tab:
         if count is None:
             self._write(line)
             return
-        self._desk.spool.put(msgspec.structs.replace(line, estimated=True, open=True))
-        self._desk.spawn(partial(hear, count, partial(self._counted, line)))
+        self._house.spool.put(msgspec.structs.replace(line, estimated=True, open=True))
+        self._house.spawn(partial(hear, count, partial(self._counted, line)))
 
     def _counted(self, line: Line, found: tuple[int, int] | None) -> None:
         """It was counted, or could not be."""
@@ -134,8 +111,8 @@ class Tab:
         )  # fmt: skip
 
     def _write(self, line: Line) -> None:
-        self._desk.spool.put(line)
-        self._desk.written()
+        self._house.spool.put(line)
+        self._house.written()
         served = self._served
         served.prompt += line.prompt
         served.completion += line.completion
@@ -145,7 +122,7 @@ class Tab:
     def _pay(self, cost: int, tokens: int) -> None:
         """What was set aside and not used goes back."""
         if self.tenant is not None and (self._held or cost):
-            self.tenant.paid(self._held, cost, self._desk.now_s())
+            self.tenant.paid(self._held, cost, self._house.now_s())
         self._held = 0
         if self._buckets:
             unused = self._most[0] + self._most[1] - tokens

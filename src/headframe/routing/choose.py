@@ -5,23 +5,12 @@ one had the best of both, hits and evenness (see `benchmarks/bench_routing.py`).
 """
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
 
 BLOCK_BYTES, BLOCKS_MAX = 512, 64
 OVER_MEAN, OVER = 1.25, 2
 """A replica takes no more than 1.25 times the mean, and two more."""
 KNOWN_MAX = 200_000
 """Blocks remembered for one endpoint, at about 100 bytes each."""
-
-
-class Replica(Protocol):
-    """What is looked at."""
-
-    in_flight: int
-    bit: int
-
-
-R = TypeVar("R", bound=Replica)
 
 
 def blocks(body: bytes, salt: bytes) -> Sequence[int]:
@@ -70,20 +59,18 @@ class Beliefs:
         self._holders = {block: left for block, holders in self._holders.items() if (left := holders & ~bit)}
 
 
-def choose(replicas: Sequence[R], beliefs: Beliefs, prompt: Sequence[int], turn: int) -> R | None:
-    """The replica for a request, None where there is none. Among equals it is each one's `turn`."""
-    if len(replicas) < 2:
-        return replicas[0] if replicas else None
-    able, loads = replicas, [replica.in_flight for replica in replicas]
+def choose(loads: Sequence[int], bits: Sequence[int], beliefs: Beliefs, prompt: Sequence[int], turn: int) -> int:
+    """The place of the replica that answers, of at least one. `loads` is how many requests each has under way, `bits` how beliefs name them. Among equals it is each one's `turn`."""
+    if len(loads) == 1:
+        return 0
+    best = -1
     if prompt:
-        bound = OVER_MEAN * (sum(loads) + 1) / len(replicas) + OVER
-        able = [replica for replica in replicas if replica.in_flight <= bound]  # the least busy one always is
-        mask = 0
-        for replica in able:
-            mask |= replica.bit
+        bound, mask = OVER_MEAN * (sum(loads) + 1) / len(loads) + OVER, 0
+        for place, load in enumerate(loads):
+            if load <= bound:  # the least busy one always is
+                mask |= bits[place]
         _, best = beliefs.matched(prompt, mask)
-        able = [replica for replica in able if replica.bit & best]
-        loads = [replica.in_flight for replica in able]
-    least = min(loads)
-    tied = [replica for replica in able if replica.in_flight == least]
+    able = [place for place, bit in enumerate(bits) if bit & best]
+    least = min([loads[place] for place in able])
+    tied = [place for place in able if loads[place] == least]
     return tied[turn % len(tied)]
