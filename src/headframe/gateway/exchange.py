@@ -44,7 +44,7 @@ WHOLE_BYTES_MAX = 8 * 1024 * 1024
 AT_ONCE_BYTES = 64 * 1024
 _NONE = AnswerHead(0, [], whole=True)
 _NOT_OURS = NOT_PASSED | {b"accept-encoding"}
-_NOT_THEIRS = HOP_BY_HOP | {b"server", b"content-length", b"x-request-id", b"set-cookie", b"cache-control", b"x-accel-buffering"}
+_NOT_THEIRS = HOP_BY_HOP | {b"server", b"x-request-id", b"set-cookie", b"cache-control", b"x-accel-buffering"}
 
 
 NEW: Final = 0
@@ -136,8 +136,9 @@ class Exchange(Sending):
         self._drop()
         self._break(Refused(503, "shutting_down", "This gateway is shutting down: try again.", again_s=1))
 
-    def answered(self, head: AnswerHead) -> None:
+    def answered(self, head: AnswerHead, length: int | None) -> None:
         """The replica's head."""
+        del length
         self._reply = head
         self._stream = Stream(injected=self._injected, name=self._name) if head.streamed and head.status == 200 else None
         if self._replica is not None and head.status < 500:

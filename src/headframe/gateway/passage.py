@@ -74,7 +74,7 @@ class Passage(Sending):
         self._drop()
         self._break(Refused(503, "shutting_down", "This gateway is shutting down: try again.", again_s=1))
 
-    def answered(self, head: AnswerHead) -> None:
+    def answered(self, head: AnswerHead, length: int | None) -> None:
         """The replica's head goes on as it is."""
         status, headers = head.status, head.headers
         passed = [pair for pair in headers if pair[0] not in HOP_BY_HOP and pair[0] != b"x-request-id"]
@@ -86,9 +86,9 @@ class Passage(Sending):
             self._tunnel()
             return
         bodiless = status in {204, 304} or self._head.method == b"HEAD"
-        bodied = head.whole and any(name == b"content-length" for name, _ in headers)
-        self._chunked = not bodied and not bodiless and self._head.chunks
-        self._open = self._head.keep and (bodied or self._chunked or bodiless)
+        self._chunked = length is None and not bodiless and self._head.chunks
+        self._open = self._head.keep and (length is not None or self._chunked or bodiless)
+        passed += [(b"content-length", b"%d" % length)] if length is not None else []
         passed += [(b"transfer-encoding", b"chunked")] if self._chunked else []
         passed += [] if self._open else [(b"connection", b"close")]
         self._client.write(written(status, passed))

@@ -20,8 +20,9 @@ class _Answer:
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._status = 0
 
-    def answered(self, head: AnswerHead) -> None:
+    def answered(self, head: AnswerHead, length: int | None) -> None:
         """The head."""
+        del length
         self._status = head.status
 
     def piece(self, data: bytes) -> None:

@@ -9,7 +9,7 @@ from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.upstream import ReplicaConnection
 from headframe.gateway.wire import HOP_BY_HOP
 
-NOT_PASSED = HOP_BY_HOP | {b"host", b"content-length", b"authorization", b"x-api-key", b"expect", b"x-request-id", b"cookie"}
+NOT_PASSED = HOP_BY_HOP | {b"host", b"authorization", b"x-api-key", b"expect", b"x-request-id", b"cookie"}
 """Of a client's headers: what is only between it and us, and its key."""
 
 

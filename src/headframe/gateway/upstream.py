@@ -14,8 +14,8 @@ _log = logging.getLogger("headframe.gateway")
 
 
 class AnswerHead:
-    """What an answer says before its body, which is `whole` unless it ends where the connection does. `passed` is what is made of it, the lines that a client gets, once for all
-    answers that begin with it.
+    """What an answer says before its body, which is `whole` unless it ends where the connection does; but its length, which each that begins so has its own. `passed` is what is
+    made of it, the lines that a client gets, once for all.
     """
 
     __slots__ = ("headers", "passed", "status", "streamed", "whole")
@@ -28,8 +28,8 @@ class AnswerHead:
 class Asking(Protocol):
     """What waits for an answer of a replica."""
 
-    def answered(self, head: AnswerHead) -> None:
-        """The head came."""
+    def answered(self, head: AnswerHead, length: int | None) -> None:
+        """The head came, and said that its body has so many bytes."""
         ...
 
     def piece(self, data: bytes) -> None:
@@ -113,7 +113,7 @@ class ReplicaConnection(asyncio.Protocol):
             return
         before, midst, asking = self._known, self._midst, self._asking
         if before is not None and not midst and asking is not None and not self._bodiless and (body := before.body(data)) is not None:
-            asking.answered(before.meaning)
+            asking.answered(before.meaning, len(body))
             asking.piece(body)
             self._finish()
             return
@@ -173,9 +173,12 @@ class ReplicaConnection(asyncio.Protocol):
         if len(headers) > HEADERS_MAX:
             raise ValueError("too many headers")
         fields = dict(headers)
-        whole = b"content-length" in fields or b"transfer-encoding" in fields or status in {101, 204, 304}
+        length = int(fields[b"content-length"]) if b"content-length" in fields else None
+        whole = length is not None or b"transfer-encoding" in fields or status in {101, 204, 304}
+        if length is not None:
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
         self._head = AnswerHead(status, headers, whole=whole, streamed=fields.get(b"content-type", b"").startswith(b"text/event-stream"))
-        self._asking.answered(self._head)
+        self._asking.answered(self._head, length)
         if self._bodiless:  # llhttp can't be told, and waits for a body: the connection is not used again
             self._ended, self._keep = True, False
 

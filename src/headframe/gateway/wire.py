@@ -29,7 +29,7 @@ _log = logging.getLogger("headframe.gateway")
 
 
 class RequestHead:
-    """What a request says before its body. `fields` has the first header of each (lower-case) name; `keep` says whether the client wants to ask again on this connection;
+    """What a request says before its body, but the body's length, which each that begins so has its own. `fields` has the first header of each (lower-case) name; `keep` says whether the client wants to ask again on this connection;
     HTTP/1.0 knows no chunks. `token` and `passed` are what is made of it (the key, the lines that a replica gets), once for all requests that begin with it.
     """
 
@@ -196,6 +196,8 @@ class ClientConnection(asyncio.Protocol):
         if fault is not None:
             self._refuse(*fault)
             raise ValueError
+        if fields.pop(b"content-length", None) is not None:
+            headers = [pair for pair in headers if pair[0] != b"content-length"]
         self._head = RequestHead(parser.get_method(), target if target[:1] == b"/" else _ABSOLUTE.sub(b"/", target), headers, fields,
                                  keep=parser.should_keep_alive(), chunks=version == "1.1", upgrade=parser.should_upgrade())  # fmt: skip
         if b"expect" in fields:
