@@ -1,5 +1,6 @@
 """The gateway's two sides of HTTP by themselves: bytes in, bytes out, no sockets. Beside them h11 says what the bytes mean."""
 
+import gc
 from functools import partial
 
 import h11
@@ -247,3 +248,19 @@ def test_heads_that_come_again_are_not_parsed_again():
         client.data_received(b"POST /v1/x HTTP/1.1\r\nhost: x\r\nContent-Length: %d\r\nx-a: 1\r\n\r\n%s" % (len(body), body))
     assert [request.body for request in asked] == [b"hi", b"hello", b"x" * 100]
     assert asked[0].head is asked[1].head is asked[2].head
+
+
+def test_connections_that_are_lost_do_not_wait_for_the_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        client = ClientConnection(lambda _, request: True, lambda: 0.0, set())
+        replica = ReplicaConnection(lambda *_: None, lambda: 0.0)
+        for connection, said in ((client, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"), (replica, HEAD + b"0\r\n\r\n")):
+            connection.connection_made(Transport())
+            connection.data_received(said)
+            connection.connection_lost(None)
+        del client, replica, connection
+        assert not [one for one in gc.get_objects() if type(one) in {ClientConnection, ReplicaConnection}]
+    finally:
+        gc.enable()

@@ -146,7 +146,7 @@ class ReplicaConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self.transport = None
+        self.transport = self._parser = None
         self._release(self, False)
         asking, self._asking = self._asking, None
         if asking is None:

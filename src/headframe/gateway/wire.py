@@ -119,7 +119,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        self._transport = None
+        self._transport = self._parser = None  # it knows us as we know it: together they would wait for the collector
         self._all.discard(self)
         self._waiting.clear()
         answering, self._answering = self._answering, None
