@@ -188,7 +188,7 @@ def test_tokens_cost_what_their_price_says_rounded_up_once(price_in, price_out, 
 def test_a_stream_cut_anywhere_says_the_same(said, end, cuts, injected):
     raw = "".join(f"data: {each}{end}" for each in said).encode()
     places = sorted({min(cut, len(raw)) for cut in cuts} | {0, len(raw)})
-    stream, got = Stream(injected=injected, name=""), b""
+    stream, got = Stream(injected=injected, name="", write=bytes), b""
     for start, stop in zip(places, places[1:]):
         if part := raw[start:stop]:
             got += stream.feed(part)

@@ -1,7 +1,6 @@
 """The gateway's two sides of HTTP by themselves: bytes in, bytes out, no sockets. Beside them h11 says what the bytes mean."""
 
 import gc
-from functools import partial
 
 import h11
 from hypothesis import given
@@ -46,7 +45,7 @@ class Client:
 
     def __init__(self, connection, straight):
         self.connection, self.straightly = connection, straight
-        self.stream, self.out, self.passed, self.whole, self.broken = Stream(injected=True, name=""), [], 0, False, False
+        self.stream, self.out, self.passed, self.whole, self.broken = Stream(injected=True, name="", write=self.write), [], 0, False, False
         self.headers = None
 
     def answered(self, head, length):
@@ -55,7 +54,7 @@ class Client:
     def piece(self, data):
         if ready := self.stream.feed(data):
             self.out.append(chunk(ready))
-            self.connection.straight = partial(self.stream.straight, self.write) if self.straightly else None
+            self.connection.straight = self.stream.straight if self.straightly else None
 
     def write(self, data):
         self.passed += 1

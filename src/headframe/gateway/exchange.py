@@ -140,7 +140,7 @@ class Exchange(Sending):
         """The replica's head."""
         del length
         self._reply = head
-        self._stream = Stream(injected=self._injected, name=self._name) if head.streamed and head.status == 200 else None
+        self._stream = Stream(injected=self._injected, name=self._name, write=self._client.writer) if head.streamed and head.status == 200 else None
         if self._replica is not None and head.status < 500:
             self._replica.failures = 0
 
@@ -286,7 +286,7 @@ class Exchange(Sending):
         if self._stream is not None:
             more += b"cache-control: no-cache\r\nx-accel-buffering: no\r\n"
             if self._chunked and self._connection is not None:
-                self._connection.straight = partial(self._stream.straight, self._client.writer)
+                self._connection.straight = self._stream.straight
         if not self._open:
             more += b"connection: close\r\n"
         took_ms = (self._house.now_s() - self._started_s) * 1000

@@ -1,6 +1,7 @@
 """A model's stream of events on its way to the client: whole events only, without the one that only the gateway asked for, and what they say noted. It does no I/O."""
 
 from collections.abc import Callable
+from typing import Final
 
 from headframe.gateway.refusals import Refused
 from headframe.gateway.speech import data_of, events, last_end, read_said, text_of
@@ -9,31 +10,61 @@ EVENT_BYTES_MAX = 4 * 1024 * 1024
 KEPT_BYTES_MAX = 4 * 1024 * 1024
 """So much of a stream is kept, to count its tokens if nobody says them."""
 
+LINED: Final = 4096
+"""Chunks of more bytes than that are left to the parser: they cost little for what they carry."""
+
+
+def _line(size: int) -> bytes:
+    """How one begins that has so many bytes from its first to its last: with the size of what it carries, in sixteens."""
+    for digits in range(1, 5):
+        carried = size - digits - 4
+        if carried >= 0 and len(b"%x" % carried) == digits:
+            return b"%x\r\n" % carried
+    return b"no chunk"
+
+
+_LINES = [_line(size) for size in range(LINED + 1)]
+
 
 class Stream:
     """`injected`: usage was asked for by us alone, so its event is left out. `renamed` is (what the server calls the model, what the client does)."""
 
-    __slots__ = ("_counted", "_events", "_kept", "_rest", "cached", "completion", "done", "failed", "injected", "name", "prompt", "size", "used")
+    __slots__ = (
+        "_counted",
+        "_events",
+        "_kept",
+        "_rest",
+        "cached",
+        "completion",
+        "done",
+        "failed",
+        "injected",
+        "name",
+        "prompt",
+        "size",
+        "used",
+        "write",
+    )
 
-    def __init__(self, *, injected: bool, name: str) -> None:
-        self.injected, self.name = injected, name
+    def __init__(self, *, injected: bool, name: str, write: Callable[[bytes], None]) -> None:
+        self.injected, self.name, self.write = injected, name, write
         self.used = self.done = self.failed = False
         self.prompt = self.completion = self.cached = self.size = 0
         self._rest = b""
         self._kept: list[bytes] = []
         self._counted = self._events = 0
 
-    def straight(self, write: Callable[[bytes], None], data: bytes) -> bool:
-        """What came between two chunks goes on as it is, if it is one whole chunk of whole events in which there is nothing to do: so a token costs no parser. (`find`, since
-        `in` first makes an exception for what is no number.)
+    def straight(self, data: bytes) -> bool:
+        """What came between two chunks goes on as it is by `write`, if it is one whole chunk of whole events in which there is nothing to do: so a token costs no parser. (`find`,
+        since `in` first makes an exception for what is no number.)
         """
-        if self._rest or self.name or data[-4:] != b"\n\n\r\n" or data.find(b'"usage"') > 0 or data.find(b'"error"') > 0 or data.find(b"[DONE]") > 0:
+        size = len(data)
+        if self._rest or self.name or size > LINED or not data.startswith(_LINES[size]) or data[-4:] != b"\n\n\r\n":
             return False
-        start = data.find(b"\r\n")
-        if data[:start] != b"%x" % (len(data) - start - 4):
+        if data.find(b'"usage"') > 0 or data.find(b'"error"') > 0 or data.find(b"[DONE]") > 0:
             return False
         self._keep(data)
-        write(data)
+        self.write(data)
         return True
 
     def feed(self, data: bytes) -> bytes:
