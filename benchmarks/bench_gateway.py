@@ -57,13 +57,13 @@ def answers(port, name="", limit_s=90):
 
 
 def cpu_s(pid):
-    """Of a process and its children."""
-    total = 0.0
+    """Of a process's threads and its children's, to the nanosecond: the ticks of `stat` are a tenth of what a hundred streams cost."""
+    total = 0
     for each in [pid, *map(int, subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split())]:
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{each}/stat").read_text().rsplit(")", 1)[1].split()
-            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
+        for thread in Path(f"/proc/{each}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):
+                total += int(thread.read_text().split()[0])
+    return total / 1e9
 
 
 def rss_mb(pid):
