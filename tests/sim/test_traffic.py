@@ -40,6 +40,22 @@ def test_under_faults_every_request_is_answered_or_refused_or_lost_with_its_mach
     assert runs[0].ready[-1][1] == 0
 
 
+def test_an_endpoint_nobody_asks_goes_also_where_no_leader_lives_as_long_as_its_idle_time():
+    class Restless(Traffic):
+        def _tell(self):
+            super()._tell()
+            if self.at_ms - self.crashed_ms > 120_000:
+                self.crashed_ms = self.at_ms
+                self._crash(0)
+
+        crashed_ms = 0
+
+    asked = [Asked(n * 1000, 100, 100) for n in range(60)]
+    report = Restless(Config(seed=1, nodes=6, hours=1, jobs_per_hour=0, faults=False, servers=1), SERVING, asked, None).replayed()
+    assert report.answered == 60
+    assert report.ready[-1][1] == 0
+
+
 def test_a_drain_that_does_not_wait_is_found(monkeypatch):
     """The promise would be worth nothing if it could not be broken: a replica that is stopped while it still answers."""
     monkeypatch.setattr(Demand, "_empty", lambda *_: True)

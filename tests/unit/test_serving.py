@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headframe.model.command import ApplyEndpoint, StopEndpoint, TakeReport
-from headframe.model.endpoint import GatewayReport, Served, ServedBatch, Wish
+from headframe.model.endpoint import EndpointReport, GatewayReport, Served, ServedBatch, Wish
 from headframe.model.ids import KeyId, WorkloadId, allocation_id
 from headframe.model.money import Entry
 from headframe.model.serving import Load, Pricing, Serving
@@ -14,6 +14,7 @@ from headframe.model.units import NANO_PER_USD
 from headframe.model.work import ENDPOINT, Facts, Observation, Tier
 from headframe.reconcile.endpoints import DRAIN_MS, ROLL_WAIT_MS, endpoints
 from headframe.server.decide import decide
+from headframe.server.demand import Demand
 from headframe.server.serving import SILENT_MS, silent
 from headframe.server.tick import decisions
 from support import NOW_MS, PROJECT, commit, fleet, project, spec
@@ -90,6 +91,21 @@ def test_replicas_are_made_placed_and_given_up_as_they_are_wanted():
     assert not world.endpoints
     assert not world.held
     assert project(world).held_nano == 0
+
+
+def test_another_leader_hears_from_gateways_for_how_long_nobody_asked():
+    world = served(fleet(nodes=1, gpus_each=4), idle_s=600)
+    for n in range(3):
+        turn(world, NOW_MS + n * 1000, 1)
+
+    def wanted(*quiet_s):
+        leader = Demand()
+        for n, each in enumerate(quiet_s):
+            leader.hear(GatewayReport(gateway=f"gw-{n}", endpoints=(EndpointReport(id=KEY, in_flight=0, held=0, quiet_s=each),)), NOW_MS + 9000)
+        return leader.loads(world, NOW_MS + 9000)[KEY].wanted
+
+    assert wanted(601.0) == wanted(700.0, 601.0) == 0
+    assert wanted(599.0) == wanted(700.0, 20.0) == 1, "the gateway that was asked last says it"
 
 
 def test_what_is_drained_is_stopped_only_when_no_gateway_has_anything_there_or_at_its_limit():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from headframe.gateway.stream import Stream
 from headframe.gateway.upstream import ReplicaConnection
-from headframe.gateway.wire import ClientConnection, chunk
+from headframe.gateway.wire import BODY_S, ClientConnection, chunk
 
 EVENTS = st.sampled_from(
     [
@@ -263,3 +263,30 @@ def test_connections_that_are_lost_do_not_wait_for_the_collector():
         assert not [one for one in gc.get_objects() if type(one) in {ClientConnection, ReplicaConnection}]
     finally:
         gc.enable()
+
+
+def test_what_begins_to_come_while_another_is_answered_has_its_time_from_its_own_turn():
+    """Found by reading: a client that sent a part of its next request lost the stream that it was getting, after half a minute."""
+    now_s, ended = [0.0], []
+    client, transport = ClientConnection(lambda *_: Answering(), lambda: now_s[0], set()), Transport()
+    transport.abort = lambda: ended.append(now_s[0])
+    client.connection_made(transport)
+    client.data_received(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhiPOST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhe")
+    for now_s[0] in range(1, 200):
+        client.overdue(now_s[0])
+    assert not ended
+    client.finished(keep=True)
+    client.overdue(now_s[0] + BODY_S - 1)
+    assert not transport.sent
+    client.overdue(now_s[0] + BODY_S)
+    assert transport.sent.startswith(b"HTTP/1.1 408")
+
+
+class Answering:
+    """An answer that lasts."""
+
+    def gone(self):
+        pass
+
+    def stall(self, stalled):
+        pass

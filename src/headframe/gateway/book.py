@@ -203,7 +203,7 @@ class Book:
     def _endpoint(self, entry: EndpointEntry) -> None:
         served = self.endpoints.get(entry.id)
         if served is None:
-            served = self.endpoints[entry.id] = Served(entry)
+            served = self.endpoints[entry.id] = Served(entry, self._now_s())
         replicas = tuple(replica if replica.host else msgspec.structs.replace(replica, host=self._host) for replica in entry.replicas)
         served.update(msgspec.structs.replace(entry, replicas=replicas), lambda key: replica_key(self._pepper, key).encode())
 

@@ -372,7 +372,8 @@ class Exchange(Sending):
             self._served.held.leave(self)
         if at >= HELD:
             self._served.waiting -= not self._first
-            self._served.took_ms += (self._house.now_s() - self._started_s) * 1000
+            self._served.busy_s = now_s = self._house.now_s()
+            self._served.took_ms += (now_s - self._started_s) * 1000
         self._settle(failed=failed, cut=cut)
 
     def _settle(self, *, failed: bool, cut: bool = False) -> None:

@@ -162,6 +162,7 @@ class Passage(Sending):
     def _end(self, *, failed: bool) -> None:
         if not self._over:
             self._over = True
+            self._served.busy_s = self._house.now_s()
             self._house.exchanges.pop(self, None)
             self._tab.settle(0, 0, 0, failed=failed)
 

@@ -81,10 +81,10 @@ class Replica:
 
 
 class Served:
-    """An endpoint with its replicas."""
+    """An endpoint with its replicas. `busy_s` is when a request of it last ended."""
 
-    def __init__(self, entry: EndpointEntry) -> None:
-        self.entry, self.sold = entry, False
+    def __init__(self, entry: EndpointEntry, now_s: float) -> None:
+        self.entry, self.sold, self.busy_s = entry, False, now_s
         self.salt = entry.id.encode()[-16:]
         self.replicas: dict[str, Replica] = {}
         self.open: list[Replica] = []
@@ -131,8 +131,9 @@ class Served:
             self.beliefs.learn(prompt, found.bit)
         return found
 
-    def report(self) -> EndpointReport:
+    def report(self, now_s: float) -> EndpointReport:
         """What is told of it."""
+        quiet_s = 0.0 if self.in_flight or self.held else now_s - self.busy_s
         replicas = tuple(
             ReplicaReport(
                 id=replica.entry.id,
@@ -145,7 +146,7 @@ class Served:
         )
         return EndpointReport(
             id=self.entry.id, in_flight=self.in_flight, held=len(self.held), waiting=self.waiting, requests=self.requests, failed=self.failed, prompt=self.prompt,
-            completion=self.completion, first_ms=round(self.first_ms, 1), took_ms=round(self.took_ms, 1), cold_starts=self.cold_starts, replicas=replicas,
+            completion=self.completion, first_ms=round(self.first_ms, 1), took_ms=round(self.took_ms, 1), cold_starts=self.cold_starts, quiet_s=round(quiet_s, 1), replicas=replicas,
         )  # fmt: skip
 
 

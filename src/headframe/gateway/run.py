@@ -161,7 +161,7 @@ class Gateway:
                 tenant.purse.granted -= tenant.purse.left
             if back or wanted > tenant.purse.left:
                 wishes.append(Wish(project_id=project, honoured_nano=tenant.purse.granted, wanted_nano=wanted))
-        endpoints = tuple(served.report() for served in self.book.endpoints.values())
+        endpoints = tuple(served.report(now_s) for served in self.book.endpoints.values())
         return GatewayReport(gateway=self._id, endpoints=endpoints, wishes=tuple(wishes), batch=batch)
 
     async def _probing_all(self) -> None:

@@ -166,11 +166,12 @@ class ClientConnection(asyncio.Protocol):
         self._known = known(data, last.body, head) if plain and self._refused is None and self._tunnel is None else None
 
     def _unfinished(self, size: int) -> None:
-        """A request has begun and is not whole: it may take so long, and its head has at most so many bytes."""
+        """A request has begun and is not whole: it may take so long, from when it is its turn, and its head has at most so many bytes."""
+        due = self._answering is None
         if self._head is not None:
-            self._deadline_s = self._now_s() + BODY_S
+            self._deadline_s = self._now_s() + BODY_S if due else self._deadline_s
             return
-        self._deadline_s = self._deadline_s if self._head_bytes else self._now_s() + HEAD_S
+        self._deadline_s = self._deadline_s if self._head_bytes or not due else self._now_s() + HEAD_S
         self._head_bytes += size
         if self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(431, f"a head has at most {HEAD_BYTES_MAX // 1024} KiB")
@@ -255,7 +256,13 @@ class ClientConnection(asyncio.Protocol):
             if len(self._waiting) <= PIPELINED_MAX // 2:
                 self._transport.resume_reading()
             self._next()
+        self._turn()
         self._give_refusal()
+
+    def _turn(self) -> None:
+        """What began to come while another was answered has its time from now on."""
+        if self._begun and self._answering is None:
+            self._deadline_s = self._now_s() + BODY_S
 
     def close(self) -> None:
         """After what was written is sent."""

@@ -167,7 +167,7 @@ class ReplicaReport(msgspec.Struct, frozen=True, kw_only=True):
 
 class EndpointReport(msgspec.Struct, frozen=True, kw_only=True):
     """The load of an endpoint at one gateway: requests under way, held, and those of both that have no first byte yet; since the gateway started: requests, failed ones, tokens that came out, and
-    waits in milliseconds until the first byte, summed.
+    waits in milliseconds until the first byte, summed. `quiet_s` is for how long nothing was asked, as far as the gateway knows.
     """
 
     id: WorkloadId
@@ -181,6 +181,7 @@ class EndpointReport(msgspec.Struct, frozen=True, kw_only=True):
     first_ms: float = 0.0
     took_ms: float = 0.0
     cold_starts: int = 0
+    quiet_s: float = 0.0
     replicas: tuple[ReplicaReport, ...] = ()
 
 

@@ -88,7 +88,7 @@ class Demand:
         moments = self._moments.get(endpoint.id, deque())
         samples = [Sample(m.at_ms, _demand(endpoint, m)) for m in moments if m.at_ms > now_ms - STABLE_MS]
         staying = [replica for replica in replicas if not replica.drain_ms and replica.state is not WorkloadState.STOPPING]
-        memory = self._memory.get(endpoint.id) or Memory(wanted=((now_ms, max(len(staying), endpoint.wanted)),))
+        memory = self._memory.get(endpoint.id) or _begun(endpoint, len(staying), told, now_ms)
         scaled = scale(endpoint.serving, samples, sum(attempt(replica) in ready for replica in staying), len(staying), memory, now_ms)
         self._memory[endpoint.id] = scaled.memory
         drained = frozenset(attempt(replica) for replica in replicas if replica.drain_ms and self._empty(attempt(replica), live, endpoint.id))
@@ -131,6 +131,12 @@ class Demand:
         ))  # fmt: skip
         while moments[0].at_ms < now_ms - KEPT_MS:
             moments.popleft()
+
+
+def _begun(endpoint: Endpoint, staying: int, told: dict[GatewayId, EndpointReport], now_ms: int) -> Memory:
+    """What to begin with where nothing is remembered, as after another leader: what there is stays for now, and gateways know for how long nobody has asked."""
+    quiet_s = min((each.quiet_s for each in told.values()), default=0.0)
+    return Memory(wanted=((now_ms, max(staying, endpoint.wanted)),), busy_ms=now_ms - round(quiet_s * 1000))
 
 
 def _demand(endpoint: Endpoint, moment: Moment) -> float:

@@ -243,6 +243,7 @@ class Traffic(Simulation):
 
     def _end(self, request: _Request, how: str) -> None:
         self.ends[how] += 1
+        self._served.busy_s = self.at_ms / 1000
         self._served.waiting -= not request.first
         if request.held_ms:
             self.waits.append(request.held_ms)
@@ -295,7 +296,7 @@ class Traffic(Simulation):
             self._book.take(news)
         else:
             self._book.run, self._book.seq = news.run, news.seq
-        report = GatewayReport(gateway=GATEWAY, endpoints=tuple(served.report() for served in self._book.endpoints.values()))
+        report = GatewayReport(gateway=GATEWAY, endpoints=tuple(served.report(self.at_ms / 1000) for served in self._book.endpoints.values()))
         if leader.demand.hear(report, self.at_ms):
             self._at(self.at_ms + 1, self._wake)
 
