@@ -4,12 +4,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import httpx
 import pexpect
 import pytest
 import yaml
@@ -238,6 +240,31 @@ def test_a_shell_beside_work_is_a_step_of_its_job_and_ends_with_its_client_and_w
     cloud.tenant.stop("look")
     shell.expect(pexpect.EOF)
     assert cloud.ended("look", 40).reason == "cancelled"
+
+
+def test_a_port_of_work_is_forwarded_through_a_step_of_its_job_and_no_other_port_is(cloud):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        serve = f"import http.server as h; open('big', 'wb').write(bytes(range(256)) * 4000); h.test(h.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.1')"
+        cloud.run("site", f'echo up; exec {sys.executable} -c "{serve}"', gpu=1)
+        cloud.says("site", "up")
+        wait_for(lambda: cloud.state("site") == "running")
+        key = cloud.tenant._http.headers["Authorization"].removeprefix("Bearer ")
+        env = {**os.environ, "HEADFRAME_URL": cloud.server.url, "HEADFRAME_KEY": key}
+        other = stranger.getsockname()[1]
+        argv = [sys.executable, "-m", "headframe", "forward", "site", f"0:{port}", f"0:{other}"]
+        with subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True) as forward:
+            here, there = (re.search(r"127\.0\.0\.1:(\d+)", forward.stderr.readline())[1] for _ in range(2))
+            for _ in range(3):
+                assert httpx.get(f"http://127.0.0.1:{here}/big", timeout=30).content == bytes(range(256)) * 4000
+            with socket.create_connection(("127.0.0.1", int(there))) as refused:
+                assert refused.recv(100) == b""
+            assert f"nothing of this work listens at port {other}" in forward.stderr.readline()
+            forward.send_signal(signal.SIGINT)
+    cloud.tenant.stop("site")
+    assert cloud.ended("site", 40).reason == "cancelled"
 
 
 def test_work_is_stopped_with_grace_and_nothing_of_it_is_left(cloud):

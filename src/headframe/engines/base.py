@@ -37,8 +37,8 @@ class NoShells:
         del allocation, workload, ask
         raise Conflicting("the engine that runs this can't open shells yet", "run it on the server's own machine, or look at its log")
 
-    async def reach(self, allocation: Allocation, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        del allocation, port
+    async def reach(self, allocation: Allocation, workload: Workload, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        del allocation, workload, port
         raise Conflicting("the engine that runs this can't forward ports yet", "run it on the server's own machine")
 
 
@@ -73,7 +73,7 @@ class Engine(Protocol):
         """A command beside running work. Raises Conflicting where there can be none, with the reason."""
         ...
 
-    async def reach(self, allocation: Allocation, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def reach(self, allocation: Allocation, workload: Workload, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a port at which running work listens. Raises Conflicting where there can be none."""
         ...
 

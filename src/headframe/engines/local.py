@@ -183,7 +183,8 @@ class LocalEngine:
         self._shells[allocation.id] = [*(each for each in self._shells.get(allocation.id, ()) if not each.over), opened]
         return opened
 
-    async def reach(self, allocation: Allocation, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def reach(self, allocation: Allocation, workload: Workload, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        del workload
         _, pid = await asyncio.to_thread(self._running, allocation)
         roots = [pid, *(shell.pid for shell in self._shells.get(allocation.id, ()))]
         if not await asyncio.to_thread(listens, roots, port):

@@ -65,8 +65,8 @@ class Several:
     async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
         return await self._at(allocation.parts[0].node_id).shell(allocation, workload, ask)
 
-    async def reach(self, allocation: Allocation, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await self._at(allocation.parts[0].node_id).reach(allocation, port)
+    async def reach(self, allocation: Allocation, workload: Workload, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await self._at(allocation.parts[0].node_id).reach(allocation, workload, port)
 
     async def discard(self, allocation: Allocation) -> None:
         await self._at(allocation.parts[0].node_id).discard(allocation)

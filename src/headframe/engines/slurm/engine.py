@@ -15,13 +15,13 @@ from pathlib import Path
 import msgspec
 
 from headframe.data import text
-from headframe.engines.base import NoShells, Sight
+from headframe.engines.base import Sight
 from headframe.engines.shell import Shell, ShellAsk
 from headframe.engines.slurm.directory import BEAT_S, Shared, script
 from headframe.engines.slurm.machines import kind_of, machine, node_id
 from headframe.engines.slurm.rest import SlurmRest
 from headframe.engines.slurm.seen import Seen, observed
-from headframe.engines.slurm.shells import open_step
+from headframe.engines.slurm.shells import Place, open_step, reach_step
 from headframe.engines.slurm.words import NAMED, JobRequest, SlurmJob, SlurmNode, SlurmRefused
 from headframe.health.catalogue import catalogue
 from headframe.model.engine import EngineSetup
@@ -51,7 +51,7 @@ AWAY = "required node not available"
 _log = logging.getLogger("headframe")
 
 
-class SlurmEngine(NoShells):
+class SlurmEngine:
     """See `Engine`. `setup` is the cluster in use, None where there is none; `workdirs` is where uploaded workdirs lie. Of several servers only the one
     that is `leading` looks and acts.
     """
@@ -114,7 +114,12 @@ class SlurmEngine(NoShells):
     async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
         if self._line is None:
             raise Unavailable("the Slurm cluster that runs this is not set up any more")
-        return self._line.shell(allocation, workload, ask)
+        return open_step(self._line.setup, self._line.place(allocation, workload), ask)
+
+    async def reach(self, allocation: Allocation, workload: Workload, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._line is None:
+            raise Unavailable("the Slurm cluster that runs this is not set up any more")
+        return await reach_step(self._line.setup, self._line.place(allocation, workload), port)
 
     async def erase(self, volume: Volume) -> None:
         if self._line is not None:
@@ -198,21 +203,19 @@ class Line:
             await asyncio.to_thread(seen.held.conclude, now_ms, because, "stopped before it started")
             await self._read(allocation)
 
-    def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
-        """A step of its job, on the machine of its first rank."""
+    def place(self, allocation: Allocation, workload: Workload) -> Place:
+        """Where steps of its job run. Raises Conflicting where it does not run."""
         seen = self._seen.get(allocation.id)
         if seen is None or seen.over or not seen.claimed or not seen.names or (seen.job is not None and seen.job.over):
             raise Conflicting("Slurm does not run it now", "`headframe ps` says what it does")
         part = allocation.parts[0]
         container = f"headframe-{allocation.id}" + (f"-{part.rank}" if len(allocation.parts) > 1 else "")
-        return open_step(
-            self.setup,
-            self.setup.account(allocation.project_id),
-            seen.claimed,
-            seen.names[0],
-            seen.held.rank(0),
-            ask,
-            container if workload.spec.image else "",
+        return Place(
+            account=self.setup.account(allocation.project_id),
+            job=seen.claimed,
+            node=seen.names[0],
+            rank=seen.held.rank(0),
+            container=container if workload.spec.image else "",
         )
 
     async def forget(self, allocation: AllocationId) -> None:

@@ -1,10 +1,15 @@
-"""A shell beside work that Slurm runs: a step of the same job, by `srun --overlap`, which enters the work's own directory and environment. Slurm confines it as it confines
+"""A shell beside work that Slurm runs, or a way to a port of it: a step of the same job, by `srun --overlap`, which enters the work's own directory and environment. Slurm confines it as it confines
 the job, carries the terminal, and ends it with the job.
 """
 
+import asyncio
+import contextlib
 import os
 import shutil
+from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
+
+import msgspec
 
 from headframe.engines.runtime import LOGIN
 from headframe.engines.shell import Shell, ShellAsk, open_shell
@@ -25,27 +30,74 @@ ENTER = (
 """What the step runs: our own text; what a tenant wrote comes as arguments."""
 
 
-def open_step(setup: EngineSetup, account: str, job: int, node: str, rank: Path, ask: ShellAsk, container: str) -> Shell:
-    """Start it as the work's own account on the machine of that rank, in `container` where the work is in one. Raises Conflicting where this server can't, or OSError."""
+RELAY = Path(__file__).with_name("relay.py").read_text()
+REACH_S = 20.0
+"""A step starts in a fraction of a second, where Slurm answers."""
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a step is to run: as the work's own account, on the machine of its first rank, whose directory that is; in `container` where the work is in one."""
+
+    account: str
+    job: int
+    node: str
+    rank: Path
+    container: str
+
+
+def open_step(setup: EngineSetup, place: Place, ask: ShellAsk) -> Shell:
+    """Start it. Raises Conflicting where this server can't, or OSError."""
+    inner = ["podman", "exec", "--interactive", *(["--tty"] if ask.rows else []), place.container] if place.container else []
+    argv = [*inner, *(ask.argv or ("/bin/sh", "-c", LOGIN))]
+    command = [
+        *_step(place, "--pty" if ask.rows else "--unbuffered"),
+        setup.python,
+        "-I",
+        "-S",
+        "-c",
+        ENTER,
+        str(place.rank / "spec.json"),
+        ask.term,
+        *argv,
+    ]
+    return open_shell(ask, command, _env(), "/", (), gently=True)
+
+
+async def reach_step(setup: EngineSetup, place: Place, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to a port at which the work listens, through a step of its job. Raises Conflicting where there is none, with the reason."""
+    if place.container:
+        raise Conflicting(
+            "ports of a container on Slurm can't be forwarded: its network is its own", "run the server without an image, or `exec` a client inside"
+        )
+    command = [*_step(place, "--unbuffered"), setup.python, "-I", "-S", "-c", RELAY, str(port)]
+    running = await asyncio.create_subprocess_exec(*command, env=_env(), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True)
+    assert running.stdin is not None
+    assert running.stdout is not None
+    try:
+        async with asyncio.timeout(REACH_S):
+            said = (await running.stdout.readline()).decode(errors="replace").strip()
+    except TimeoutError:
+        said = f"Slurm did not start the step in {REACH_S:.0f} s"
+    except BaseException:
+        running.terminate()
+        raise
+    if said != "ok":
+        with contextlib.suppress(ProcessLookupError):
+            running.terminate()
+        raise Conflicting(said or "Slurm did not start the step", "does its server listen at 127.0.0.1, started by this very work?")
+    return running.stdout, running.stdin
+
+
+def _step(place: Place, how: str) -> list[str]:
     srun = shutil.which("srun")
     if srun is None:
         raise Conflicting("the server's machine has no srun", "install Slurm's client commands there (Debian: slurm-client)")
-    inner = ["podman", "exec", "--interactive", *(["--tty"] if ask.rows else []), container] if container else []
-    argv = [*inner, *(ask.argv or ("/bin/sh", "-c", LOGIN))]
-    step = [
-        f"--jobid={job}",
-        "--overlap",
-        "--nodes=1",
-        "--ntasks=1",
-        f"--nodelist={node}",
-        "--mpi=none",
-        "--quiet",
-        "--export=PATH",
-        "--pty" if ask.rows else "--unbuffered",
-    ]
-    command = [*_become(account), srun, *step, setup.python, "-I", "-S", "-c", ENTER, str(rank / "spec.json"), ask.term, *argv]
-    env = {name: os.environ[name] for name in ("PATH", "SLURM_CONF", "HOME", "LANG") if name in os.environ}
-    return open_shell(ask, command, env, "/", (), gently=True)
+    where = [f"--jobid={place.job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={place.node}"]
+    return [*_become(place.account), srun, *where, "--mpi=none", "--quiet", "--export=PATH", how]
+
+
+def _env() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "SLURM_CONF", "HOME", "LANG") if name in os.environ}
 
 
 def _become(account: str) -> list[str]:

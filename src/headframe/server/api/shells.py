@@ -66,7 +66,7 @@ async def forward(context: Context, socket: Socket, workload: str, port: Annotat
     """A connection to a port at which this very work listens."""
     async with _opened(socket):
         row, allocation = await _running(context, socket, workload)
-        reader, writer = await context.engine.reach(allocation, port)
+        reader, writer = await context.engine.reach(allocation, row, port)
         with context.sessions.open(row.id):
             await _bridged(socket, reader, writer)
 
