@@ -273,12 +273,12 @@ def events(text):
 
 
 def compiled(target):
-    """The gateway compiled, by the command in the documentation, and installed there; the environment in which it is found before the sources."""
+    """The gateway compiled as the documentation says (with what is installed here, so that nothing is fetched) and installed there; the environment in which it is found before the sources."""
     copy = target / "source"
     shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", target / "installed", copy],
+    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-build-isolation", "--no-deps", "--target", target / "installed", copy],
                           env={**os.environ, "HEADFRAME_COMPILE": "1", "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return {**os.environ, "PYTHONPATH": str(target / "installed")}
