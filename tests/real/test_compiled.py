@@ -27,5 +27,11 @@ def test_the_compiled_gateway_passes_the_same_tests(tmp_path):
         [sys.executable, "-c", "import headframe.gateway.wire as wire; print(wire.__file__)"], env=env, capture_output=True, text=True
     ).stdout.strip()
     assert where.startswith(str(tmp_path)) and where.endswith(".so")
-    done = subprocess.run([sys.executable, "-m", "pytest", "-n", "0", *TESTS], cwd=ROOT, env=env, capture_output=True, text=True)
+    inner = [
+        "-n",
+        "0",
+        "--basetemp",
+        tmp_path / "inner",
+    ]  # a second pytest would close the first one's directories to the accounts that some components run as
+    done = subprocess.run([sys.executable, "-m", "pytest", *inner, *TESTS], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
