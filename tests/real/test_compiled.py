@@ -27,11 +27,7 @@ def test_the_compiled_gateway_passes_the_same_tests(tmp_path):
         [sys.executable, "-c", "import headframe.gateway.wire as wire; print(wire.__file__)"], env=env, capture_output=True, text=True
     ).stdout.strip()
     assert where.startswith(str(tmp_path)) and where.endswith(".so")
-    inner = [
-        "-n",
-        "0",
-        "--basetemp",
-        tmp_path / "inner",
-    ]  # a second pytest would close the first one's directories to the accounts that some components run as
-    done = subprocess.run([sys.executable, "-m", "pytest", *inner, *TESTS], cwd=ROOT, env=env, capture_output=True, text=True)
+    # in its own directory: a second pytest would close the first one's to the accounts that some components run as
+    argv = [sys.executable, "-m", "pytest", "-n", "0", "--basetemp", tmp_path / "inner", *TESTS]
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -98,9 +98,8 @@ def test_work_does_not_start_on_what_another_left_and_starts_once_a_person_has_c
             wait_for(lambda: next(operator.nodes()).gpus[0].state is GpuState.SUSPECT)
             card_now = next(operator.nodes()).gpus[0]
             assert card_now.why.startswith("could not be handed over clean")
-            wait_for(
-                lambda: any("9000 MiB" in event.text for event in operator.events(limit=500).items)
-            )  # told once it is durable, shown as soon as it is decided
+            # what is decided is shown at once, and told once it is durable
+            wait_for(lambda: any("9000 MiB" in event.text for event in operator.events(limit=500).items))
             assert tenant.workload("next").workload.state == "queued"
             assert not any("here" in line.text for line in tenant.logs("next", attempt=1).lines)
             say(card, "0.used_mib 300")

@@ -20,7 +20,7 @@ from headframe.client import ApiError
 from headframe.model.api import EngineBody
 from headframe.model.states import NodeState
 from slurm import Slurm, missing
-from support import Server
+from support import Server, free_port
 from support import wait_for as wait_for_within
 
 
@@ -243,9 +243,7 @@ def test_a_shell_beside_work_is_a_step_of_its_job_and_ends_with_its_client_and_w
 
 
 def test_a_port_of_work_is_forwarded_through_a_step_of_its_job_and_no_other_port_is(cloud):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         serve = f"import http.server as h; open('big', 'wb').write(bytes(range(256)) * 4000); h.test(h.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.1')"
         cloud.run("site", f'echo up; exec {sys.executable} -c "{serve}"', gpu=1)

@@ -112,14 +112,15 @@ class SlurmEngine:
         return await asyncio.to_thread(self._line.shared.logs, allocation, after, min(limit, 2000))
 
     async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
-        if self._line is None:
-            raise Unavailable("the Slurm cluster that runs this is not set up any more")
-        return open_step(self._line.setup, self._line.place(allocation, workload), ask)
+        return open_step(*self._place(allocation, workload), ask)
 
     async def reach(self, allocation: Allocation, workload: Workload, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await reach_step(*self._place(allocation, workload), port)
+
+    def _place(self, allocation: Allocation, workload: Workload) -> tuple[EngineSetup, Place]:
         if self._line is None:
             raise Unavailable("the Slurm cluster that runs this is not set up any more")
-        return await reach_step(self._line.setup, self._line.place(allocation, workload), port)
+        return self._line.setup, self._line.place(allocation, workload)
 
     async def erase(self, volume: Volume) -> None:
         if self._line is not None:

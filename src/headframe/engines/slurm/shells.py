@@ -73,17 +73,17 @@ async def reach_step(setup: EngineSetup, place: Place, port: int) -> tuple[async
     running = await asyncio.create_subprocess_exec(*command, env=_env(), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True)
     assert running.stdin is not None
     assert running.stdout is not None
+    said = ""
     try:
         async with asyncio.timeout(REACH_S):
             said = (await running.stdout.readline()).decode(errors="replace").strip()
     except TimeoutError:
         said = f"Slurm did not start the step in {REACH_S:.0f} s"
-    except BaseException:
-        running.terminate()
-        raise
+    finally:
+        if said != "ok":
+            with contextlib.suppress(ProcessLookupError):
+                running.terminate()
     if said != "ok":
-        with contextlib.suppress(ProcessLookupError):
-            running.terminate()
         raise Conflicting(said or "Slurm did not start the step", "does its server listen at 127.0.0.1, started by this very work?")
     return running.stdout, running.stdin
 
