@@ -1,6 +1,7 @@
 """A machine that joined: a real agent in a process of its own, told by a real server what to do, both killed at will."""
 
 import os
+import signal
 import time
 
 import pytest
@@ -109,6 +110,18 @@ def test_work_outlives_the_agent_and_the_server_and_is_started_once_and_billed_o
         wait_for(lambda: tenant.workload("long").workload.closed)
         ends = sorted((row.start_ms, row.end_ms) for row in tenant.usage(workload="long").items)
         assert all(before[1] == after[0] for before, after in zip(ends, ends[1:], strict=False))
+
+
+def test_a_server_and_an_agent_that_are_told_to_end_do_so_at_once_and_cut_nobody_off(server, rig):
+    with server.operator() as operator:
+        wait_for(lambda: seen(operator))
+    began = time.monotonic()
+    server.kill(signal.SIGTERM)
+    rig.kill(signal.SIGTERM)
+    assert time.monotonic() - began < 10, "neither waits for the other's question"
+    assert "Traceback" not in server.log + rig.log
+    assert "cancel" not in server.log.lower()
+    assert "refused" not in rig.log
 
 
 def test_a_card_that_a_far_machine_loses_goes_out_of_service_here(server, rig):

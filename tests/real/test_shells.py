@@ -15,25 +15,41 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from headframe.model.api import ServiceBody
 from headframe.model.people import Scope
-from support import Server, free_port, wait_for
+from headframe.model.states import Service
+from support import Rig, Server, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 LAB = "type: workspace\nname: {name}\nresources: {{gpu: 0, cpu: 0.1, memory: 100MB, disk: 1MB}}\nvolumes: [home:/home]\nenv: {{HELLO: there}}\n{more}"
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    made = Lab(tmp_path_factory.mktemp("lab"))
+@pytest.fixture(scope="module", params=["here", "far"])
+def lab(request, tmp_path_factory):
+    made = Lab(tmp_path_factory.mktemp("lab"), far=request.param == "far")
     yield made
+    if made.rig is not None:
+        made.rig.kill(signal.SIGTERM)
     made.server.kill(signal.SIGTERM)
 
 
 class Lab:
-    def __init__(self, root):
+    """A workspace on the server's own machine, or on one that joined and is told everything by a line that it opens itself."""
+
+    def __init__(self, root, *, far=False):
         self.server = Server(root).start()
         self.tenant = self.server.tenant("acme")
+        self.rig = self.elsewhere(root) if far else None
         self.start("lab")
+
+    def elsewhere(self, root):
+        with self.server.operator() as operator:
+            own = next(iter(operator.nodes())).node.name
+            rig = Rig(root / "rig", self.server).join()
+            wait_for(lambda: any(view.node.engine == "joined" and view.node.state == "ready" for view in operator.nodes()))
+            operator.move_node(own, ServiceBody(to=Service.DRAIN))
+            wait_for(lambda: any(view.node.name == own and view.node.state == "maintenance" for view in operator.nodes()))
+        return rig
 
     def start(self, name, more=""):
         self.tenant.submit(LAB.format(name=name, more=more))
@@ -180,6 +196,24 @@ def test_a_server_that_dies_under_a_shell_is_told_in_a_sentence(tmp_path):
     lab.server.start()
     lab.tenant.stop("lab")
     wait_for(lambda: lab.state("lab") == "cancelled")
+    lab.server.kill(signal.SIGTERM)
+
+
+def test_an_agent_that_dies_under_a_shell_is_told_in_a_sentence_and_the_work_goes_on(tmp_path):
+    lab = Lab(tmp_path, far=True)
+    words = ["exec", "lab", "--", "sh", "-c", "echo up $$; sleep 60"]
+    there = subprocess.Popen([sys.executable, "-m", "headframe", *words], env=lab.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    up, pid = there.stdout.readline().split()
+    assert up == "up"
+    lab.rig.kill()
+    said = there.communicate(timeout=30)[1]
+    assert there.returncode == 3
+    assert "the connection to the machine that this is on broke" in said
+    assert "Traceback" not in said
+    wait_for(lambda: not os.path.exists(f"/proc/{pid}"), 10)
+    lab.rig.run()
+    assert wait_for(lambda: (done := lab.run("exec", "lab", "echo", "again")).returncode == 0 and done.stdout) == "again\n"
+    lab.rig.kill(signal.SIGTERM)
     lab.server.kill(signal.SIGTERM)
 
 

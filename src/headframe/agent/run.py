@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import assert_never
 
+from headframe.agent.attach import attach
 from headframe.agent.handover import clean
 from headframe.agent.limits import limit
 from headframe.agent.miners import Unread, reading
@@ -25,6 +26,7 @@ from headframe.model.agent import (
     BATCHES_MAX,
     Account,
     Ask,
+    Attach,
     Batch,
     Discard,
     Erase,
@@ -62,6 +64,7 @@ class Agent:
         self._batches: deque[tuple[float, Report]] = deque(maxlen=BATCHES_MAX)
         self._dropped = 0
         self._said_hello = False
+        self._beside: asyncio.TaskGroup | None = None
         self._asked: dict[AllocationId, Miner] = {}
         self._readings: dict[AllocationId, Reading] = {}
 
@@ -69,6 +72,7 @@ class Agent:
         """Until cancelled, or refused for good."""
         self._engine.listen(asyncio.get_running_loop(), self._news.set)
         async with asyncio.TaskGroup() as tasks:
+            self._beside = tasks
             tasks.create_task(self._watching(reports))
             tasks.create_task(self._lasting(self._tell))
             tasks.create_task(self._lasting(self._obey))
@@ -137,7 +141,7 @@ class Agent:
 
     async def _obey(self) -> None:
         await self._leased.wait()  # what starts under a lease that is over would end at once
-        orders = await asyncio.to_thread(self._server.orders)
+        orders = await self._server.orders()
         if not mine(orders, self._seat, self._data):
             _log.warning("orders of epoch %s for %s refused: they are stale, or another machine's", orders.epoch, orders.node_id)
             await asyncio.sleep(PAUSE_MAX_S)
@@ -162,6 +166,9 @@ class Agent:
             case Read():
                 lines = await self._engine.logs(order.allocation, order.after, order.limit)
                 await asyncio.to_thread(self._server.lines, Lines(number=order.number, lines=tuple(lines)))
+            case Attach():
+                assert self._beside is not None
+                self._beside.create_task(attach(order, self._engine, self._server))
             case Limit():
                 await asyncio.to_thread(limit, order.watts)
             case Ask():

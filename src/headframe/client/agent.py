@@ -5,13 +5,22 @@ import ssl
 from pathlib import Path
 
 import httpx
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake
 
-from headframe.client.http import Client, Unreachable
+from headframe.client.http import TIMEOUT_S, Client, Unreachable, good
+from headframe.client.shells import OPTIONS, socket_url
 from headframe.model.agent import Account, Heard, Hello, Joined, Lines, Orders
 
 
 class AgentClient(Client):
     """One machine's end of the line."""
+
+    def __init__(self, url: str, key: str, *, verify: bool | ssl.SSLContext = True) -> None:
+        super().__init__(url, key, verify=verify)
+        self._key, self._trust = key, verify
+        self._held = httpx.AsyncClient(base_url=url, headers=self._http.headers, timeout=TIMEOUT_S, verify=verify, trust_env=False)
 
     def join(self, hello: Hello) -> Joined:
         """Become one of the fleet; the token is used up."""
@@ -21,13 +30,29 @@ class AgentClient(Client):
         """Say what runs and what the cards say."""
         return self._send("POST", "/v1/agent/report", Heard, account)
 
-    def orders(self) -> Orders:
-        """What to do; held open until there is something."""
-        return self._send("POST", "/v1/agent/orders", Orders)
+    async def orders(self) -> Orders:
+        """What to do; held open until there is something. No thread waits meanwhile, so that an agent ends when it is told to."""
+        try:
+            answer = await self._held.post("/v1/agent/orders")
+        except httpx.TransportError as error:
+            raise Unreachable(f"no Headframe server answers at {self.url}: {error}") from error
+        return msgspec.json.decode(good(answer).content, type=Orders)
 
     def lines(self, lines: Lines) -> Heard:
         """Log lines that were asked for."""
         return self._send("POST", "/v1/agent/lines", Heard, lines)
+
+    async def attach(self, number: int) -> ClientConnection:
+        """A line of its own that the server asked for; raises Unreachable."""
+        secure = self.url.startswith("https")
+        context = self._trust if isinstance(self._trust, ssl.SSLContext) else ssl.create_default_context()
+        headers = {"Authorization": f"Bearer {self._key}"}
+        try:
+            return await connect(
+                socket_url(self.url, f"/v1/agent/attach/{number}"), additional_headers=headers, ssl=context if secure else None, **OPTIONS
+            )
+        except (OSError, InvalidHandshake) as error:
+            raise Unreachable(f"no Headframe server answers at {self.url}: {error}") from error
 
     def workdir(self, digest: str, target: Path) -> None:
         """Fetch a workdir that work here needs, whole or not at all; raises Unreachable where it is not what was asked for."""

@@ -2,15 +2,14 @@
 
 import ssl
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
-__all__ = ["ConnectionClosed", "Refused", "open_exec", "open_forward"]
-OPEN_S = 15.0
-MESSAGE_MAX = 1024 * 1024
+__all__ = ["OPTIONS", "ConnectionClosed", "Refused", "open_exec", "open_forward", "socket_url"]
+OPTIONS: dict[str, Any] = {"open_timeout": 15.0, "max_size": 1024 * 1024, "compression": None, "proxy": None}
 
 
 class Server(Protocol):
@@ -51,14 +50,16 @@ def open_forward(server: Server, name: str, port: int) -> ClientConnection:
     return _open(server, f"/v1/workloads/{quote(name, safe='')}/forward?port={port}")
 
 
+def socket_url(url: str, path: str) -> str:
+    """The same server's address for WebSockets."""
+    return "ws" + url.removeprefix("http") + path
+
+
 def _open(server: Server, path: str) -> ClientConnection:
     secure = server.url.startswith("https")
     context = ssl.create_default_context(cafile=server.ca or None) if secure else None
     try:
-        return connect(
-            "ws" + server.url.removeprefix("http") + path, additional_headers={"Authorization": f"Bearer {server.key}"}, ssl=context, open_timeout=OPEN_S,
-            max_size=MESSAGE_MAX, compression=None, proxy=None,
-        )  # fmt: skip
+        return connect(socket_url(server.url, path), additional_headers={"Authorization": f"Bearer {server.key}"}, ssl=context, **OPTIONS)
     except InvalidStatus as error:
         status = error.response.status_code
         raise Refused(f"the server refused ({status})", "is the key of scope member, and the name right? `headframe ps`") from None

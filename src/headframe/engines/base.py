@@ -6,10 +6,11 @@ from typing import Protocol
 
 import msgspec
 
-from headframe.engines.shell import Shell, ShellAsk
+from headframe.engines.carry import Shell
 from headframe.model.errors import Conflicting
 from headframe.model.fleet import Down, Machine, Volume
 from headframe.model.ids import AllocationId, NodeId
+from headframe.model.shell import ShellAsk
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -31,15 +32,15 @@ class Sight(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NoShells:
-    """For engines that can't yet start a command beside running work."""
+    """For engines whose work is simulated."""
 
     async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
         del allocation, workload, ask
-        raise Conflicting("the engine that runs this can't open shells yet", "run it on the server's own machine, or look at its log")
+        raise Conflicting("this work is simulated: there is no shell in it", "run it on a real machine")
 
     async def reach(self, allocation: Allocation, workload: Workload, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         del allocation, workload, port
-        raise Conflicting("the engine that runs this can't forward ports yet", "run it on the server's own machine")
+        raise Conflicting("this work is simulated: it has no ports", "run it on a real machine")
 
 
 class Engine(Protocol):

@@ -8,14 +8,18 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
-from headframe.engines.base import NoShells, Sight
-from headframe.model.agent import ORDERS_MAX, VOUCH_MS, Account, Ask, Discard, Erase, Forget, Limit, Lines, Miner, Order, Read, Start, Stop
-from headframe.model.errors import Unavailable
+from headframe.engines.base import Sight
+from headframe.engines.carry import Frames, Shell
+from headframe.engines.far import FarShell, Line, connection
+from headframe.model.agent import ORDERS_MAX, VOUCH_MS, Account, Ask, Attach, Discard, Erase, Forget, Limit, Lines, Miner, Order, Read, Start, Stop
+from headframe.model.errors import Conflicting, Unavailable
 from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, GpuId, NodeId
+from headframe.model.shell import ShellAsk
 from headframe.model.states import AllocationState, Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -25,7 +29,8 @@ WHOLE_MS = 10_000
 FRESH_MS = 30_000
 """What a machine told longer ago is not taken for all that it runs."""
 SKEW_MS = 2_000
-READ_LIMIT_S = 10.0
+ANSWER_S = 10.0
+"""A machine that was asked for something answers within that, or not at all."""
 WAITING_MAX = 1024
 """Orders that wait for one machine."""
 
@@ -50,7 +55,7 @@ class Link:
         self.wake.set()
 
 
-class JoinedEngine(NoShells):
+class JoinedEngine:
     """See `Engine`. `held` names what a machine was granted and holds, `granted` is an allocation that is known to the server."""
 
     def __init__(
@@ -63,10 +68,17 @@ class JoinedEngine(NoShells):
         self._links: dict[NodeId, Link] = {}
         self._news: dict[NodeId, None] = {}
         self._told: dict[AllocationId, tuple[str, ...]] = {}
-        self._reads: dict[int, tuple[NodeId, asyncio.Future[Sequence[LogLine]]]] = {}
+        self._asked: dict[int, tuple[NodeId, asyncio.Future[Any], asyncio.Event]] = {}
         self._numbers = itertools.count(1)
         self._whole_ms = 0
         self._wake: Callable[[], None] = lambda: None
+        self._closed = False
+
+    def close(self) -> None:
+        """Answer the machines that wait for orders, and all others at once from now on: the server ends."""
+        self._closed = True
+        for link in self._links.values():
+            link.wake.set()
 
     def listen(self, loop: asyncio.AbstractEventLoop, wake: Callable[[], None]) -> None:
         """Call `wake` when a machine has news."""
@@ -112,7 +124,7 @@ class JoinedEngine(NoShells):
         mine = link.asking
         link.wake.set()
         await asyncio.sleep(0)
-        if not link.waiting:
+        if not link.waiting and not self._closed:
             link.wake.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(link.wake.wait(), limit_s)
@@ -124,9 +136,17 @@ class JoinedEngine(NoShells):
 
     def answer(self, node: NodeId, lines: Lines) -> None:
         """Log lines that this machine was asked for."""
-        asked, waits = self._reads.get(lines.number, (None, None))
-        if waits is not None and asked == node and not waits.done():
-            waits.set_result(lines.lines)
+        self._answered(node, lines.number, lines.lines)
+
+    def expects(self, node: NodeId, number: int) -> bool:
+        """Whether somebody waits for that line, of this machine."""
+        asked, waits, _ = self._asked.get(number, (None, None, None))
+        return waits is not None and asked == node and not waits.done()
+
+    async def attached(self, node: NodeId, number: int, frames: Frames) -> None:
+        """A line that this machine was asked for; returns when it is not needed any more."""
+        if (over := self._answered(node, number, frames)) is not None:
+            await over.wait()
 
     async def start(self, allocation: Allocation, workload: Workload) -> None:
         for part in allocation.parts:
@@ -164,19 +184,16 @@ class JoinedEngine(NoShells):
         told = self._told.get(allocation.id)
         if told is not None and after == 0:
             return [LogLine(at_ms=0, rank=0, stream="out", text=line, next=n + 1) for n, line in enumerate(told[:limit])]
-        node, number = allocation.parts[0].node_id, next(self._numbers)
-        link = self._links.get(node)
-        if link is None or not link.spoke or self._clock_ms() - link.heard_ms >= FRESH_MS:
-            raise Unavailable("the machine that keeps these lines has not been heard of", "they are kept there; look again once it is back")
-        waits: asyncio.Future[Sequence[LogLine]] = asyncio.get_running_loop().create_future()
-        self._reads[number] = (node, waits)
-        link.want(f"read {number}", Read(number=number, allocation=allocation, after=after, limit=limit), self._clock_ms())
-        try:
-            return await asyncio.wait_for(waits, READ_LIMIT_S)
-        except TimeoutError:
-            raise Unavailable("the machine that keeps these lines did not answer in time", "try again") from None
-        finally:
-            del self._reads[number]
+        return await self._answer(
+            allocation.parts[0].node_id, lambda number: Read(number=number, allocation=allocation, after=after, limit=limit), asyncio.Event()
+        )
+
+    async def shell(self, allocation: Allocation, workload: Workload, ask: ShellAsk) -> Shell:
+        return FarShell(await self._attach(allocation, lambda number: Attach(number=number, allocation=allocation, workload=workload, ask=ask)))
+
+    async def reach(self, allocation: Allocation, workload: Workload, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        line = await self._attach(allocation, lambda number: Attach(number=number, allocation=allocation, workload=workload, port=port))
+        return await connection(line)
 
     async def erase(self, volume: Volume) -> None:
         self._link(volume.node_id).want(f"erase {volume.id}", Erase(volume=volume), self._clock_ms())
@@ -196,6 +213,46 @@ class JoinedEngine(NoShells):
     def knows(self, allocation: AllocationId) -> bool:
         """Whether a machine tells of it."""
         return allocation in self._home
+
+    async def _answer(self, node: NodeId, order: Callable[[int], Order], over: asyncio.Event) -> Any:
+        """What a machine says to an order with this number; once what it opened is not needed any more, it is `over`. Raises Unavailable where it says nothing."""
+        link = self._links.get(node)
+        if link is None or not link.spoke or self._clock_ms() - link.heard_ms >= FRESH_MS:
+            raise Unavailable(
+                "the machine that this is on has not been heard of", "`headframe nodes` shows when it is back; its work and its log stay there"
+            )
+        number, waits = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._asked[number] = (node, waits, over)
+        link.want(f"answer {number}", order(number), self._clock_ms())
+        try:
+            async with asyncio.timeout(ANSWER_S):  # `wait_for` may swallow that whoever asked has left
+                return await waits
+        except TimeoutError:
+            raise Unavailable("the machine that this is on did not answer in time", "try again") from None
+        finally:
+            del self._asked[number]
+            link.waiting.pop(f"answer {number}", None)
+
+    def _answered(self, node: NodeId, number: int, said: object) -> asyncio.Event | None:
+        """Tell whoever waits for that, of this machine; None where nobody does."""
+        if not self.expects(node, number):
+            return None
+        _, waits, over = self._asked[number]
+        waits.set_result(said)
+        return over
+
+    async def _attach(self, allocation: Allocation, order: Callable[[int], Order]) -> Line:
+        """A line to where this runs. Raises Conflicting where the machine has nothing at its other end, with the reason."""
+        over = asyncio.Event()
+        try:
+            line = Line(await self._answer(allocation.parts[0].node_id, order, over), over)
+            said = await line.outcome()
+            if said.error:
+                raise Conflicting(said.error, said.next)
+        except BaseException:
+            over.set()
+            raise
+        return line
 
     def _link(self, node: NodeId) -> Link:
         return self._links.setdefault(node, Link(self._clock_ms()))

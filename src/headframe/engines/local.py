@@ -25,13 +25,15 @@ import msgspec
 
 from headframe.engines import supervisor
 from headframe.engines.base import GRACE_S, Sight
+from headframe.engines.carry import Shell
 from headframe.engines.cgroup import make_cgroups, remove_cgroups
 from headframe.engines.runtime import LOGIN, SETUP_EXIT, Launch, here, launch_for, podman_path
-from headframe.engines.shell import Shell, ShellAsk, listens, open_shell
+from headframe.engines.shell import ChildShell, listens, open_shell
 from headframe.files import write_private
 from headframe.model.errors import Conflicting
 from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, GpuId, NodeId, is_allocation_id
+from headframe.model.shell import ShellAsk
 from headframe.model.states import AllocationState, Reason
 from headframe.model.units import MILLI
 from headframe.model.work import CHECK, Allocation, LogLine, Observation, Workload, mounted_id
@@ -90,7 +92,7 @@ class LocalEngine:
         self._spawned: list[subprocess.Popen[bytes]] = []
         self._spare: subprocess.Popen[bytes] | None = None
         self._handed_ms: dict[str, int] = {}
-        self._shells: dict[str, list[Shell]] = {}
+        self._shells: dict[str, list[ChildShell]] = {}
         for path in (self._active, self._ended, self._checkpoints, self._volumes):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 

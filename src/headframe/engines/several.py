@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from headframe.engines.base import Engine, Sight
-from headframe.engines.shell import Shell, ShellAsk
+from headframe.engines.carry import Shell
 from headframe.model.fleet import Volume
 from headframe.model.ids import AllocationId, NodeId
+from headframe.model.shell import ShellAsk
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Workload
 

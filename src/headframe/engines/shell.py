@@ -14,9 +14,8 @@ import termios
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
 from headframe.engines import supervisor
+from headframe.model.shell import Control, ShellAsk
 
 CHUNK = 64 * 1024
 TERMINAL = str(Path(__file__).with_name("terminal.py"))
@@ -25,17 +24,8 @@ OUT, ERR = 1, 2
 GENTLY_S = 3.0
 
 
-class ShellAsk(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run beside the work (nothing: a login shell), and the terminal's size (no rows: no terminal)."""
-
-    argv: tuple[str, ...] = ()
-    rows: int = 0
-    columns: int = 0
-    term: str = "xterm-256color"
-
-
-class Shell:
-    """One that runs. `output` gives (1 or 2, bytes) until it has ended; then `code` is known, 128 and more for a signal."""
+class ChildShell:
+    """One that runs here, as a child. See `Shell`."""
 
     def __init__(self, process: subprocess.Popen[bytes], outputs: dict[int, int], into: int, *, terminal: bool, gently: bool) -> None:
         self._process, self._outputs, self._into, self._terminal, self._gently = process, outputs, into, terminal, gently
@@ -76,22 +66,24 @@ class Shell:
         with contextlib.suppress(OSError):
             await asyncio.to_thread(_write_all, self._into, data)
 
-    def resize(self, rows: int, columns: int) -> None:
-        """The terminal has another size; what runs in it is told by the kernel."""
-        if self._terminal:
+    async def control(self, told: Control) -> None:
+        """What runs in a terminal is told of its size by the kernel."""
+        if told.resize and self._terminal:
             with contextlib.suppress(OSError):
-                fcntl.ioctl(self._into, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+                fcntl.ioctl(self._into, termios.TIOCSWINSZ, struct.pack("HHHH", *told.resize, 0, 0))
+        if told.signal:
+            self._signal(told.signal)
+        if told.shut:
+            self._shut()
 
-    def signal(self, number: int) -> None:
-        """To what it runs."""
+    def _signal(self, number: int) -> None:
         if number == signal.SIGKILL:  # can't be passed on
             self._kill()
         else:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self._process.pid, number)
 
-    def shut(self) -> None:
-        """Nothing more comes to its standard input."""
+    def _shut(self) -> None:
         if self._terminal:
             with contextlib.suppress(OSError):
                 os.write(self._into, b"\x04")
@@ -102,7 +94,7 @@ class Shell:
     def close(self) -> None:
         """End it and everything that it started; what has to tell others is given a moment to."""
         if self._gently and not self.over:
-            self.signal(signal.SIGTERM)
+            self._signal(signal.SIGTERM)
             self._loop.call_later(GENTLY_S, self._kill)
         else:
             self._kill()
@@ -144,10 +136,13 @@ class Shell:
                 self._queue.put_nowait(None)
 
 
-def open_shell(ask: ShellAsk, argv: Sequence[str], env: dict[str, str], cwd: str, cgroups: Sequence[str], *, gently: bool = False) -> Shell:
+def open_shell(ask: ShellAsk, argv: Sequence[str], env: dict[str, str], cwd: str, cgroups: Sequence[str], *, gently: bool = False) -> ChildShell:
     """Start it. Raises OSError."""
     told, telling = os.pipe()
-    os.write(telling, json.dumps({"argv": list(argv), "env": {**env, "TERM": ask.term}, "cwd": cwd, "cgroups": list(cgroups)}).encode())
+    os.write(
+        telling,
+        json.dumps({"parent": os.getpid(), "argv": list(argv), "env": {**env, "TERM": ask.term}, "cwd": cwd, "cgroups": list(cgroups)}).encode(),
+    )
     os.close(telling)
     kind = "terminal" if ask.rows else "plain"
     command = [sys.executable, "-I", "-S", TERMINAL, kind]
@@ -157,17 +152,17 @@ def open_shell(ask: ShellAsk, argv: Sequence[str], env: dict[str, str], cwd: str
         os.close(told)
 
 
-def _with_terminal(ask: ShellAsk, command: Sequence[str], told: int, *, gently: bool) -> Shell:
+def _with_terminal(ask: ShellAsk, command: Sequence[str], told: int, *, gently: bool) -> ChildShell:
     ours, theirs = pty.openpty()
     fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", ask.rows, ask.columns, 0, 0))
     try:
         process = _started(command, told, stdin=theirs, stdout=theirs, stderr=theirs)
     finally:
         os.close(theirs)
-    return Shell(process, {ours: OUT}, ours, terminal=True, gently=gently)
+    return ChildShell(process, {ours: OUT}, ours, terminal=True, gently=gently)
 
 
-def _plain(command: Sequence[str], told: int, *, gently: bool) -> Shell:
+def _plain(command: Sequence[str], told: int, *, gently: bool) -> ChildShell:
     process = _started(command, told, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
@@ -175,7 +170,7 @@ def _plain(command: Sequence[str], told: int, *, gently: bool) -> Shell:
     handles = [os.dup(each.fileno()) for each in (process.stdin, process.stdout, process.stderr)]
     for each in (process.stdin, process.stdout, process.stderr):
         each.close()
-    return Shell(process, {handles[1]: OUT, handles[2]: ERR}, handles[0], terminal=False, gently=gently)
+    return ChildShell(process, {handles[1]: OUT, handles[2]: ERR}, handles[0], terminal=False, gently=gently)
 
 
 def _started(command: Sequence[str], told: int, *, stdin: int, stdout: int, stderr: int) -> subprocess.Popen[bytes]:

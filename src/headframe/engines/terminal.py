@@ -12,19 +12,27 @@ import signal
 import sys
 import termios
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 END_TRIES = 200
+GENTLY_S = 3
+"""What has to tell others that it ends gets so long, once whoever asked for it is gone."""
 
 
 def main():
     with os.fdopen(int(sys.argv[2]), encoding="utf-8") as told:
         asked = json.loads(told.read())
     os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = os.fork()
     if not child:
         become(asked, terminal=sys.argv[1] == "terminal")
+    signal.signal(signal.SIGUSR1, lambda *_: (forward(child, signal.SIGTERM), signal.alarm(GENTLY_S)))
+    signal.signal(signal.SIGALRM, lambda *_: forward(child, signal.SIGKILL))
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0)
+    if os.getppid() != asked["parent"]:  # it was killed before we could ask to be told
+        os.kill(os.getpid(), signal.SIGUSR1)
     for number in FORWARDED:
         signal.signal(number, lambda heard, _: forward(child, heard))
     for handle in (0, 1, 2):  # they are the command's: while we hold them nobody learns that it has let go

@@ -6,6 +6,7 @@ from headframe.model.fleet import Gpu, Node, Volume
 from headframe.model.health import Report
 from headframe.model.ids import AllocationId, GpuId, NodeId
 from headframe.model.power import Reading
+from headframe.model.shell import ShellAsk
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Observation, Workload
 
@@ -112,6 +113,16 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, tag="read"):
     limit: int
 
 
+class Attach(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
+    """Somebody wants a shell beside this work, or to reach a port of it: open a line for that under this number."""
+
+    number: int
+    allocation: Allocation
+    workload: Workload
+    ask: ShellAsk | None = None
+    port: int = 0
+
+
 class Limit(msgspec.Struct, frozen=True, kw_only=True, tag="limit"):
     """Cards are to draw at most so many watts, by UUID."""
 
@@ -132,7 +143,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
     miners: dict[AllocationId, Miner]
 
 
-Order = Start | Stop | Forget | Discard | Erase | Read | Limit | Ask
+Order = Start | Stop | Forget | Discard | Erase | Read | Attach | Limit | Ask
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):

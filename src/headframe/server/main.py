@@ -49,7 +49,6 @@ from headframe.server.lead import RENEW_MS, Leadership
 from headframe.server.miners import Miners, Read
 from headframe.server.profits import keep_yields
 from headframe.server.sessions import Sessions
-from headframe.server.table import GatewayTable
 from headframe.server.tick import Tick
 from headframe.server.tls import pinned, self_signed
 from headframe.server.watch import Watch
@@ -179,7 +178,7 @@ async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None
                       joined=None if stage else joined, pin=_pin(config), demand=demand, sessions=sessions, wake=wake.set,
                       gateway_url=config.gateway_url or (beside.url if beside else ""), gateway_ca=beside.ca if beside else "",
                       secure=config.secure, note=stage.note if stage else "")  # fmt: skip
-    server = _Server(_uvicorn(config, context), context.table)
+    server = _Server(_uvicorn(config, context), (context.table.close, joined.close))
     engine.listen(asyncio.get_running_loop(), wake.set)
     desk.listeners.append(lambda _events: wake.set())
     warm = asyncio.create_task(_warm(desk), name="warm")
@@ -335,13 +334,14 @@ async def _warm(desk: Desk) -> None:
 class _Server(uvicorn.Server):
     """Before it ends it answers those that wait for news, so that it need not cut them off."""
 
-    def __init__(self, config: uvicorn.Config, table: GatewayTable) -> None:
+    def __init__(self, config: uvicorn.Config, answer: Sequence[Callable[[], None]]) -> None:
         super().__init__(config)
-        self._table = table
+        self._answer = answer
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn does."""
-        self._table.close()
+        for each in self._answer:
+            each()
         await super().shutdown(sockets)
 
 

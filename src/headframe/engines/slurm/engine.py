@@ -16,7 +16,7 @@ import msgspec
 
 from headframe.data import text
 from headframe.engines.base import Sight
-from headframe.engines.shell import Shell, ShellAsk
+from headframe.engines.carry import Shell
 from headframe.engines.slurm.directory import BEAT_S, Shared, script
 from headframe.engines.slurm.machines import kind_of, machine, node_id
 from headframe.engines.slurm.rest import SlurmRest
@@ -28,6 +28,7 @@ from headframe.model.engine import EngineSetup
 from headframe.model.errors import Conflicting, HeadframeError, Unavailable
 from headframe.model.fleet import Down, Machine, Volume
 from headframe.model.ids import AllocationId, NodeId, is_allocation_id
+from headframe.model.shell import ShellAsk
 from headframe.model.states import Reason
 from headframe.model.units import MILLI
 from headframe.model.work import Allocation, LogLine, Workload

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import msgspec
 
+from headframe.engines.carry import Shell
 from headframe.engines.runtime import LOGIN
-from headframe.engines.shell import Shell, ShellAsk, open_shell
+from headframe.engines.shell import open_shell
 from headframe.engines.slurm.directory import owner_of
 from headframe.model.engine import EngineSetup
 from headframe.model.errors import Conflicting
+from headframe.model.shell import ShellAsk
 
 ENTER = (
     "import json, os, pwd, sys\n"

@@ -52,7 +52,7 @@ AGE_MAX_MS = 3_600_000
 @post("/v1/nodes/invitations", opt={"scope": Scope.OPERATOR}, responses=answers(409, 422))
 async def invite(context: Context, data: AddBody) -> Invitation:
     """A token with which one machine may join, once."""
-    _engine(context)
+    joined_engine(context)
     if data.rack:
         named(data.rack)
     if not 60 <= data.expires_in_s <= INVITED_MAX_S:
@@ -68,7 +68,7 @@ async def invite(context: Context, data: AddBody) -> Invitation:
 @post("/v1/agent/join", opt={"scope": Scope.JOIN}, responses=answers(409, 422, 503))
 async def join(context: Context, request: Request[Principal, Any, Any], data: Hello) -> Joined:
     """Become one of the fleet; the token is used up by it."""
-    engine, now_ms = _engine(context), context.clock_ms()
+    engine, now_ms = joined_engine(context), context.clock_ms()
     node, gpus = welcome(data, now_ms)
     heard_ms, known = engine.heard_ms(node.id), context.world.nodes.get(node.id)
     if known is not None and (known.engine != JOINED or (heard_ms is not None and now_ms - heard_ms < TWIN_MS)):
@@ -93,7 +93,7 @@ async def join(context: Context, request: Request[Principal, Any, Any], data: He
 @post("/v1/agent/report", opt={"scope": Scope.NODE}, status_code=200, request_max_body_size=TELLS_BYTES_MAX, responses=answers(409, 413, 422, 503))
 async def report(context: Context, request: Request[Principal, Any, Any], data: Account) -> Heard:
     """What a machine runs, and what its cards say."""
-    engine, node_id = _engine(context), _caller(context, request)
+    engine, node_id = joined_engine(context), caller(context, request.user)
     if len(data.observations) > SEEN_MAX or len(data.batches) > BATCHES_MAX or sum(len(told.lines) for told in data.told) > TOLD_MAX:
         raise BadRequest(f"at most {SEEN_MAX} allocations, {BATCHES_MAX} batches and {TOLD_MAX} lines are told at once")
     named = [each.allocation_id for each in (*data.observations, *data.told)]
@@ -112,7 +112,7 @@ async def report(context: Context, request: Request[Principal, Any, Any], data: 
 @post("/v1/agent/orders", opt={"scope": Scope.NODE}, status_code=200, responses=answers(409, 503))
 async def orders(context: Context, request: Request[Principal, Any, Any]) -> Orders:
     """What a machine is to do: answered when there is something, or empty after some seconds."""
-    engine, node_id = _engine(context), _caller(context, request)
+    engine, node_id = joined_engine(context), caller(context, request.user)
     items = await engine.orders(node_id, random.uniform(*HOLD_S))  # noqa: S311 - only to spread machines out
     epoch = context.leadership.epoch
     if epoch is None:
@@ -123,14 +123,14 @@ async def orders(context: Context, request: Request[Principal, Any, Any]) -> Ord
 @post("/v1/agent/lines", opt={"scope": Scope.NODE}, status_code=200, request_max_body_size=TELLS_BYTES_MAX, responses=answers(409, 413, 422, 503))
 async def lines(context: Context, request: Request[Principal, Any, Any], data: Lines) -> Heard:
     """Log lines that somebody asked for."""
-    _engine(context).answer(_caller(context, request), data)
+    joined_engine(context).answer(caller(context, request.user), data)
     return Heard()
 
 
 @get("/v1/agent/workdirs/{digest:str}", opt={"scope": Scope.NODE}, responses=answers(404))
 async def workdir(context: Context, request: Request[Principal, Any, Any], digest: str) -> File:
     """The archive of a workdir that work on this machine needs."""
-    world, node_id = context.world, _caller(context, request)
+    world, node_id = context.world, caller(context, request.user)
     needed = {world.workloads[held.workload_id].workdir_digest for held in world.on_node.get(node_id, {}).values()}
     archive = context.workdirs / f"{Path(digest).name}.tar"
     if digest not in needed or not archive.exists():
@@ -138,7 +138,8 @@ async def workdir(context: Context, request: Request[Principal, Any, Any], diges
     return File(path=archive, filename=archive.name, media_type="application/x-tar")
 
 
-def _engine(context: Context) -> JoinedEngine:
+def joined_engine(context: Context) -> JoinedEngine:
+    """The engine of machines that joined, where this server leads."""
     if context.joined is None:
         raise Conflicting("this is a demonstration: no machine can join it", "start a server: `headframe up`")
     if context.leadership.epoch is None:
@@ -146,9 +147,9 @@ def _engine(context: Context) -> JoinedEngine:
     return context.joined
 
 
-def _caller(context: Context, request: Request[Principal, Any, Any]) -> NodeId:
+def caller(context: Context, who: Principal) -> NodeId:
     """The machine that a key is bound to, while it is one of the fleet."""
-    node = found(context.world.nodes.get(request.user.key.node_id), "machine for this key")
+    node = found(context.world.nodes.get(who.key.node_id), "machine for this key")
     if node.state is NodeState.RETIRED:
         raise Forbidden(f"{node.name} was retired")
     return node.id

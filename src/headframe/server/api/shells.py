@@ -1,43 +1,54 @@
 """A shell beside running work, and its ports, over authenticated WebSockets. No server of ours is in anybody's image.
 
-A frame of bytes is data: what is typed one way; the other way the first byte says 1 (output) or 2 (errors). A frame of text is JSON: `{"resize": [rows, columns]}`,
-`{"signal": 2}`, `{"shut": true}` one way, `{"code": 0}` or `{"error": …}` at the end the other.
+What goes over them: `engines/carry.py`. A machine that joined opens one of its own for each, under the number that it was told.
 """
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
-import msgspec
 from litestar import Router, WebSocket, websocket
 from litestar.exceptions import WebSocketDisconnect
 from litestar.params import Parameter
 
-from headframe.engines.shell import Shell, ShellAsk
+from headframe.engines.carry import SIZE_MAX, Gone, bridge, carry, outcome
 from headframe.model.errors import BadRequest, Conflicting, HeadframeError
 from headframe.model.ids import WorkloadId, allocation_id
 from headframe.model.people import Scope
+from headframe.model.shell import Outcome, ShellAsk
 from headframe.model.states import WorkloadState
 from headframe.model.work import Allocation, Workload
+from headframe.server.api.agent import caller, joined_engine
 from headframe.server.api.workloads import find
 from headframe.server.auth import Principal
 from headframe.server.context import Context
 
 ARGUMENTS_MAX, ARGUMENT_MAX = 200, 8192
-SIZE_MAX = 1000
-CHUNK = 64 * 1024
 REFUSED = 4409
 """The WebSocket's code where a refusal is told before."""
 Socket = WebSocket[Principal, Any, Any]
 
 
-class Told(msgspec.Struct, frozen=True):
-    """What a client says beside data."""
+class _Frames:
+    """See `Frames`: a WebSocket."""
 
-    resize: tuple[int, int] | None = None
-    signal: int = 0
-    shut: bool = False
+    def __init__(self, socket: Socket) -> None:
+        self._socket = socket
+
+    async def hear(self) -> bytes | str | None:
+        """The next frame, None once the client is gone."""
+        frame: Any = await self._socket.receive()
+        if frame["type"] == "websocket.disconnect":
+            return None
+        data = frame.get("bytes")
+        return data if data is not None else str(frame.get("text") or "")
+
+    async def say(self, said: bytes | str) -> None:
+        """Raises Gone."""
+        try:
+            await (self._socket.send_bytes(said) if isinstance(said, bytes) else self._socket.send_text(said))
+        except (WebSocketDisconnect, RuntimeError, OSError) as error:
+            raise Gone from error
 
 
 @websocket("/v1/workloads/{workload:str}/exec", opt={"scope": Scope.MEMBER})
@@ -58,7 +69,7 @@ async def shell(
             raise BadRequest(f"a command has at most {ARGUMENTS_MAX} words")
         opened = await context.engine.shell(allocation, row, ShellAsk(argv=argv, rows=rows, columns=columns or 80 if rows else 0, term=term))
         with context.sessions.open(row.id):
-            await _carried(socket, opened)
+            await carry(_Frames(socket), opened)
 
 
 @websocket("/v1/workloads/{workload:str}/forward", opt={"scope": Scope.MEMBER})
@@ -68,7 +79,18 @@ async def forward(context: Context, socket: Socket, workload: str, port: Annotat
         row, allocation = await _running(context, socket, workload)
         reader, writer = await context.engine.reach(allocation, row, port)
         with context.sessions.open(row.id):
-            await _bridged(socket, reader, writer)
+            await bridge(_Frames(socket), reader, writer)
+
+
+@websocket("/v1/agent/attach/{number:int}", opt={"scope": Scope.NODE})
+async def attach(context: Context, socket: Socket, number: int) -> None:
+    """A machine's end of a shell or a port that it was asked for."""
+    engine, node = joined_engine(context), caller(context, socket.user)
+    if not engine.expects(node, number):
+        await socket.close(REFUSED)
+        return
+    async with _opened(socket):
+        await engine.attached(node, number, _Frames(socket))
 
 
 @contextlib.asynccontextmanager
@@ -79,10 +101,10 @@ async def _opened(socket: Socket) -> AsyncGenerator[None]:
         yield
     except HeadframeError as error:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            await socket.send_text(msgspec.json.encode({"error": error.detail, "next": error.next_step}).decode())
+            await socket.send_text(outcome(Outcome(error=error.detail, next=error.next_step)))
             await socket.close(REFUSED)
         return
-    except WebSocketDisconnect:
+    except Gone:
         return
     with contextlib.suppress(WebSocketDisconnect, RuntimeError):
         await socket.close()
@@ -96,70 +118,4 @@ async def _running(context: Context, socket: Socket, wanted: str) -> tuple[Workl
     return row, held
 
 
-async def _carried(socket: Socket, opened: Shell) -> None:
-    """Both ways, until the command ends or its client leaves: then it ends."""
-
-    async def typed() -> None:
-        with contextlib.suppress(WebSocketDisconnect):
-            while (said := await _heard(socket)) is not None:
-                if isinstance(said, bytes):
-                    await opened.write(said)
-                else:
-                    _obey(opened, said)
-        opened.close()
-
-    typing = asyncio.ensure_future(typed())
-    try:
-        while (said := await opened.output()) is not None:
-            await socket.send_bytes(bytes([said[0]]) + said[1])
-        code = await opened.code()
-        await socket.send_text(msgspec.json.encode({"code": code}).decode())
-    finally:
-        opened.close()
-        typing.cancel()
-        await asyncio.gather(typing, return_exceptions=True)
-
-
-async def _heard(socket: Socket) -> bytes | str | None:
-    """The next frame, None once the client is gone."""
-    frame: Any = await socket.receive()
-    if frame["type"] == "websocket.disconnect":
-        return None
-    data = frame.get("bytes")
-    return data if data is not None else str(frame.get("text") or "")
-
-
-def _obey(opened: Shell, text: str) -> None:
-    try:
-        told = msgspec.json.decode(text, type=Told)
-    except msgspec.DecodeError:
-        return
-    if told.resize and all(0 < each <= SIZE_MAX for each in told.resize):
-        opened.resize(*told.resize)
-    if told.signal in {1, 2, 3, 9, 15}:
-        opened.signal(told.signal)
-    if told.shut:
-        opened.shut()
-
-
-async def _bridged(socket: Socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    async def inward() -> None:
-        with contextlib.suppress(WebSocketDisconnect, OSError):
-            while (said := await _heard(socket)) is not None:
-                writer.write(said if isinstance(said, bytes) else b"")
-                await writer.drain()
-        writer.close()
-
-    coming = asyncio.ensure_future(inward())
-    try:
-        while data := await reader.read(CHUNK):
-            await socket.send_bytes(data)
-    except OSError:
-        pass
-    finally:
-        writer.close()
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
-
-
-ROUTER = Router("/", route_handlers=[shell, forward])
+ROUTER = Router("/", route_handlers=[shell, forward, attach])
