@@ -100,8 +100,8 @@ def wrk(root, port, body, key, connections=32, path="/v1/chat/completions", sche
     return {"rate": requests / (micros / 1e6), "p50_ms": p50 / 1000, "p99_ms": p99 / 1000}
 
 
-def paced(port, key, count=300, every_s=0.01):
-    """One request every 10 ms: what is added where nothing queues."""
+def paced(port, key, count, every_s=0.01):
+    """Milliseconds of one request every 10 ms: what is added where nothing queues."""
     took = []
     with httpx.Client(headers={"authorization": f"Bearer {key}"}) as client:
         for _ in range(count):
@@ -109,7 +109,7 @@ def paced(port, key, count=300, every_s=0.01):
             client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=SHORT)
             took.append((time.perf_counter() - began) * 1000)
             time.sleep(max(0, every_s - (time.perf_counter() - began)))
-    return statistics.median(took), statistics.quantiles(took, n=100)[98]
+    return took
 
 
 def streams(port, key, pid, rounds=3):
@@ -232,16 +232,12 @@ def main():
         tried += others(root, upstream)
         running += [process for _, process, _, _ in tried[1:]]
         tried = [each for each in tried if answers(each[2], each[0])]
-        measured = {name: {"rate": [], "cpu": [], "long": [], "event": [], "first": [], "first99": []} for name, *_ in tried}
+        measured = {name: {"rate": [], "cpu": [], "long": [], "event": [], "first": [], "first99": [], "paced": []} for name, *_ in tried}
         for _ in range(ROUNDS):
             for name, process, port, key in tried:
                 with quiet([each for _, each, _, _ in tried[1:] if each is not process]):
                     measure(measured[name], root, name, process, port, key)
-        alone = {}
-        for name, process, port, key in tried:
-            with quiet([each for _, each, _, _ in tried[1:] if each is not process]):
-                alone[name] = paced(port, key, 300 if "LiteLLM" not in name else 60)
-        shown(tried, measured, alone)
+        shown(tried, measured)
         encrypted(root, upstream, running, native)
     finally:
         for process in running:  # nginx's workers outlive a master that is killed
@@ -259,6 +255,7 @@ def measure(row, root, name, process, port, key):
     row["rate"].append(told["rate"])
     row["cpu"].append((cpu_s(process.pid) - before) / (told["rate"] * SECONDS) * 1e6)
     row["long"].append(wrk(root, port, LONG, key)["rate"])
+    row["paced"] += paced(port, key, 150 if "LiteLLM" not in name else 30)
     if "LiteLLM" not in name:
         event, first, first99 = streams(port, key, process.pid)
         row["event"].append(event), row["first"].append(first), row["first99"].append(first99)
@@ -283,7 +280,8 @@ def encrypted(root, upstream, running, env):
     )
 
 
-def shown(tried, measured, alone):
+def shown(tried, measured):
+    alone = {name: (statistics.median(row["paced"]), statistics.quantiles(row["paced"], n=100)[98]) for name, row in measured.items()}
     middle = {name: {what: statistics.median(values) if values else float("nan") for what, values in row.items()} for name, row in measured.items()}
     direct = middle["direct"]
     print(

@@ -40,11 +40,11 @@ def missing():
 class Slurm:
     """`with Slurm(path, nodes=4, gpus="rtx3090:4") as slurm:`"""
 
-    def __init__(self, root, nodes=4, gpus="rtx3090:4", cpus=16, memory_mb=64_000, accounting=False, **conf):
+    def __init__(self, root, nodes=4, gpus="rtx3090:4", cpus=16, memory_mb=64_000, accounting=False, switches=None, **conf):
         self.root = Path(root)
         self.names = [f"n{k + 1}" for k in range(nodes)]
         self.gpus, self.cpus, self.memory_mb = gpus, cpus, memory_mb
-        self.accounting, self.conf = accounting, conf
+        self.accounting, self.switches, self.conf = accounting, switches or {}, conf
         self.processes = {}
         self.key = self.root / "jwt.key"
         self.url = f"unix:{self.root}/rest/rest.sock"
@@ -199,6 +199,10 @@ class Slurm:
                 f"StorageHost=127.0.0.1\nStoragePort={self.ports['db']}\n"
             )
             (root / "slurmdbd.conf").chmod(0o600)
+        if self.switches:
+            conf |= {"TopologyPlugin": "topology/tree"}
+            rows = [f"SwitchName={name} Nodes={nodes}" for name, nodes in self.switches.items()]
+            (root / "topology.conf").write_text("\n".join([*rows, f"SwitchName=spine Switches={','.join(self.switches)}"]) + "\n")
         conf |= self.conf
         gres = ["AutoDetect=off"]
         lines = [f"{key}={value}" for key, value in conf.items()]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -141,9 +142,42 @@ def test_ports_at_which_the_work_listens_are_reached_and_no_others(lab):
         server.wait(20)
 
 
-def _answers(port):
+def test_a_real_jupyter_is_reached_and_runs_what_is_typed(lab):
+    """Its pages by HTTP, its kernel by a WebSocket, both through `headframe forward`."""
+    port, mine, token = free_port(), free_port(), secrets.token_hex(16)
+    options = f"--ServerApp.port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --ServerApp.allow_root=True --ServerApp.open_browser=False"
+    run = f"HOME=$PWD exec {sys.executable} -m jupyter_server --ServerApp.ip=127.0.0.1 {options}"
+    lab.tenant.submit(f"type: workspace\nname: notes\nrun: {run}\nresources: {{gpu: 0, cpu: 0.5, memory: 2GB, disk: 1MB}}\n")
+    forward = subprocess.Popen([sys.executable, "-m", "headframe", "forward", "notes", f"{mine}:{port}"], env=lab.env, stderr=subprocess.DEVNULL)
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/", timeout=5).status_code == 200
+        wait_for(lambda: _answers(mine, "/api"), 60, 0.3)
+        assert httpx.get(f"http://127.0.0.1:{mine}/api/kernels").status_code == 403
+        kernel = httpx.post(f"http://127.0.0.1:{mine}/api/kernels", headers={"authorization": f"token {token}"}, json={"name": "python3"}, timeout=60).json()
+        assert _typed(f"ws://127.0.0.1:{mine}/api/kernels/{kernel['id']}/channels?token={token}", "6 * 7") == "42"
+    finally:
+        forward.send_signal(signal.SIGINT)
+        forward.wait(20)
+        lab.tenant.stop("notes")
+        wait_for(lambda: lab.state("notes") == "cancelled")
+
+
+def _typed(url, code):
+    """What a notebook's kernel answers to a cell."""
+    head = {"msg_id": "m1", "msg_type": "execute_request", "username": "u", "session": "s", "version": "5.3", "date": "2026-01-01T00:00:00Z"}
+    content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True}
+    with connect(url, proxy=None) as line:
+        line.send(
+            json.dumps({"header": head, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell", "buffers": []})
+        )
+        while True:
+            said = json.loads(line.recv(timeout=60))
+            if said["header"]["msg_type"] == "execute_result":
+                return said["content"]["data"]["text/plain"]
+
+
+def _answers(port, path="/"):
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 

@@ -112,7 +112,7 @@ class Cloud:
 @pytest.fixture(scope="module")
 def cloud():
     # On one small machine many processes start slowly: the work itself says when it is on its way.
-    with Cloud(nodes=4, gpus="rtx3090:4") as made:
+    with Cloud(nodes=4, gpus="rtx3090:4", switches={"leaf-a": "n[1-2]", "leaf-b": "n[3-4]"}) as made:
         yield made
 
 
@@ -143,6 +143,8 @@ def healed(request):
 def test_its_machines_appear_with_their_cards_and_a_job_runs_on_the_one_that_was_chosen(cloud):
     card = next(view.gpus[0] for view in cloud.operator.nodes() if view.node.name == "n1")
     assert (card.model, card.memory_mib, card.compute_capability) == ("GeForce RTX 3090", 24_576, "8.6")
+    racks = {row.rack.id: row.rack.name for row in cloud.operator.racks().items}
+    assert {name: racks[cloud.node(name).rack_id] for name in cloud.slurm.names} == {"n1": "leaf-a", "n2": "leaf-a", "n3": "leaf-b", "n4": "leaf-b"}
     cloud.run("one", "echo on $SLURMD_NODENAME with $CUDA_VISIBLE_DEVICES; echo wrong >&2; pwd", gpu="RTX3090:2")
     assert cloud.ended("one").state == "succeeded"
     said = {

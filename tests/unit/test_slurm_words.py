@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from headframe.data import text
 from headframe.engines.slurm.engine import reason_of
 from headframe.engines.slurm.machines import kind_of, machine, sold_as
+from headframe.engines.slurm.topology import leaves
 from headframe.engines.slurm.words import (
     OLD,
     Accounted,
@@ -180,6 +181,22 @@ def test_whatever_slurm_answers_is_understood_or_refused_as_not_understood(told)
 
 
 SLURM_NODE = SlurmNode(name="n1", state="IDLE", cpus=16, threads=2, real_memory=64_000, gres="gpu:rtx3090:2,gpu:odd:1", features="rack=B2")
+
+
+def test_machines_hang_on_the_lowest_switch_or_the_block_that_slurms_topology_names():
+    tree = (
+        "SwitchName=leaf1 Level=0 LinkSpeed=1 Nodes=n[1-2],gpu7 \nSwitchName=leaf2 Level=0 LinkSpeed=1 Nodes=n3\n"
+        "SwitchName=spine Level=1 LinkSpeed=1 Nodes=n[1-3],gpu7 Switches=leaf[1-2]\n"
+    )
+    assert leaves(tree) == {"n1": "leaf1", "n2": "leaf1", "gpu7": "leaf1", "n3": "leaf2"}
+    blocks = "BlockName=b1 BlockIndex=0 Nodes=n[1-2] BlockSize=2\nBlockName=b2 BlockIndex=1 Nodes=n[3-4] BlockSize=2\n"
+    assert leaves(blocks) == {"n1": "b1", "n2": "b1", "n3": "b2", "n4": "b2"}
+    assert leaves("slurm_load_topo: No topology information available\n") == {}
+
+
+def test_what_its_features_say_of_a_rack_goes_before_its_switch():
+    plain = msgspec.structs.replace(SLURM_NODE, features="")
+    assert [machine(row, SETUP, MODELS, NOW_MS, "leaf1").rack for row in (SLURM_NODE, plain)] == ["B2", "leaf1"]
 
 
 def test_a_machine_is_enrolled_with_its_cores_its_cards_and_its_rack():

@@ -226,6 +226,15 @@ def _configured(conf: dict[str, str]) -> Iterator[EngineFinding]:
         )
     else:
         yield _good("accounting", conf["accountingstoragetype"])
+    plugin = conf.get("topologyplugin", "")
+    if plugin.endswith(("tree", "block")) and shutil.which("scontrol") is None:
+        yield _limited(
+            "switches",
+            f"Slurm knows them ({plugin}), and only its own commands tell: machines stand where their features say",
+            "install Slurm's client commands on the server's machine (Debian: slurm-client)",
+        )
+    elif plugin.endswith(("tree", "block")):
+        yield _good("switches", f"{plugin}: machines stand at their leaf switch, or in their block")
     if conf.get("epilog", "(null)") in {"(null)", ""}:
         yield _limited(
             "hand-over",

@@ -22,6 +22,7 @@ from headframe.engines.slurm.machines import kind_of, machine, node_id
 from headframe.engines.slurm.rest import SlurmRest
 from headframe.engines.slurm.seen import Seen, observed
 from headframe.engines.slurm.shells import Place, open_step, reach_step
+from headframe.engines.slurm import topology
 from headframe.engines.slurm.words import NAMED, JobRequest, SlurmJob, SlurmNode, SlurmRefused
 from headframe.health.catalogue import catalogue
 from headframe.model.engine import EngineSetup
@@ -153,6 +154,7 @@ class Line:
         self._first_ms = clock_ms()
         self._nodes: dict[NodeId, SlurmNode] = {}
         self._machines: tuple[Machine, ...] = ()
+        self._leaves: dict[str, str] = {}
         self._machines_ms = 0
         self._seen: dict[AllocationId, Seen] = {}
         self._known = catalogue(text("gpus.csv"))
@@ -279,7 +281,10 @@ class Line:
         began_ms = self._clock_ms()
         nodes, jobs = await asyncio.gather(self.rest.nodes(), self.rest.jobs())
         now_ms = self._clock_ms()
-        self._take_nodes(nodes, now_ms)
+        if anew := now_ms - self._machines_ms > MACHINES_MS:
+            told = await topology.told()
+            self._machines_ms, self._leaves = now_ms, self._leaves if told is None else told
+        self._take_nodes(nodes, now_ms, anew=anew)
         there = await asyncio.to_thread(self.shared.held)
         for key in self._seen.keys() - set(there) - self._sending.keys():
             self._seen.pop(key, None)  # put away meanwhile
@@ -299,13 +304,12 @@ class Line:
         for key, seen in list(self._seen.items()):
             await self._attend(key, seen, now_ms)
 
-    def _take_nodes(self, nodes: Sequence[SlurmNode], now_ms: int) -> None:
+    def _take_nodes(self, nodes: Sequence[SlurmNode], now_ms: int, *, anew: bool) -> None:
         there = [node for node in nodes if not self.setup.partition or self.setup.partition in node.partitions]
-        before = {} if now_ms - self._machines_ms > MACHINES_MS else {each.node.id: each for each in self._machines}
-        self._machines_ms = self._machines_ms if before else now_ms
+        before = {} if anew else {each.node.id: each for each in self._machines}
         known, self._nodes = self._nodes, {node_id(self.setup, node.name): node for node in there}
         self._machines = tuple(
-            before[key] if key in before and known.get(key) == node else machine(node, self.setup, self._known, now_ms)
+            before[key] if key in before and known.get(key) == node else machine(node, self.setup, self._known, now_ms, self._leaves.get(node.name, ""))
             for key, node in self._nodes.items()
         )
 

@@ -17,8 +17,8 @@ from headframe.model.units import MILLI
 MIB_PER_GIB = 1024
 
 
-def machine(node: SlurmNode, setup: EngineSetup, known: tuple[Model, ...], now_ms: int) -> Machine:
-    """A machine as it is to be enrolled. Cores are what is sold: where Slurm counts threads, each core has several."""
+def machine(node: SlurmNode, setup: EngineSetup, known: tuple[Model, ...], now_ms: int, leaf: str = "") -> Machine:
+    """A machine as it is to be enrolled, in the rack that its features name, else at its `leaf` switch. Cores are what is sold: where Slurm counts threads, each core has several."""
     key = node_id(setup, node.name)
     row = Node(
         id=key, name=node.name, site_id=SiteId(""), rack_id=RackId(""), state=NodeState.NEW, engine=SLURM, cpu_milli=node.cpus // max(1, node.threads) * MILLI,
@@ -30,7 +30,7 @@ def machine(node: SlurmNode, setup: EngineSetup, known: tuple[Model, ...], now_m
         model = sold_as(known, kind)
         for _ in range(count):
             cards.append(_card(key, len(cards), kind, model, now_ms))
-    return Machine(node=row, gpus=tuple(cards), rack=node.rack)
+    return Machine(node=row, gpus=tuple(cards), rack=node.rack or leaf)
 
 
 def _card(node: NodeId, index: int, kind: str, model: Model | None, now_ms: int) -> Gpu:

@@ -4,7 +4,6 @@ the job, carries the terminal, and ends it with the job.
 
 import asyncio
 import contextlib
-import os
 import shutil
 from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
@@ -15,6 +14,7 @@ from headframe.engines.carry import Shell
 from headframe.engines.runtime import LOGIN
 from headframe.engines.shell import open_shell
 from headframe.engines.slurm.directory import owner_of
+from headframe.engines.slurm.topology import env
 from headframe.model.engine import EngineSetup
 from headframe.model.errors import Conflicting
 from headframe.model.shell import ShellAsk
@@ -62,7 +62,7 @@ def open_step(setup: EngineSetup, place: Place, ask: ShellAsk) -> Shell:
         ask.term,
         *argv,
     ]
-    return open_shell(ask, command, _env(), "/", (), gently=True)
+    return open_shell(ask, command, env(), "/", (), gently=True)
 
 
 async def reach_step(setup: EngineSetup, place: Place, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -72,7 +72,7 @@ async def reach_step(setup: EngineSetup, place: Place, port: int) -> tuple[async
             "ports of a container on Slurm can't be forwarded: its network is its own", "run the server without an image, or `exec` a client inside"
         )
     command = [*_step(place, "--unbuffered"), setup.python, "-I", "-S", "-c", RELAY, str(port)]
-    running = await asyncio.create_subprocess_exec(*command, env=_env(), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True)
+    running = await asyncio.create_subprocess_exec(*command, env=env(), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True)
     assert running.stdin is not None
     assert running.stdout is not None
     said = ""
@@ -96,10 +96,6 @@ def _step(place: Place, how: str) -> list[str]:
         raise Conflicting("the server's machine has no srun", "install Slurm's client commands there (Debian: slurm-client)")
     where = [f"--jobid={place.job}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={place.node}"]
     return [*_become(place.account), srun, *where, "--mpi=none", "--quiet", "--export=PATH", how]
-
-
-def _env() -> dict[str, str]:
-    return {name: os.environ[name] for name in ("PATH", "SLURM_CONF", "HOME", "LANG") if name in os.environ}
 
 
 def _become(account: str) -> list[str]:
