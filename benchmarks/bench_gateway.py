@@ -213,6 +213,7 @@ def others(root, upstream):
 
 def main():
     assert os.cpu_count() >= 2, "one core for the gateway, one for the rest"
+    os.sched_setaffinity(0, {1})
     for needed in ("wrk", "cc"):
         if shutil.which(needed) is None:
             print(f"bench_gateway: skipped, {needed} is not installed")

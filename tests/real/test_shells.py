@@ -152,7 +152,9 @@ def test_a_real_jupyter_is_reached_and_runs_what_is_typed(lab):
     try:
         wait_for(lambda: _answers(mine, "/api"), 60, 0.3)
         assert httpx.get(f"http://127.0.0.1:{mine}/api/kernels").status_code == 403
-        kernel = httpx.post(f"http://127.0.0.1:{mine}/api/kernels", headers={"authorization": f"token {token}"}, json={"name": "python3"}, timeout=60).json()
+        kernel = httpx.post(
+            f"http://127.0.0.1:{mine}/api/kernels", headers={"authorization": f"token {token}"}, json={"name": "python3"}, timeout=60
+        ).json()
         assert _typed(f"ws://127.0.0.1:{mine}/api/kernels/{kernel['id']}/channels?token={token}", "6 * 7") == "42"
     finally:
         forward.send_signal(signal.SIGINT)
@@ -166,9 +168,7 @@ def _typed(url, code):
     head = {"msg_id": "m1", "msg_type": "execute_request", "username": "u", "session": "s", "version": "5.3", "date": "2026-01-01T00:00:00Z"}
     content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False, "stop_on_error": True}
     with connect(url, proxy=None) as line:
-        line.send(
-            json.dumps({"header": head, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell", "buffers": []})
-        )
+        line.send(json.dumps({"header": head, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell", "buffers": []}))
         while True:
             said = json.loads(line.recv(timeout=60))
             if said["header"]["msg_type"] == "execute_result":

@@ -1,5 +1,7 @@
 """The workload file: what people write is understood, and what they got wrong is named, all of it, with its line."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from headframe.model.units import duration, money, parse_duration_s, parse_mib, 
 from headframe.model.work import GpuRequest, Mount, Network, Tier
 from headframe.server.workload_file import parse, parse_gpu
 
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*/*.yaml"))
 WHOLE = """
 type: job
 name: train-digits
@@ -29,6 +32,11 @@ retry: {on: [preempted, node-lost], attempts: 3}
 checkpoint: /checkpoints
 priority: 5
 """
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_every_example_is_understood_without_a_warning(file):
+    assert parse(file.read_text()).warnings == ()
 
 
 def test_every_demand_of_cards_and_machines_is_understood():

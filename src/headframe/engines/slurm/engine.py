@@ -309,7 +309,9 @@ class Line:
         before = {} if anew else {each.node.id: each for each in self._machines}
         known, self._nodes = self._nodes, {node_id(self.setup, node.name): node for node in there}
         self._machines = tuple(
-            before[key] if key in before and known.get(key) == node else machine(node, self.setup, self._known, now_ms, self._leaves.get(node.name, ""))
+            before[key]
+            if key in before and known.get(key) == node
+            else machine(node, self.setup, self._known, now_ms, self._leaves.get(node.name, ""))
             for key, node in self._nodes.items()
         )
 
