@@ -292,10 +292,11 @@ def shown(tried, measured):
         row = middle[name]
         print(f"{name:24} {row['rate']:9,.0f} {row['cpu']:11.1f} {row['long']:12,.0f} {row['event']:13.1f} {row['first'] - direct['first']:14.2f} {row['first99'] - direct['first99']:8.2f} "
               f"{alone[name][0] - alone['direct'][0]:11.2f} {alone[name][1] - alone['direct'][1]:7.2f} {rss_mb(process.pid):7.0f}")  # fmt: skip
-    four, bare = middle["Headframe, 4 replicas"], middle["nginx, bare proxy"]
-    print(
-        f"\nrequests/s: {four['rate'] / bare['rate']:.2f} × nginx (goal 0.45); CPU per event {four['event'] / bare['event']:.2f} × nginx (goal 1.35)"
+    four, bare = middle["Headframe, 4 replicas"], measured["nginx, bare proxy"]
+    rate, event = (
+        statistics.median(a / b for a, b in zip(measured["Headframe, 4 replicas"][what], bare[what], strict=True)) for what in ("rate", "event")
     )
+    print(f"\nrequests/s: {rate:.2f} × nginx (goal 0.45); CPU per event {event:.2f} × nginx (goal 1.35): medians of what each round says")
     for name in middle:
         if "router" in name or "LiteLLM" in name:
             print(f"requests/s: {four['rate'] / middle[name]['rate']:.1f} × {name}" + (" (goal 150)" if "LiteLLM" in name else ""))

@@ -51,7 +51,9 @@ class Gateway:
         self._config, self._id = config, key
         self._clients: set[ClientConnection] = set()
         self._group: asyncio.TaskGroup | None = None
-        self._told = asyncio.Event()
+        self._told, self._wrote = asyncio.Event(), asyncio.Event()
+        spool.wrote = self._wrote.set
+        self._wrote.set()  # for what a crash left
         self._heard = False
         self._refusal = ""
         self._probing: set[Replica] = set()
@@ -196,7 +198,11 @@ class Gateway:
     async def _writing(self) -> None:
         sealed_s = self.now_s()
         while True:
-            await asyncio.sleep(SYNC_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, sealed_s + SEAL_S - self.now_s()) if self.spool.lines else None):
+                    await self._wrote.wait()
+            self._wrote.clear()
+            await asyncio.sleep(SYNC_S)  # what is written meanwhile is had on disk with it
             if self.spool.dirty:
                 await asyncio.to_thread(self.spool.sync)
             if self.now_s() - sealed_s >= SEAL_S or self.spool.lines >= SEAL_LINES:

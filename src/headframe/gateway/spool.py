@@ -6,7 +6,7 @@ request ends and on disk 50 ms later. A file is never changed once it is sealed,
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -21,11 +21,15 @@ BYTES_MAX = 256 * 1024 * 1024
 """As much may wait to be taken; then new requests are refused: nothing that was served is lost."""
 
 
+def _nobody() -> None:
+    """Nobody is told."""
+
+
 _encode, _decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(Line).decode
 
 
 class Spool:
-    """One gateway's. Opening it ends what a crash left open; raises Conflicting where its files can't be read."""
+    """One gateway's. Opening it ends what a crash left open; raises Conflicting where its files can't be read. `wrote` is called when there is something to sync."""
 
     def __init__(self, root: Path, gateway: GatewayId) -> None:
         self._root, self._gateway = root, gateway
@@ -35,6 +39,7 @@ class Spool:
         self._tally = Tally()
         self._next: ServedBatch | None = None
         self.dirty = False
+        self.wrote: Callable[[], None] = _nobody
         self.lines = 0
         self._sizes = {int(path.stem): path.stat().st_size for path in root.glob("*.log")}
         self._total = sum(self._sizes.values())
@@ -78,7 +83,9 @@ class Spool:
             os.write(self._file, data)
             self._sizes[self.number] += len(data)
             self._total += len(data)
-            self.dirty = True
+            if not self.dirty:
+                self.dirty = True
+                self.wrote()
 
     def sync(self) -> None:
         """Have what was written on disk; blocks."""

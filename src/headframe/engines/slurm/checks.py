@@ -226,15 +226,7 @@ def _configured(conf: dict[str, str]) -> Iterator[EngineFinding]:
         )
     else:
         yield _good("accounting", conf["accountingstoragetype"])
-    plugin = conf.get("topologyplugin", "")
-    if plugin.endswith(("tree", "block")) and shutil.which("scontrol") is None:
-        yield _limited(
-            "switches",
-            f"Slurm knows them ({plugin}), and only its own commands tell: machines stand where their features say",
-            "install Slurm's client commands on the server's machine (Debian: slurm-client)",
-        )
-    elif plugin.endswith(("tree", "block")):
-        yield _good("switches", f"{plugin}: machines stand at their leaf switch, or in their block")
+    yield from _switches(conf.get("topologyplugin", ""))
     if conf.get("epilog", "(null)") in {"(null)", ""}:
         yield _limited(
             "hand-over",
@@ -245,3 +237,17 @@ def _configured(conf: dict[str, str]) -> Iterator[EngineFinding]:
         yield _good("hand-over", conf["epilog"])
     if "tmpfs" not in conf.get("jobcontainertype", ""):
         yield _limited("private /tmp", "jobs share their machine's /tmp", "set JobContainerType=job_container/tmpfs and PrologFlags=contain")
+
+
+def _switches(plugin: str) -> Iterator[EngineFinding]:
+    """Whether it is known what machines hang on, where the cluster says so at all."""
+    if not plugin.endswith(("tree", "block")):
+        return
+    if shutil.which("scontrol") is not None:
+        yield _good("switches", f"{plugin}: machines stand at their leaf switch, or in their block")
+    else:
+        yield _limited(
+            "switches",
+            f"Slurm knows them ({plugin}), and only its own commands tell: machines stand where their features say",
+            "install Slurm's client commands on the server's machine (Debian: slurm-client)",
+        )

@@ -17,12 +17,12 @@ import msgspec
 from headframe.data import text
 from headframe.engines.base import Sight
 from headframe.engines.carry import Shell
+from headframe.engines.slurm import topology
 from headframe.engines.slurm.directory import BEAT_S, Shared, script
 from headframe.engines.slurm.machines import kind_of, machine, node_id
 from headframe.engines.slurm.rest import SlurmRest
 from headframe.engines.slurm.seen import Seen, observed
 from headframe.engines.slurm.shells import Place, open_step, reach_step
-from headframe.engines.slurm import topology
 from headframe.engines.slurm.words import NAMED, JobRequest, SlurmJob, SlurmNode, SlurmRefused
 from headframe.health.catalogue import catalogue
 from headframe.model.engine import EngineSetup

@@ -18,9 +18,9 @@ def leaves(told: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in told.splitlines():
         said = dict(_PAIR.findall(line))
-        name = said.get("SwitchName") if said.get("Level") == "0" else said.get("BlockName")
-        if name:
-            found.update(dict.fromkeys(hosts(said.get("Nodes", "")), name))
+        name = said.get("SwitchName", "") if said.get("Level") == "0" else said.get("BlockName", "")
+        for host in hosts(said.get("Nodes", "")) if name else ():
+            found[host] = name
     return found
 
 
