@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from headframe.client import ApiError
+from headframe.engines.slurm.directory import erasing
 from headframe.model.api import EngineBody
 from headframe.model.states import NodeState
 from slurm import Slurm, missing
@@ -179,6 +180,15 @@ def test_a_cache_lies_on_each_nodes_own_disk_where_only_the_works_account_reache
     assert f"700 {os.geteuid()}" in said
     assert all(text.startswith(place) for text in said if text.startswith("/"))
     assert {row.node for row in cloud.operator.volumes().items} == set(cloud.where("cached"))
+    [kept] = Path(place).iterdir()
+    cloud.tenant.remove_volume("models")
+    wait_for(lambda: not list(Path(place).iterdir()))
+    cloud.run("anew", "echo mine >$HEADFRAME_VOLUME_MODELS/mine", gpu=1, volumes=["cache:models:/m"])
+    assert cloud.ended("anew").state == "succeeded"
+    late = cloud.root / "late.sh"
+    late.write_text(erasing(kept, int(time.time()) - 60))
+    assert subprocess.run(["/bin/sh", str(late)]).returncode == 0
+    assert (kept / "mine").read_text() == "mine\n", "what was asked for before it was mounted anew leaves it"
     cloud.tenant.remove_volume("models")
     shutil.rmtree(place)
     Path(place).symlink_to("/tmp")  # noqa: S108 - another account was there first

@@ -121,6 +121,7 @@ class Keeper:
             for path in self.spec.get("caches", ()):
                 own_directory(os.path.dirname(path))
                 own_directory(path)
+                os.utime(path)  # it is in use: what was asked to delete it before leaves it alone
         except OSError as error:
             return self.end(1, SETUP_FAILED, f"a cache can't be used: {error}")
         held = self.hold_cards()

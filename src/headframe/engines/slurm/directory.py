@@ -25,7 +25,7 @@ from headframe.engines.local import JournalLine, read_journal, read_log
 from headframe.engines.runtime import SETUP_EXIT, Place, launch_for
 from headframe.files import write_private
 from headframe.model.engine import EngineSetup
-from headframe.model.ids import AllocationId, VolumeId, WorkloadId, is_allocation_id, volume_id
+from headframe.model.ids import AllocationId, ProjectId, VolumeId, WorkloadId, is_allocation_id, volume_id
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Mount, Workload
 
@@ -107,8 +107,12 @@ class Shared:
         owner = owner_of(self.setup.account(allocation.project_id))
         (held.path / "by-node").mkdir(parents=True, exist_ok=True)
         held.path.chmod(0o700)
-        volumes = {False: self.root / "volumes", True: CACHES / f"headframe-cache-{owner[0] if owner else os.geteuid()}"}
-        mounts = {mount: volumes[mount.cache] / volume_id(workload.project_id, mount.volume) for mount in workload.spec.volumes}
+        mounts = {
+            mount: cache_of(owner, workload.project_id, mount.volume)
+            if mount.cache
+            else self.root / "volumes" / volume_id(workload.project_id, mount.volume)
+            for mount in workload.spec.volumes
+        }
         checkpoint = self.root / "checkpoints" / workload.id
         shared = [path for mount, path in mounts.items() if not mount.cache]
         for path in (*shared, *([checkpoint] if workload.spec.checkpoint else [])):
@@ -271,6 +275,17 @@ def script(setup: EngineSetup, keeper: Path, held: Path, ranks: int) -> str:
             "",
         )
     )
+
+
+def cache_of(owner: tuple[int, int] | None, project: ProjectId, name: str) -> Path:
+    """Where a cache lies on each machine that has it."""
+    return CACHES / f"headframe-cache-{owner[0] if owner else os.geteuid()}" / volume_id(project, name)
+
+
+def erasing(cache: Path, at_s: int) -> str:
+    """What Slurm runs on a machine to delete a cache that nothing has mounted since then: whoever mounts it marks it, and what is mounted anew stays."""
+    place = shlex.quote(str(cache))
+    return f'#!/bin/sh\n[ "$(stat -c %Y {place})" -le {at_s} ] || exit 0\nmv {place} {place}.gone && rm -rf {place}.gone\n'
 
 
 def port_of(allocation: AllocationId) -> int:

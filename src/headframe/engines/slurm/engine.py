@@ -18,7 +18,7 @@ from headframe.data import text
 from headframe.engines.base import Sight
 from headframe.engines.carry import Shell
 from headframe.engines.slurm import topology
-from headframe.engines.slurm.directory import BEAT_S, Shared, script
+from headframe.engines.slurm.directory import BEAT_S, Shared, cache_of, erasing, owner_of, script
 from headframe.engines.slurm.machines import kind_of, machine, node_id
 from headframe.engines.slurm.rest import SlurmRest
 from headframe.engines.slurm.seen import Seen, observed
@@ -48,6 +48,8 @@ KILL_S = 15
 """After its grace a keeper has so long to end the work before Slurm is asked to."""
 EXTRA_MIN = 5
 """Slurm's own time limit is so much longer than the keeper's: it is the keeper that ends the work, with a reason."""
+ERASE_MIB, ERASE_MIN = 100, 60
+"""What a job has that deletes a cache."""
 AWAY = "required node not available"
 """Slurm's word for a machine that has not answered it lately."""
 _log = logging.getLogger("headframe")
@@ -126,7 +128,7 @@ class SlurmEngine:
 
     async def erase(self, volume: Volume) -> None:
         if self._line is not None:
-            await asyncio.to_thread(self._line.shared.erase, volume.id)
+            await self._line.erase(volume)
 
     async def discard(self, allocation: Allocation) -> None:
         if self._line is not None:
@@ -227,6 +229,25 @@ class Line:
         await asyncio.to_thread(self.shared.put_away, allocation)
         self._seen.pop(allocation, None)
         self._unsure_ms.pop(allocation, None)
+
+    async def erase(self, volume: Volume) -> None:
+        """On the shared path here; a cache by a job on its machine, once that has room for one."""
+        if not volume.cache:
+            await asyncio.to_thread(self.shared.erase, volume.id)
+            return
+        node, account = self._nodes.get(volume.node_id), self.setup.account(volume.project_id)
+        try:
+            if node is None:
+                raise SlurmRefused("Slurm does not list that machine")
+            text = erasing(cache_of(owner_of(account), volume.project_id, volume.name), self._clock_ms() // 1000)
+            await self.rest.submit(
+                JobRequest(
+                    name="headframe-erase", comment="", script=text, nodes=(node.name,), cpus=max(1, node.threads), memory_mib=ERASE_MIB, gpus=(),
+                    minutes=ERASE_MIN, output="/dev/null", cwd="/", partition=self.setup.partition,
+                ), account,
+            )  # fmt: skip
+        except (HeadframeError, SlurmRefused, msgspec.DecodeError, ValueError) as error:
+            _log.warning("the cache %s of %s stays on %s: %s", volume.name, volume.project_id, node.name if node else volume.node_id, error)
 
     def sight(self) -> Sight:
         """What is known now; complete only with Slurm's own word of a moment ago."""
