@@ -6,7 +6,7 @@ repeated until it is seen to be fulfilled, at most every `AGAIN_MS`. A machine t
 
 import asyncio
 import contextlib
-import itertools
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +31,8 @@ FRESH_MS = 30_000
 SKEW_MS = 2_000
 ANSWER_S = 10.0
 """A machine that was asked for something answers within that, or not at all."""
+NUMBER_BITS = 48
+"""Of what an order and its answer have in common: by chance, so that an answer to a server that is no more is nobody's."""
 WAITING_MAX = 1024
 """Orders that wait for one machine."""
 
@@ -69,7 +71,6 @@ class JoinedEngine:
         self._news: dict[NodeId, None] = {}
         self._told: dict[AllocationId, tuple[str, ...]] = {}
         self._asked: dict[int, tuple[NodeId, asyncio.Future[Any], asyncio.Event]] = {}
-        self._numbers = itertools.count(1)
         self._whole_ms = 0
         self._wake: Callable[[], None] = lambda: None
         self._closed = False
@@ -221,7 +222,7 @@ class JoinedEngine:
             raise Unavailable(
                 "the machine that this is on has not been heard of", "`headframe nodes` shows when it is back; its work and its log stay there"
             )
-        number, waits = next(self._numbers), asyncio.get_running_loop().create_future()
+        number, waits = secrets.randbits(NUMBER_BITS), asyncio.get_running_loop().create_future()
         self._asked[number] = (node, waits, over)
         link.want(f"answer {number}", order(number), self._clock_ms())
         try:

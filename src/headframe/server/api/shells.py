@@ -37,7 +37,10 @@ class _Frames:
 
     async def hear(self) -> bytes | str | None:
         """The next frame, None once the client is gone."""
-        frame: Any = await self._socket.receive()
+        try:
+            frame: Any = await self._socket.receive()
+        except (WebSocketDisconnect, RuntimeError):  # it was known to be gone
+            return None
         if frame["type"] == "websocket.disconnect":
             return None
         data = frame.get("bytes")
