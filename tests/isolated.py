@@ -1,4 +1,4 @@
-"""A real Slurm machine that confines its jobs: cgroups for devices and memory, a UNIX account for each project, a /tmp for each job, a /proc that shows nobody others' processes. As root, and with cgroup v1's
+"""A real Slurm machine that confines its jobs: cgroups for devices and memory, a UNIX account for each project, a /proc that shows nobody others' processes. As root, and with cgroup v1's
 controllers, which are what Debian 12's Slurm knows.
 
 Accounts and /proc are those of a mount namespace in which all of it runs, so nothing of the machine itself is changed. A card is a device file of NVIDIA's number with no driver behind it: who may
@@ -12,7 +12,6 @@ import subprocess
 import time
 from pathlib import Path
 
-from headframe.engines.slurm.cluster import CONTAINER_CONF
 from slurm import Slurm
 
 CONTROLLERS = ("devices", "memory", "freezer", "cpuset", "cpuacct")
@@ -30,13 +29,7 @@ class Isolated(Slurm):
     """`accounts` are made by `account`, after it is up: Headframe names them after its projects."""
 
     def __init__(self, root, **conf):
-        confined = {
-            "ProctrackType": "proctrack/cgroup",
-            "TaskPlugin": "task/cgroup",
-            "PrologFlags": "Contain",
-            "JobContainerType": "job_container/tmpfs",
-        }
-        super().__init__(root, nodes=1, gpus="rtx3090:4", memory_mb=4_000, **confined, **conf)
+        super().__init__(root, nodes=1, gpus="rtx3090:4", memory_mb=4_000, ProctrackType="proctrack/cgroup", TaskPlugin="task/cgroup", **conf)
         self.names = [f"n{os.getpid()}"]
         self.inside = []
         self.accounts = 0
@@ -59,7 +52,6 @@ class Isolated(Slurm):
 
     def _configure(self):
         super()._configure()
-        (self.root / "job_container.conf").write_text(CONTAINER_CONF.replace("/var/lib/slurm/tmp", f"{self.root}/job-tmp"))
         (self.root / "cgroup.conf").write_text(
             "CgroupPlugin=cgroup/v1\nCgroupMountpoint=/sys/fs/cgroup\nConstrainDevices=yes\nConstrainRAMSpace=yes\nConstrainSwapSpace=no\nConstrainCores=no\nAllowedRAMSpace=100\n"
         )

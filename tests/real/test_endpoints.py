@@ -156,6 +156,17 @@ def test_tokens_are_billed_to_whoever_asked_and_the_ledger_agrees_with_the_answe
     assert project.credit_nano + project.held_nano == NANO_PER_USD - due
     assert cloud.show().endpoint.earned_nano == due
     assert cloud.show().rate_nano == 0, "its machines' time is nobody's bill"
+    thrifty = cloud.operator.create_key("thrifty", Scope.INFER, "other", budget_nano=20_000_000)
+    spent, frugal = 0, openai.OpenAI(base_url=cloud.url, api_key=thrifty.secret, max_retries=0)
+    with pytest.raises(openai.RateLimitError) as refused:
+        for _ in range(20):
+            told = say(frugal).usage
+            spent += told.prompt_tokens * 100_000 + told.completion_tokens * 200_000
+    assert refused.value.code == "insufficient_quota"
+    assert "This key can't pay for the request: its budget of $0.0200 a month leaves no more" in str(refused.value)
+    assert 0 < spent <= 20_000_000
+    assert say(client).usage, "the project's other keys are free of it"
+    wait_for(lambda: next(key.spent_nano for key in cloud.operator.keys().items if key.id == thrifty.key.id) == spent, 20)
     poor = cloud.operator.create_project("poor", 0)
     with pytest.raises(openai.RateLimitError) as refused:
         say(openai.OpenAI(base_url=cloud.url, api_key=cloud.operator.create_key("p", Scope.INFER, poor.name).secret, max_retries=0))

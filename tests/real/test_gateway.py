@@ -428,6 +428,28 @@ def test_what_a_project_may_spend_can_not_be_raced_past(gate):
     assert sum(line["amount"] for line in gate.settled(4)) == 40 * cents
 
 
+def test_what_a_key_may_spend_can_not_be_raced_past_and_is_its_own(gate):
+    """Of a project that has a dollar, a key with thirty cents asks a hundred times at once for what may cost ten."""
+    cents = 10_000_000
+
+    async def slowly(request, reply):
+        await asyncio.sleep(0.2)
+        reply.json({"model": "m", "choices": [], "usage": usage(0, 50_000)})
+
+    thrifty, text = make_key(5, budget_nano=30 * cents)
+    gate = gate(slowly, serving=SOLD, keys=[thrifty], granted={"pr-a": 100 * cents, thrifty.id: 30 * cents})
+    body = {"model": "m", "messages": [{}], "max_tokens": 50_000}
+
+    async def many():
+        async with httpx.AsyncClient(timeout=30) as client:
+            return await asyncio.gather(*(client.post(f"{gate.url}/v1/chat/completions", json=body, headers=gate.auth(text)) for _ in range(100)))
+
+    answers = asyncio.run(many())
+    assert sum(answer.status_code == 200 for answer in answers) == 2, "the third's ten cents and its few tokens of prompt exceed what is left"
+    assert gate.ask({"max_tokens": 50_000}).status_code == 200, "the project's other keys are free of it"
+    assert sum(line["amount"] for line in gate.settled(3) if line["key"] == thrifty.id) == 20 * cents
+
+
 def test_tokens_are_sold_to_every_project_and_to_no_key_without_one(gate):
     from headframe.model.people import Scope
 

@@ -217,15 +217,15 @@ def test_what_was_served_is_told_in_numbered_batches_that_never_change(tmp_path)
     first = spool.oldest()
     assert first.number == 1
     assert [(each.requests, each.amount_nano, each.request_id) for each in first.items] == [(3, 30, ""), (1, 10, "mine")]
-    assert spool.unsent() == {"pr-a": 47}
+    assert spool.unsent() == {"pr-a": 47, "k": 47}
     assert spool.oldest() == first
     spool.taken(1)
     assert spool.oldest() is None
-    assert spool.unsent() == {"pr-a": 7}
+    assert spool.unsent() == {"pr-a": 7, "k": 7}
     spool.close()
     again = Spool(tmp_path, "gw-1")
     assert again.number > 2, "no number is used twice"
-    assert again.unsent() == {"pr-a": 7}
+    assert again.unsent() == {"pr-a": 7, "k": 7}
 
 
 def test_after_a_crash_what_was_under_way_ends_as_far_as_it_had_come(tmp_path):
@@ -238,7 +238,7 @@ def test_after_a_crash_what_was_under_way_ends_as_far_as_it_had_come(tmp_path):
     torn = tmp_path / "00000001.log"
     torn.write_bytes(torn.read_bytes() + b'{"serial":3,"endp')
     again = Spool(tmp_path, "gw-1")
-    assert again.unsent() == {"pr-a": 15}
+    assert again.unsent() == {"pr-a": 15, "k": 15}
     found = [each for n in sorted(again._sizes) for each in again.read(n) if not each.open]
     assert [(each.serial, each.amount, each.cut, each.estimated) for each in found] == [(2, 9, False, False), (1, 6, True, True)]
     assert again.next_serial() > 2

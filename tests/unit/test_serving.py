@@ -4,10 +4,11 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headframe.model.command import ApplyEndpoint, StopEndpoint, TakeReport
+from headframe.model.command import ApplyEndpoint, CreateKey, StopEndpoint, TakeReport
 from headframe.model.endpoint import EndpointReport, GatewayReport, Served, ServedBatch, Wish
-from headframe.model.ids import KeyId, WorkloadId, allocation_id
+from headframe.model.ids import KeyId, UserId, WorkloadId, allocation_id
 from headframe.model.money import Entry
+from headframe.model.people import Key, Scope
 from headframe.model.serving import Load, Pricing, Serving
 from headframe.model.states import WORKLOAD_ENDS, AllocationState, Reason, WorkloadState
 from headframe.model.units import NANO_PER_USD
@@ -15,7 +16,7 @@ from headframe.model.work import ENDPOINT, Facts, Observation, Tier
 from headframe.reconcile.endpoints import DRAIN_MS, ROLL_WAIT_MS, endpoints
 from headframe.server.decide import decide
 from headframe.server.demand import Demand
-from headframe.server.serving import SILENT_MS, silent
+from headframe.server.serving import SILENT_MS, budget_short, silent
 from headframe.server.tick import decisions
 from support import NOW_MS, PROJECT, commit, fleet, project, spec
 
@@ -264,6 +265,53 @@ def test_whatever_gateways_say_the_ledger_sums_to_zero_and_no_balance_goes_below
         left = allowance(world).left_nano if world.allowances else 0
         assert mine.held_nano == left >= 0
     assert total == 0
+
+
+def thrifty(budget):
+    """A fleet whose project has a key with a budget, and two gateways; `say` is what one of them reports."""
+    world = fleet(nodes=1, credit_usd=1000)
+    key = Key(id=KeyId("k"), name="app", scope=Scope.INFER, project_id=PROJECT, user_id=UserId(""), mac="", created_ms=NOW_MS, budget_nano=budget)
+    commit(world, decide(world, CreateKey(key=key), NOW_MS))
+
+    def say(gateway, now_ms=NOW_MS, **more):
+        return commit(world, decide(world, TakeReport(report=GatewayReport(gateway=gateway, **more), earlier={}), now_ms))
+
+    return world, say
+
+
+@given(st.lists(st.tuples(st.sampled_from(["gw-11111111", "gw-22222222"]), st.integers(0, 2), st.integers(0, 10**9)), max_size=30))
+def test_what_gateways_together_may_spend_with_a_key_is_never_more_than_its_budget(told):
+    world, say = thrifty(10**9)
+    number, due = {}, 0
+    for gateway, kind, amount in told:
+        row = world.allowances.get(f"{gateway}.k")
+        if kind == 0:
+            cost = min(amount, row.left_nano if row else 0)  # what an honest gateway spends
+            number[gateway] = number.get(gateway, 0) + 1
+            due += cost
+            say(gateway, batch=ServedBatch(number=number[gateway], items=(msgspec.structs.replace(item(cost), gateway_id=gateway),)))
+        else:
+            honoured = row.granted_nano if row and kind == 1 else row.spent_nano if row else 0
+            say(gateway, wishes=(Wish(project_id=PROJECT, key_id=KeyId("k"), honoured_nano=honoured, wanted_nano=amount if kind == 1 else 0),))
+        assert world.keys["k"].month_spent_nano == due
+        assert all(each.left_nano >= 0 for each in world.allowances.values())
+        assert due + sum(each.left_nano for each in world.allowances.values() if each.key_id) <= 10**9
+
+
+def test_a_keys_budget_is_whole_again_with_the_next_month_and_nothing_is_held_of_the_projects_credit():
+    world, say = thrifty(1000)
+    wish = Wish(project_id=PROJECT, key_id=KeyId("k"), honoured_nano=0, wanted_nano=5000)
+    say("gw-11111111", wishes=(wish,))
+    assert (world.allowances["gw-11111111.k"].left_nano, project(world).held_nano) == (1000, 0)
+    assert "budget of $0.000001 a month leaves no more" in budget_short(world.keys["k"], wish, world.allowances["gw-11111111.k"])
+    say("gw-11111111", batch=ServedBatch(number=1, items=(msgspec.structs.replace(item(900), gateway_id="gw-11111111"),)))
+    more = msgspec.structs.replace(wish, honoured_nano=1000, wanted_nano=600)
+    say("gw-11111111", wishes=(more,))
+    assert world.allowances["gw-11111111.k"].left_nano == 100
+    say("gw-11111111", wishes=(more,), now_ms=NOW_MS + 32 * 86_400_000)
+    assert world.allowances["gw-11111111.k"].left_nano == 600
+    commit(world, silent(world, NOW_MS + SILENT_MS * 40))
+    assert not world.allowances
 
 
 def test_nothing_happens_where_no_gateway_speaks():

@@ -132,12 +132,13 @@ def key_create(
     name: str, *, scope: Annotated[Scope, typer.Option(help="What it may do.")] = Scope.MEMBER, project: ProjectOption = "",
     expires: Annotated[str, typer.Option(help="Such as 90d; never if left out.")] = "",
     rpm: Annotated[int, typer.Option(min=0, help="Requests that it may ask of endpoints per minute; 0 is no limit.")] = 0,
-    tpm: Annotated[int, typer.Option(min=0, help="Tokens per minute.")] = 0, json: Json = False,
+    tpm: Annotated[int, typer.Option(min=0, help="Tokens per minute.")] = 0,
+    budget: Annotated[str, typer.Option(help="US$ a month that it may spend on tokens; no limit if left out.")] = "", json: Json = False,
 ) -> None:  # fmt: skip
     """A new key; its text is shown this once."""
-    expires_in_s = seconds(expires) if expires else 0
+    expires_in_s, budget_nano = seconds(expires) if expires else 0, _amount(budget) or 0
     with client() as cloud:
-        made = cloud.create_key(name, scope, project, expires_in_s, rpm, tpm)
+        made = cloud.create_key(name, scope, project, expires_in_s, rpm, tpm, budget_nano)
     show(made, json, lambda: _show_new_key(made))
 
 
@@ -239,10 +240,11 @@ def _show_new_key(made: KeyMade) -> None:
 
 
 def _show_keys(found: KeyList) -> None:
-    shown = table("name", "scope", "project", "created", "expires", "id")
+    shown = table("name", "scope", "project", "created", "expires", ">budget/month", "id")
     for key in found.items:
+        budget = f"{usd(key.spent_nano, 2)} of {usd(key.budget_nano, 2)}" if key.budget_nano else "–"
         expires = "revoked" if key.revoked_ms else _clock(key.expires_ms) if key.expires_ms else "never"
-        shown.add_row(key.name, key.scope, key.project_id or "–", _clock(key.created_ms), expires, key.id)
+        shown.add_row(key.name, key.scope, key.project_id or "–", _clock(key.created_ms), expires, budget, key.id)
     out.print(shown)
 
 

@@ -365,9 +365,11 @@ class Client(PowerCalls):
         """The keys that this key may see."""
         return self._get("/v1/keys", KeyList)
 
-    def create_key(self, name: str, scope: Scope, project: str = "", expires_in_s: int = 0, rpm: int = 0, tpm: int = 0) -> KeyMade:
+    def create_key(
+        self, name: str, scope: Scope, project: str = "", expires_in_s: int = 0, rpm: int = 0, tpm: int = 0, budget_nano: int = 0
+    ) -> KeyMade:
         """A new key; its text is in this answer alone."""
-        body = KeyBody(name=name, scope=scope, project=project, expires_in_s=expires_in_s, rpm=rpm, tpm=tpm)
+        body = KeyBody(name=name, scope=scope, project=project, expires_in_s=expires_in_s, rpm=rpm, tpm=tpm, budget_nano=budget_nano)
         return self._send("POST", "/v1/keys", KeyMade, body)
 
     def revoke_key(self, key_id: str) -> KeyView:

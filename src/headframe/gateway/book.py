@@ -13,7 +13,7 @@ from headframe.gateway.records import Kept
 from headframe.gateway.refusals import Refused, no_key, no_model
 from headframe.gateway.replicas import Served
 from headframe.gateway.spool import Spool
-from headframe.model.endpoint import EndpointEntry, GatewayAnswer, KeyEntry, ProjectEntry, Table
+from headframe.model.endpoint import EndpointEntry, GatewayAnswer, KeyEntry, ProjectEntry, Table, Wish
 from headframe.model.ids import KeyId, ProjectId, WorkloadId
 from headframe.model.keys import KINDS, key_mac, read_key, read_pass, replica_key
 from headframe.model.people import ALLOWS, Scope
@@ -38,12 +38,10 @@ class Caller:
         self.asked, self.tokens = Bucket(key.rpm, now_s), Bucket(key.tpm, now_s)
 
 
-class Tenant:
-    """A project here: its limits, what it may spend, and what it spent in the last minute."""
+class Payer:
+    """Whose money is spent here: what may be, and what was in the last minute."""
 
-    def __init__(self, entry: ProjectEntry, now_s: float) -> None:
-        self.entry = entry
-        self.asked, self.tokens = Bucket(entry.rpm, now_s), Bucket(entry.tpm, now_s)
+    def __init__(self, now_s: float) -> None:
         self.purse = Purse()
         self.why = ""
         self.lately: list[tuple[float, int]] = []
@@ -65,6 +63,23 @@ class Tenant:
         return wish(sum(spent for _, spent in self.lately), self.short) if self.lately or self.short or self.purse.held else self.purse.left
 
 
+class Tenant(Payer):
+    """A project here, and its limits."""
+
+    def __init__(self, entry: ProjectEntry, now_s: float) -> None:
+        super().__init__(now_s)
+        self.entry = entry
+        self.asked, self.tokens = Bucket(entry.rpm, now_s), Bucket(entry.tpm, now_s)
+
+
+class Budget(Payer):
+    """A key here that may spend so much a month."""
+
+    def __init__(self, key: KeyEntry, now_s: float) -> None:
+        super().__init__(now_s)
+        self.key = key
+
+
 class Book:
     """One gateway's. `pepper` is the secret that keys are hashed under."""
 
@@ -73,12 +88,13 @@ class Book:
         self.run, self.seq = "", 0
         self.keys: dict[KeyId, KeyEntry] = {}
         self.tenants: dict[ProjectId, Tenant] = {}
+        self.budgets: dict[KeyId, Budget] = {}
         self.endpoints: dict[WorkloadId, Served] = {}
         self.share = 1
         self._callers: dict[bytes, Caller] = {}
         self._by_key: dict[KeyId, Caller] = {}
         self._named: dict[tuple[ProjectId, str], Served] = {}
-        self._taken: dict[ProjectId, int] = {}
+        self._taken: dict[str, int] = {}
 
     def load(self, spool: Spool) -> None:
         """What was known before; with what the spool still holds, what is left to spend."""
@@ -88,15 +104,15 @@ class Book:
         self.take(kept.table)
         self.run, self.seq = "", 0  # what happened meanwhile is told whole
         unsent, self._taken = spool.unsent(), kept.spent
-        for project, tenant in self.tenants.items():
-            tenant.purse.granted = kept.granted.get(project, 0)
-            tenant.purse.spent = kept.spent.get(project, 0) + unsent.get(project, 0)
+        for name, payer in self._payers():
+            payer.purse.granted = kept.granted.get(name, 0)
+            payer.purse.spent = kept.spent.get(name, 0) + unsent.get(name, 0)
 
     def kept(self) -> Kept:
         """What is so now, for `write`."""
         table = Table(run="", seq=0, full=True, keys=tuple(self.keys.values()), projects=tuple(tenant.entry for tenant in self.tenants.values()),
                       endpoints=tuple(served.entry for served in self.endpoints.values()))  # fmt: skip
-        granted = {project: tenant.purse.granted for project, tenant in self.tenants.items() if tenant.purse.granted}
+        granted = {name: payer.purse.granted for name, payer in self._payers() if payer.purse.granted}
         return Kept(table=table, granted=granted, spent=dict(self._taken))
 
     def write(self, kept: Kept) -> None:
@@ -108,10 +124,15 @@ class Book:
         if table.full:
             told = {entry.id for entry in table.keys}
             self.keys = {key: entry for key, entry in self.keys.items() if key in told}
+            self.budgets = {key: budget for key, budget in self.budgets.items() if key in told}
             for key in self.endpoints.keys() - {entry.id for entry in table.endpoints}:
                 self._end(key)
         for entry in table.keys:
             self.keys.pop(entry.id, None) if entry.gone else self.keys.__setitem__(entry.id, entry)
+            if entry.budget_nano and not entry.gone:
+                self.budgets.setdefault(entry.id, Budget(entry, self._now_s())).key = entry
+            else:
+                self.budgets.pop(entry.id, None)
         for project in table.projects:
             self.tenants.setdefault(project.id, Tenant(project, self._now_s())).entry = project
         for endpoint in table.endpoints:
@@ -125,18 +146,28 @@ class Book:
             self._index()
         self.run, self.seq = table.run, table.seq
 
-    def hear(self, answer: GatewayAnswer, unsent: dict[ProjectId, int]) -> None:
+    def hear(self, answer: GatewayAnswer, unsent: dict[str, int]) -> None:
         """What may be spent now. `unsent` is what was spent and is not in the control plane's sums."""
         self.share = max(1, answer.gateways)
         taken = dict(self._taken)
         for granted in answer.granted:
-            tenant = self.tenants.get(granted.project_id)
-            if tenant is not None:
-                tenant.purse.granted = granted.granted_nano
-                tenant.purse.spent = granted.spent_nano + unsent.get(granted.project_id, 0)
-                tenant.why, tenant.short = granted.why, 0
-            taken[granted.project_id] = granted.spent_nano
+            name: str = granted.key_id or granted.project_id
+            payer: Payer | None = self.budgets.get(granted.key_id) if granted.key_id else self.tenants.get(granted.project_id)
+            if payer is not None:
+                payer.purse.granted = granted.granted_nano
+                payer.purse.spent = granted.spent_nano + unsent.get(name, 0)
+                payer.why, payer.short = granted.why, 0
+            taken[name] = granted.spent_nano
         self._taken = taken
+
+    def wishes(self, *, heard: bool) -> list[Wish]:
+        """What is wanted, and what is not any more, where the control plane was `heard` lately."""
+        now_s, found = self._now_s(), list[Wish]()
+        for project, tenant in self.tenants.items():
+            found += _wishes(tenant, project, KeyId(""), now_s, heard=heard)
+        for key, budget in self.budgets.items():
+            found += _wishes(budget, budget.key.project_id, key, now_s, heard=heard)
+        return found
 
     def caller(self, token: bytes, now_ms: int) -> Caller:
         """Who that key is. Raises Refused."""
@@ -200,6 +231,9 @@ class Book:
                 told += _told(bucket, limit, unit)
         return [bucket for bucket, _, unit, _ in limits if unit is TOKENS], told
 
+    def _payers(self) -> list[tuple[str, Payer]]:
+        return [*self.tenants.items(), *self.budgets.items()]
+
     def _endpoint(self, entry: EndpointEntry) -> None:
         served = self.endpoints.get(entry.id)
         if served is None:
@@ -219,6 +253,17 @@ class Book:
                 self._named[served.entry.project_id, name] = served
                 if served.sold:
                     self._named[ProjectId(""), name] = served
+
+
+def _wishes(payer: Payer, project: ProjectId, key: KeyId, now_s: float, *, heard: bool) -> list[Wish]:
+    """More, or what is not needed back; nothing where it is as it should be."""
+    wanted = payer.wanted(now_s)
+    back = not wanted and payer.purse.left > 0 and heard
+    if back:
+        payer.purse.granted -= payer.purse.left
+    if not back and wanted <= payer.purse.left:
+        return []
+    return [Wish(project_id=project, key_id=key, honoured_nano=payer.purse.granted, wanted_nano=wanted)]
 
 
 def _names(served: Served) -> tuple[str, ...]:

@@ -103,11 +103,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """What is on disk of it: the table whole, and the sums granted and spent."""
+    """What is on disk of it: the table whole, and the sums granted and spent, by project or key."""
 
     table: Table
-    granted: dict[ProjectId, int] = {}
-    spent: dict[ProjectId, int] = {}
+    granted: dict[str, int] = {}
+    spent: dict[str, int] = {}
 
 
 class Error(msgspec.Struct, frozen=True, kw_only=True):

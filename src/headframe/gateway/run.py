@@ -28,7 +28,7 @@ from headframe.gateway.replicas import Replica, Served
 from headframe.gateway.spool import Spool
 from headframe.gateway.wire import ClientConnection
 from headframe.listening import bound, check_exposure
-from headframe.model.endpoint import GatewayReport, ServedBatch, Wish
+from headframe.model.endpoint import GatewayReport, ServedBatch
 from headframe.model.errors import Conflicting
 from headframe.model.ids import ENTROPY_BYTES, GatewayId, base32
 
@@ -155,14 +155,7 @@ class Gateway:
         return bool(self.spool.sealed)
 
     def _report(self, batch: ServedBatch | None) -> GatewayReport:
-        now_s, wishes = self.now_s(), list[Wish]()
-        for project, tenant in self.book.tenants.items():
-            wanted = tenant.wanted(now_s)
-            back = not wanted and tenant.purse.left > 0 and self._heard
-            if back:
-                tenant.purse.granted -= tenant.purse.left
-            if back or wanted > tenant.purse.left:
-                wishes.append(Wish(project_id=project, honoured_nano=tenant.purse.granted, wanted_nano=wanted))
+        now_s, wishes = self.now_s(), self.book.wishes(heard=self._heard)
         endpoints = tuple(served.report(now_s) for served in self.book.endpoints.values())
         return GatewayReport(gateway=self._id, endpoints=endpoints, wishes=tuple(wishes), batch=batch)
 

@@ -35,7 +35,7 @@ class Spool:
         self._root, self._gateway = root, gateway
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lines: list[Line] = []
-        self._sums: dict[int, dict[ProjectId, int]] = {}
+        self._sums: dict[int, dict[str, int]] = {}
         self._tally = Tally()
         self._next: ServedBatch | None = None
         self.dirty = False
@@ -134,12 +134,12 @@ class Spool:
             self.number = taken + 1
             self._file = self._open()
 
-    def unsent(self) -> dict[ProjectId, int]:
-        """What is not yet taken, in money, by project."""
-        found: dict[ProjectId, int] = {}
+    def unsent(self) -> dict[str, int]:
+        """What is not yet taken, in money, by project and by key."""
+        found: dict[str, int] = {}
         for sums in self._sums.values():
-            for project, amount in sums.items():
-                found[project] = found.get(project, 0) + amount
+            for payer, amount in sums.items():
+                found[payer] = found.get(payer, 0) + amount
         return found
 
     def close(self) -> None:
@@ -161,6 +161,7 @@ class Spool:
         if not line.open and line.amount:
             sums = self._sums.setdefault(number, {})
             sums[line.project] = sums.get(line.project, 0) + line.amount
+            sums[line.key] = sums.get(line.key, 0) + line.amount
 
     def _path(self, number: int) -> Path:
         return self._root / f"{number:08d}.log"

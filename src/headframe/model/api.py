@@ -374,9 +374,7 @@ class Defragmentation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReservationBody(msgspec.Struct, frozen=True, kw_only=True):
-    """Nodes to set aside: these, or for a project `nodes` machines that have `gpu` (written as in a workload file). Without a project
-    it is for maintenance. Without a start it begins now.
-    """
+    """Nodes to set aside: these, or for a project `nodes` machines with `gpu` (as in a workload file). Without a project for maintenance, without a start from now on."""
 
     name: str
     length_s: int
@@ -422,7 +420,7 @@ class BudgetBody(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
-    """A new key; without `expires_in_s` it lives until revoked. `rpm` and `tpm` limit what it may ask of endpoints per minute."""
+    """A new key; without `expires_in_s` it lives until revoked. `rpm` and `tpm` limit what it may ask of endpoints per minute, `budget_nano` what it may spend on tokens in a month (0: no limit)."""
 
     name: str
     scope: Scope
@@ -430,10 +428,11 @@ class KeyBody(msgspec.Struct, frozen=True, kw_only=True):
     expires_in_s: int = 0
     rpm: int = 0
     tpm: int = 0
+    budget_nano: int = 0
 
 
 class KeyView(msgspec.Struct, frozen=True, kw_only=True):
-    """A key without anything secret."""
+    """A key without anything secret; `spent_nano` is what was spent of its budget this month."""
 
     id: KeyId
     name: str
@@ -442,6 +441,8 @@ class KeyView(msgspec.Struct, frozen=True, kw_only=True):
     created_ms: int
     expires_ms: int
     revoked_ms: int
+    budget_nano: int = 0
+    spent_nano: int = 0
 
 
 class KeyMade(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,13 +58,14 @@ class Gateway(msgspec.Struct, frozen=True, kw_only=True, tag="gateway"):
 
 
 class Allowance(msgspec.Struct, frozen=True, kw_only=True, tag="allowance"):
-    """What a gateway may spend for a project: a part of its credit that is held. They are sums since the gateway began, so that either side may say them twice; `granted_nano`
+    """What a gateway may spend for a project: a part of its credit that is held; or with a key that has a budget: a part of that, for which nothing is held beside. They are sums since the gateway began, so that either side may say them twice; `granted_nano`
     falls only by what the gateway said before that it does not count on. `moves` numbers what was granted and given back.
     """
 
     id: str
     gateway_id: GatewayId
     project_id: ProjectId
+    key_id: KeyId = KeyId("")
     created_ms: int
     granted_nano: int = 0
     spent_nano: int = 0
@@ -111,6 +112,7 @@ class KeyEntry(msgspec.Struct, frozen=True, kw_only=True):
     expires_ms: int = 0
     rpm: int = 0
     tpm: int = 0
+    budget_nano: int = 0
     gone: bool = False
 
 
@@ -186,11 +188,12 @@ class EndpointReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway wants to have for a project, and what it holds itself to: `honoured_nano` is the sum granted that it counts on, `wanted_nano` what it would
+    """What a gateway wants to have for a project, or with a key, and what it holds itself to: `honoured_nano` is the sum granted that it counts on, `wanted_nano` what it would
     like to have left.
     """
 
     project_id: ProjectId
+    key_id: KeyId = KeyId("")
     honoured_nano: int
     wanted_nano: int
 
@@ -212,9 +215,10 @@ class GatewayReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Granted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a gateway may spend for a project, as sums; `why` says why it is not more."""
+    """What a gateway may spend for a project, or with a key, as sums; `why` says why it is not more."""
 
     project_id: ProjectId
+    key_id: KeyId = KeyId("")
     granted_nano: int
     spent_nano: int
     why: str = ""

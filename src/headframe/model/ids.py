@@ -73,9 +73,9 @@ def cache_id(project: ProjectId, name: str, node: NodeId) -> VolumeId:
     return VolumeId(f"{project}.{name}@{node}")
 
 
-def allowance_id(gateway: GatewayId, project: ProjectId) -> str:
-    """What a gateway may spend for a project is one row."""
-    return f"{gateway}.{project}"
+def allowance_id(gateway: GatewayId, payer: ProjectId | KeyId) -> str:
+    """What a gateway may spend for a project, or with a key, is one row."""
+    return f"{gateway}.{payer}"
 
 
 def usage_id(allocation: AllocationId, start_ms: int) -> UsageId:

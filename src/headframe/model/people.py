@@ -81,7 +81,8 @@ class User(msgspec.Struct, frozen=True, kw_only=True, tag="user"):
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     """An API key as stored: never the secret, only its HMAC. `project_id` is empty for the operator's and for machines': a machine's
-    own is bound to its `node_id`, one to join with leads to a `rack` and is revoked by its use. `rpm` and `tpm` limit what it may ask of endpoints per minute.
+    own is bound to its `node_id`, one to join with leads to a `rack` and is revoked by its use. `rpm` and `tpm` limit what it may ask of endpoints per minute, `budget_nano` what it may spend on
+    tokens in a month (UTC; 0: no limit); what it has spent in `month` is counted where there is one.
     """
 
     id: KeyId
@@ -93,6 +94,9 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     rack: str = ""
     rpm: int = 0
     tpm: int = 0
+    budget_nano: int = 0
+    month: str = ""
+    month_spent_nano: int = 0
     mac: str
     created_ms: int
     expires_ms: int = 0

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from headframe.billing.ledger import Memo, charge, hold, void
+from headframe.billing.ledger import Memo, charge, hold, month_of, void
 from headframe.billing.meter import can_hold
 from headframe.model.command import ApplyEndpoint, StopEndpoint, TakeReport
 from headframe.model.endpoint import Allowance, Endpoint, EndpointState, Gateway, Served, Wish
 from headframe.model.errors import NameTaken, NoCredit
 from headframe.model.event import Draft, Kind
-from headframe.model.ids import GatewayId, ProjectId, WorkloadId, allowance_id
+from headframe.model.ids import GatewayId, KeyId, ProjectId, WorkloadId, allowance_id
 from headframe.model.money import EntryKind, Quote
-from headframe.model.people import Project
+from headframe.model.people import Key, Project
 from headframe.model.serving import Serving
 from headframe.model.units import counted, money
 from headframe.model.work import Spec
@@ -88,7 +88,9 @@ def _reported(world: World, command: TakeReport, now_ms: int) -> Iterator[Draft]
     if report.batch is not None and report.batch.number > gateway.batch:
         yield from _billed(world, gateway, command, now_ms)
     for wish in report.wishes:
-        if wish.project_id in world.projects:
+        if wish.key_id and wish.key_id in world.keys:
+            yield from _budgeted(world, gateway.id, wish, now_ms)
+        elif not wish.key_id and wish.project_id in world.projects:
             yield from _granted(world, gateway.id, wish, now_ms)
 
 
@@ -106,6 +108,48 @@ def _billed(world: World, gateway: Gateway, command: TakeReport, now_ms: int) ->
     for (project, endpoint), group in sorted(amounts.items()):
         if cost := sum(row.amount_nano for row in group):
             yield _charged(world, taken, project, endpoint, cost, group, now_ms)
+    spent: dict[KeyId, int] = {}
+    for row in rows:
+        if row.key_id in world.keys and world.keys[row.key_id].budget_nano:
+            spent[row.key_id] = spent.get(row.key_id, 0) + row.amount_nano
+    for key, cost in sorted(spent.items()):
+        if cost:
+            yield _counted(world, taken.id, world.keys[key], cost, now_ms)
+
+
+def _counted(world: World, gateway: GatewayId, key: Key, cost: int, now_ms: int) -> Draft:
+    """What was spent with a key that has a budget."""
+    row = _allowance(world, gateway, key, now_ms)
+    beyond = cost - min(cost, max(0, row.left_nano))  # it was served all the same: what is left stays what was granted
+    after = msgspec.structs.replace(row, spent_nano=row.spent_nano + cost, granted_nano=row.granted_nano + beyond)
+    counted = msgspec.structs.replace(key, month=month_of(now_ms), month_spent_nano=key_spent_nano(key, now_ms) + cost)
+    text = f"{money(counted.month_spent_nano)} of {money(key.budget_nano)} a month spent with {key.name}"
+    return Draft(kind=Kind.GATEWAY_CHANGED, subject=gateway, project_id=key.project_id, text=text, rows=(counted, after))
+
+
+def key_spent_nano(key: Key, at_ms: int) -> int:
+    """What was spent with it in the month of `at_ms`."""
+    return key.month_spent_nano if key.month == month_of(at_ms) else 0
+
+
+def _allowance(world: World, gateway: GatewayId, key: Key, now_ms: int) -> Allowance:
+    name = allowance_id(gateway, key.id)
+    return world.allowances.get(name) or Allowance(id=name, gateway_id=gateway, project_id=key.project_id, key_id=key.id, created_ms=now_ms)
+
+
+def _budgeted(world: World, gateway: GatewayId, wish: Wish, now_ms: int) -> Iterator[Draft]:
+    """A key's budget is handed out as a project's credit is: what all gateways together may still spend is never more than what is left of the month's."""
+    key = world.keys[wish.key_id]
+    row = _allowance(world, gateway, key, now_ms)
+    kept = row.granted_nano - max(0, min(row.granted_nano - wish.honoured_nano, row.left_nano))
+    row, before = msgspec.structs.replace(row, granted_nano=kept), row
+    others = (world.allowances.get(allowance_id(other, key.id)) for other in world.gateways if other != gateway)
+    free = key.budget_nano - key_spent_nano(key, now_ms) - row.left_nano - sum(other.left_nano for other in others if other is not None)
+    more = max(0, min(wish.wanted_nano - row.left_nano, free))
+    after = msgspec.structs.replace(row, granted_nano=kept + more)
+    if after.granted_nano != before.granted_nano:
+        text = f"{money(after.left_nano)} of the budget of {key.name} for requests"
+        yield Draft(kind=Kind.GATEWAY_CHANGED, subject=gateway, project_id=key.project_id, text=text, rows=(after,))
 
 
 def _charged(world: World, gateway: Gateway, project_id: ProjectId, endpoint_id: WorkloadId, cost: int, group: list[Served], now_ms: int) -> Draft:
@@ -195,6 +239,13 @@ def short(project: Project, wish: Wish, allowance: Allowance | None) -> str:
     return "its credit or its month's budget leaves no more"
 
 
+def budget_short(key: Key, wish: Wish, allowance: Allowance | None) -> str:
+    """Why a gateway may spend less with a key than it asked for; empty where it may not."""
+    if (allowance.left_nano if allowance else 0) >= wish.wanted_nano:
+        return ""
+    return f"its budget of {money(key.budget_nano)} a month leaves no more"
+
+
 def silent(world: World, now_ms: int) -> Iterator[Draft]:
     """Gateways that are gone: what was held for them goes back."""
     for key in sorted(world.gateways):
@@ -203,7 +254,8 @@ def silent(world: World, now_ms: int) -> Iterator[Draft]:
             continue
         for each in sorted(name for name, row in world.allowances.items() if row.gateway_id == key):
             row = world.allowances[each]
-            yield from _granted(world, key, Wish(project_id=row.project_id, honoured_nano=row.spent_nano, wanted_nano=0), now_ms)
+            nothing = Wish(project_id=row.project_id, key_id=row.key_id, honoured_nano=row.spent_nano, wanted_nano=0)
+            yield from (_budgeted if row.key_id else _granted)(world, key, nothing, now_ms)
             closed = msgspec.structs.replace(world.allowances[each], closed=True)
             yield Draft(kind=Kind.GATEWAY_CHANGED, subject=key, project_id=row.project_id, text=f"gateway {key} is gone", rows=(closed,))
         yield Draft(

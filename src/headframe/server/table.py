@@ -101,7 +101,8 @@ class GatewayTable:
 
     def _key(self, key: Key) -> None:
         if Scope.INFER in ALLOWS[key.scope]:
-            entry = KeyEntry(id=key.id, mac=key.mac, scope=key.scope, project_id=key.project_id, expires_ms=key.expires_ms, rpm=key.rpm, tpm=key.tpm)
+            entry = KeyEntry(id=key.id, mac=key.mac, scope=key.scope, project_id=key.project_id, expires_ms=key.expires_ms, rpm=key.rpm, tpm=key.tpm,
+                             budget_nano=key.budget_nano)  # fmt: skip
             gone = bool(key.revoked_ms)
             self._put(Key, key.id, KeyEntry(id=key.id, gone=True) if gone else entry, gone=gone)
 

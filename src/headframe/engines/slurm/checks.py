@@ -236,7 +236,11 @@ def _configured(conf: dict[str, str]) -> Iterator[EngineFinding]:
     else:
         yield _good("hand-over", conf["epilog"])
     if "tmpfs" not in conf.get("jobcontainertype", ""):
-        yield _limited("private /tmp", "jobs share their machine's /tmp", "set JobContainerType=job_container/tmpfs and PrologFlags=contain")
+        yield _limited(
+            "private /tmp",
+            "jobs share their machine's /tmp",
+            "set JobContainerType=job_container/tmpfs and PrologFlags=contain, where Slurm is newer than 22.05, whose own fails to start jobs on busy machines",
+        )
 
 
 def _switches(plugin: str) -> Iterator[EngineFinding]:

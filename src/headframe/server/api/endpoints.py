@@ -11,9 +11,9 @@ from headframe.billing.meter import accrued_nano
 from headframe.billing.price import price_at, rate_nano
 from headframe.model.api import SubmitBody
 from headframe.model.command import ApplyEndpoint, StopEndpoint, TakeReport
-from headframe.model.endpoint import Endpoint, EndpointState, GatewayAnswer, GatewayReport, Granted, Served, Table
+from headframe.model.endpoint import Allowance, Endpoint, EndpointState, GatewayAnswer, GatewayReport, Granted, Served, Table, Wish
 from headframe.model.errors import BadRequest, Forbidden, NotFound, Unavailable
-from headframe.model.ids import ENTROPY_BYTES, GatewayId, allocation_id, allowance_id, workload_id
+from headframe.model.ids import ENTROPY_BYTES, GatewayId, KeyId, allocation_id, allowance_id, workload_id
 from headframe.model.people import Scope
 from headframe.model.serving import Pricing
 from headframe.model.serving_api import EndpointList, EndpointView, ReplicaView
@@ -26,7 +26,7 @@ from headframe.server.api.workloads import workdir_known
 from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context
 from headframe.server.decide import decide
-from headframe.server.serving import request_name, short
+from headframe.server.serving import budget_short, request_name, short
 from headframe.server.tick import admitter
 from headframe.server.workload_file import parse
 from headframe.store.base import Query, Store
@@ -132,15 +132,26 @@ def _sane(data: GatewayReport) -> None:
 
 def _answer(context: Context, data: GatewayReport) -> GatewayAnswer:
     world, gateway = context.world, context.world.gateways.get(data.gateway)
-    touched = dict.fromkeys([wish.project_id for wish in data.wishes] + [item.project_id for item in (data.batch.items if data.batch else ())])
-    wishes = {wish.project_id: wish for wish in data.wishes}
+    wishes = {(wish.project_id, wish.key_id): wish for wish in data.wishes}
+    items, none = data.batch.items if data.batch else (), KeyId("")
+    touched = dict.fromkeys([*wishes, *((item.project_id, none) for item in items), *((item.project_id, item.key_id) for item in items)])
     granted: list[Granted] = []
-    for project in touched:
-        row = world.allowances.get(allowance_id(GatewayId(data.gateway), project))
-        why = short(world.projects[project], wishes[project], row) if project in wishes and project in world.projects else ""
-        granted.append(Granted(project_id=project, granted_nano=row.granted_nano if row else 0, spent_nano=row.spent_nano if row else 0, why=why))
+    for project, key in touched:
+        row = world.allowances.get(allowance_id(GatewayId(data.gateway), key or project))
+        wish = wishes.get((project, key))
+        if row is None and wish is None and key:
+            continue  # without a budget
+        why = _why(world, wish, row) if wish is not None else ""
+        sums = (row.granted_nano, row.spent_nano) if row else (0, 0)
+        granted.append(Granted(project_id=project, key_id=key, granted_nano=sums[0], spent_nano=sums[1], why=why))
     count = len(context.demand.gateways(context.clock_ms()))
     return GatewayAnswer(batch=gateway.batch if gateway else 0, granted=tuple(granted), gateways=max(1, count))
+
+
+def _why(world: World, wish: Wish, row: Allowance | None) -> str:
+    if wish.key_id:
+        return budget_short(world.keys[wish.key_id], wish, row) if wish.key_id in world.keys else ""
+    return short(world.projects[wish.project_id], wish, row) if wish.project_id in world.projects else ""
 
 
 async def find(context: Context, principal: Principal, wanted: str) -> Endpoint:

@@ -12,11 +12,12 @@ from headframe.model.errors import BadRequest, Forbidden, NotFound
 from headframe.model.ids import ENTROPY_BYTES, KeyId, ProjectId, base32
 from headframe.model.people import ALLOWS, Key, Project, Scope
 from headframe.model.serving_api import LimitsBody
-from headframe.model.units import NANO_PER_USD
+from headframe.model.units import NANO_PER_USD, money
 from headframe.model.world import World
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context, drawn, named
+from headframe.server.serving import key_spent_nano
 
 AMOUNT_MAX_NANO = 1_000_000 * NANO_PER_USD
 QUOTA_MAX = LIMIT_MAX = 10**9
@@ -122,7 +123,7 @@ async def set_limits(context: Context, request: Request[Principal, Any, Any], pr
 async def list_keys(context: Context, request: Request[Principal, Any, Any]) -> KeyList:
     """Keys without their secrets: all for an operator, the project's own for its admin."""
     seen = [key for key in context.world.keys.values() if may_see(request.user, key.project_id)]
-    return KeyList(items=tuple(_key_view(key) for key in sorted(seen, key=lambda key: (key.created_ms, key.id))))
+    return KeyList(items=tuple(_key_view(key, context.clock_ms()) for key in sorted(seen, key=lambda key: (key.created_ms, key.id))))
 
 
 @post("/v1/keys", opt={"scope": Scope.ADMIN}, responses=answers(404, 409, 422))
@@ -138,12 +139,14 @@ async def create_key(context: Context, request: Request[Principal, Any, Any], da
         raise BadRequest("a key expires within ten years, or never (0)")
     everywhere = data.scope in {Scope.OPERATOR, Scope.GATEWAY, Scope.SIGNAL}
     project = ProjectId("") if everywhere else project_for(context.world, request.user, data.project).id
+    if not 0 <= data.budget_nano <= AMOUNT_MAX_NANO or (data.budget_nano and not project):
+        raise BadRequest(f"a key's budget is between 0 (none) and {money(AMOUNT_MAX_NANO)} a month, and only a project's key spends anything")
     now_ms = context.clock_ms()
     expires_ms = now_ms + data.expires_in_s * 1000 if data.expires_in_s else 0
-    key, secret = context.auth.new_key(data.name, data.scope, project, now_ms, expires_ms, rpm=data.rpm, tpm=data.tpm)
+    key, secret = context.auth.new_key(data.name, data.scope, project, now_ms, expires_ms, rpm=data.rpm, tpm=data.tpm, budget_nano=data.budget_nano)
 
     def answer(world: World) -> KeyMade:
-        return KeyMade(key=_key_view(world.keys[key.id]), secret=secret)
+        return KeyMade(key=_key_view(world.keys[key.id], now_ms), secret=secret)
 
     return await context.write(request, CreateKey(key=key), answer, kept=lambda made: msgspec.structs.replace(made, secret=""))
 
@@ -156,7 +159,7 @@ async def revoke_key(context: Context, request: Request[Principal, Any, Any], ke
         raise NotFound(f"no key {key[:80]!r}", "list them: `headframe key ls`")
 
     def answer(world: World) -> KeyView:
-        return _key_view(world.keys[row.id])
+        return _key_view(world.keys[row.id], context.clock_ms())
 
     return await context.write(request, RevokeKey(key_id=row.id), answer)
 
@@ -166,9 +169,9 @@ def _limits_good(rpm: int, tpm: int) -> None:
         raise BadRequest(f"a limit per minute is between 0 (none) and {LIMIT_MAX:,}")
 
 
-def _key_view(key: Key) -> KeyView:
+def _key_view(key: Key, now_ms: int) -> KeyView:
     return KeyView(id=key.id, name=key.name, scope=key.scope, project_id=key.project_id, created_ms=key.created_ms,
-                   expires_ms=key.expires_ms, revoked_ms=key.revoked_ms)  # fmt: skip
+                   expires_ms=key.expires_ms, revoked_ms=key.revoked_ms, budget_nano=key.budget_nano, spent_nano=key_spent_nano(key, now_ms))  # fmt: skip
 
 
 ROUTER = Router(
