@@ -16,7 +16,7 @@ from headframe.model.work import ENDPOINT, Facts, Observation, Tier
 from headframe.reconcile.endpoints import DRAIN_MS, ROLL_WAIT_MS, endpoints
 from headframe.server.decide import decide
 from headframe.server.demand import Demand
-from headframe.server.serving import SILENT_MS, budget_short, silent
+from headframe.server.serving import SILENT_MS, short, silent
 from headframe.server.tick import decisions
 from support import NOW_MS, PROJECT, commit, fleet, project, spec
 
@@ -303,7 +303,7 @@ def test_a_keys_budget_is_whole_again_with_the_next_month_and_nothing_is_held_of
     wish = Wish(project_id=PROJECT, key_id=KeyId("k"), honoured_nano=0, wanted_nano=5000)
     say("gw-11111111", wishes=(wish,))
     assert (world.allowances["gw-11111111.k"].left_nano, project(world).held_nano) == (1000, 0)
-    assert "budget of $0.000001 a month leaves no more" in budget_short(world.keys["k"], wish, world.allowances["gw-11111111.k"])
+    assert "budget of $0.000001 a month leaves no more" in short(world.keys["k"], wish, world.allowances["gw-11111111.k"])
     say("gw-11111111", batch=ServedBatch(number=1, items=(msgspec.structs.replace(item(900), gateway_id="gw-11111111"),)))
     more = msgspec.structs.replace(wish, honoured_nano=1000, wanted_nano=600)
     say("gw-11111111", wishes=(more,))

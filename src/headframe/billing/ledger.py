@@ -19,7 +19,7 @@ from headframe.model.money import (
     credit_account,
     held_account,
 )
-from headframe.model.people import Project
+from headframe.model.people import Key, Project
 
 NO_WORKLOAD = WorkloadId("")
 
@@ -87,9 +87,9 @@ def month_of(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m")
 
 
-def month_spent_nano(project: Project, at_ms: int) -> int:
-    """What the project has spent in the month of `at_ms`."""
-    return project.month_spent_nano if project.month == month_of(at_ms) else 0
+def month_spent_nano(payer: Project | Key, at_ms: int) -> int:
+    """What the project, or with the key, was spent in the month of `at_ms`."""
+    return payer.month_spent_nano if payer.month == month_of(at_ms) else 0
 
 
 def _spent(project: Project, amount_nano: int, at_ms: int) -> Project:

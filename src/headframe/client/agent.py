@@ -1,5 +1,6 @@
 """What a machine that joined says to its server."""
 
+import functools
 import hashlib
 import ssl
 from pathlib import Path
@@ -20,7 +21,18 @@ class AgentClient(Client):
     def __init__(self, url: str, key: str, *, verify: bool | ssl.SSLContext = True) -> None:
         super().__init__(url, key, verify=verify)
         self._key, self._trust = key, verify
-        self._held = httpx.AsyncClient(base_url=url, headers=self._http.headers, timeout=TIMEOUT_S, verify=verify, trust_env=False)
+
+    @functools.cached_property
+    def _held(self) -> httpx.AsyncClient:
+        """For what is held open; who only joins needs none."""
+        return httpx.AsyncClient(base_url=self.url, headers=self._http.headers, timeout=TIMEOUT_S, verify=self._trust, trust_env=False)
+
+    @functools.cached_property
+    def _context(self) -> ssl.SSLContext | None:
+        """How lines are encrypted: read once, for it takes as long as opening one."""
+        if not self.url.startswith("https"):
+            return None
+        return self._trust if isinstance(self._trust, ssl.SSLContext) else ssl.create_default_context()
 
     def join(self, hello: Hello) -> Joined:
         """Become one of the fleet; the token is used up."""
@@ -44,13 +56,9 @@ class AgentClient(Client):
 
     async def attach(self, number: int) -> ClientConnection:
         """A line of its own that the server asked for; raises Unreachable."""
-        secure = self.url.startswith("https")
-        context = self._trust if isinstance(self._trust, ssl.SSLContext) else ssl.create_default_context()
         headers = {"Authorization": f"Bearer {self._key}"}
         try:
-            return await connect(
-                socket_url(self.url, f"/v1/agent/attach/{number}"), additional_headers=headers, ssl=context if secure else None, **OPTIONS
-            )
+            return await connect(socket_url(self.url, f"/v1/agent/attach/{number}"), additional_headers=headers, ssl=self._context, **OPTIONS)
         except (OSError, InvalidHandshake) as error:
             raise Unreachable(f"no Headframe server answers at {self.url}: {error}") from error
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import msgspec
 
-from headframe.gateway.book import Budget, Caller, Payer, Tenant
+from headframe.gateway.book import Caller, Payer, Tenant
 from headframe.gateway.counting import Count, hear
 from headframe.gateway.house import House
 from headframe.gateway.records import Line
@@ -20,12 +20,17 @@ from headframe.routing.admit import Bucket
 class Tab:
     """One request's. `most` is what may go in and come out at the most, in tokens; `named` the request's id where the client gave it."""
 
-    __slots__ = ("_buckets", "_budget", "_caller", "_held", "_house", "_most", "_serial", "_served", "_settled", "at_ms", "limits", "named", "tenant")
+    __slots__ = ("_buckets", "_caller", "_held", "_house", "_most", "_payers", "_serial", "_served", "_settled", "at_ms", "limits", "named", "tenant")
 
     def __init__(self, house: House, served: Served, caller: Caller, most: tuple[int, int], named: str) -> None:
         self._house, self._served, self._caller, self._most, self.named = house, served, caller, most, named
         self.tenant: Tenant | None = house.book.tenants.get(caller.key.project_id)  # an operator's key has no project
-        self._budget: Budget | None = house.book.budgets.get(caller.key.id) if served.sold else None
+        self._payers: list[Payer] = []
+        if served.sold and self.tenant is not None:
+            self._payers.append(self.tenant)
+            budget = house.book.budgets.get(caller.key.id)
+            if budget is not None:
+                self._payers.append(budget)
         self.at_ms = house.now_ms()
         self.limits = b""
         self._buckets: Sequence[Bucket] = ()
@@ -45,25 +50,18 @@ class Tab:
 
     def hold(self) -> bool:
         """Set aside the most that it can cost, if that is there."""
-        if not self._served.sold or self.tenant is None:
+        if not self._payers:
             return True
         need, there = tokens_nano(self._served.entry.serving, *self._most), True
-        for payer in self._payers():
+        for payer in self._payers:
             if payer.purse.left < need:
                 payer.short += need
                 there = False
         if there:  # of one alone nothing is set aside
-            for payer in self._payers():
+            for payer in self._payers:
                 payer.purse.hold(need)
             self._held = need
         return there
-
-    def _payers(self) -> list[Payer]:
-        """Whose money it costs."""
-        payers: list[Payer] = [self.tenant] if self.tenant is not None else []
-        if self._budget is not None:
-            payers.append(self._budget)
-        return payers
 
     @property
     def project(self) -> ProjectId:
@@ -74,7 +72,7 @@ class Tab:
         """Nothing is left to spend, and nothing more was granted."""
         assert self.tenant is not None
         need = tokens_nano(self._served.entry.serving, *self._most)
-        payer: Payer = self._budget if self._budget is not None and self._budget.purse.left < need else self.tenant
+        payer = self._payers[-1] if self._payers[-1].purse.left < need else self._payers[0]  # the key before its project
         who = "project" if payer is self.tenant else "key"
         why = payer.why or f"{money(payer.purse.left)} is left here"
         return Refused(429, "insufficient_quota", f"This {who} can't pay for the request: {why}.", kind="insufficient_quota", never_again=True)
@@ -137,7 +135,7 @@ class Tab:
     def _pay(self, cost: int, tokens: int) -> None:
         """What was set aside and not used goes back."""
         if self._held or cost:
-            for payer in self._payers():
+            for payer in self._payers:
                 payer.paid(self._held, cost, self._house.now_s())
         self._held = 0
         if self._buckets:

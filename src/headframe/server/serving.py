@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from headframe.billing.ledger import Memo, charge, hold, month_of, void
+from headframe.billing.ledger import Memo, charge, hold, month_of, month_spent_nano, void
 from headframe.billing.meter import can_hold
 from headframe.model.command import ApplyEndpoint, StopEndpoint, TakeReport
 from headframe.model.endpoint import Allowance, Endpoint, EndpointState, Gateway, Served, Wish
@@ -119,43 +119,42 @@ def _billed(world: World, gateway: Gateway, command: TakeReport, now_ms: int) ->
 
 def _counted(world: World, gateway: GatewayId, key: Key, cost: int, now_ms: int) -> Draft:
     """What was spent with a key that has a budget."""
-    row = _allowance(world, gateway, key, now_ms)
+    row = _allowance(world, gateway, key.project_id, key.id, now_ms)
     beyond = cost - min(cost, max(0, row.left_nano))  # it was served all the same: what is left stays what was granted
     after = msgspec.structs.replace(row, spent_nano=row.spent_nano + cost, granted_nano=row.granted_nano + beyond)
-    counted = msgspec.structs.replace(key, month=month_of(now_ms), month_spent_nano=key_spent_nano(key, now_ms) + cost)
+    counted = msgspec.structs.replace(key, month=month_of(now_ms), month_spent_nano=month_spent_nano(key, now_ms) + cost)
     text = f"{money(counted.month_spent_nano)} of {money(key.budget_nano)} a month spent with {key.name}"
     return Draft(kind=Kind.GATEWAY_CHANGED, subject=gateway, project_id=key.project_id, text=text, rows=(counted, after))
 
 
-def key_spent_nano(key: Key, at_ms: int) -> int:
-    """What was spent with it in the month of `at_ms`."""
-    return key.month_spent_nano if key.month == month_of(at_ms) else 0
+def _allowance(world: World, gateway: GatewayId, project: ProjectId, key: KeyId, now_ms: int) -> Allowance:
+    """A gateway's for a project, or for a key of it; a new one where there is none."""
+    name = allowance_id(gateway, key or project)
+    return world.allowances.get(name) or Allowance(id=name, gateway_id=gateway, project_id=project, key_id=key, created_ms=now_ms)
 
 
-def _allowance(world: World, gateway: GatewayId, key: Key, now_ms: int) -> Allowance:
-    name = allowance_id(gateway, key.id)
-    return world.allowances.get(name) or Allowance(id=name, gateway_id=gateway, project_id=key.project_id, key_id=key.id, created_ms=now_ms)
+def _given_back(row: Allowance, wish: Wish) -> int:
+    """What the gateway no longer counts on."""
+    return max(0, min(row.granted_nano - wish.honoured_nano, row.left_nano))
 
 
 def _budgeted(world: World, gateway: GatewayId, wish: Wish, now_ms: int) -> Iterator[Draft]:
     """A key's budget is handed out as a project's credit is: what all gateways together may still spend is never more than what is left of the month's."""
     key = world.keys[wish.key_id]
-    row = _allowance(world, gateway, key, now_ms)
-    kept = row.granted_nano - max(0, min(row.granted_nano - wish.honoured_nano, row.left_nano))
-    row, before = msgspec.structs.replace(row, granted_nano=kept), row
+    row = _allowance(world, gateway, key.project_id, key.id, now_ms)
+    kept = row.granted_nano - _given_back(row, wish)
+    left = kept - row.spent_nano
     others = (world.allowances.get(allowance_id(other, key.id)) for other in world.gateways if other != gateway)
-    free = key.budget_nano - key_spent_nano(key, now_ms) - row.left_nano - sum(other.left_nano for other in others if other is not None)
-    more = max(0, min(wish.wanted_nano - row.left_nano, free))
-    after = msgspec.structs.replace(row, granted_nano=kept + more)
-    if after.granted_nano != before.granted_nano:
+    free = key.budget_nano - month_spent_nano(key, now_ms) - left - sum(other.left_nano for other in others if other is not None)
+    after = msgspec.structs.replace(row, granted_nano=kept + max(0, min(wish.wanted_nano - left, free)))
+    if after.granted_nano != row.granted_nano:
         text = f"{money(after.left_nano)} of the budget of {key.name} for requests"
         yield Draft(kind=Kind.GATEWAY_CHANGED, subject=gateway, project_id=key.project_id, text=text, rows=(after,))
 
 
 def _charged(world: World, gateway: Gateway, project_id: ProjectId, endpoint_id: WorkloadId, cost: int, group: list[Served], now_ms: int) -> Draft:
     project, endpoint = world.projects[project_id], world.endpoints.get(endpoint_id)
-    key = allowance_id(gateway.id, project_id)
-    allowance = world.allowances.get(key) or Allowance(id=key, gateway_id=gateway.id, project_id=project_id, created_ms=now_ms)
+    allowance = _allowance(world, gateway.id, project_id, KeyId(""), now_ms)
     name = endpoint.name if endpoint else endpoint_id
     tokens = f"{sum(row.prompt for row in group):,} tokens in, {sum(row.completion for row in group):,} out"
     memo = Memo(
@@ -200,11 +199,11 @@ def request_name(item: Served) -> str:
 
 def _granted(world: World, gateway: GatewayId, wish: Wish, now_ms: int) -> Iterator[Draft]:
     """Take back what the gateway no longer counts on, or hold more for it."""
-    project, key = world.projects[wish.project_id], allowance_id(gateway, wish.project_id)
-    row = world.allowances.get(key) or Allowance(id=key, gateway_id=gateway, project_id=project.id, created_ms=now_ms)
-    back = min(row.granted_nano - wish.honoured_nano, row.left_nano)
-    if back > 0:
-        memo = Memo(posting=f"allowance/{key}/{row.moves + 1}", kind=EntryKind.VOID, at_ms=now_ms, text="for requests: not needed now")
+    project = world.projects[wish.project_id]
+    row = _allowance(world, gateway, project.id, KeyId(""), now_ms)
+    back = _given_back(row, wish)
+    if back:
+        memo = Memo(posting=f"allowance/{row.id}/{row.moves + 1}", kind=EntryKind.VOID, at_ms=now_ms, text="for requests: not needed now")
         moved = void(project, back, memo)
         row, project = msgspec.structs.replace(row, granted_nano=row.granted_nano - back, moves=row.moves + 1), moved.project
         yield Draft(
@@ -218,7 +217,7 @@ def _granted(world: World, gateway: GatewayId, wish: Wish, now_ms: int) -> Itera
     while more > 0 and not can_hold(project, more, now_ms):
         more //= 2
     if more > 0:
-        memo = Memo(posting=f"allowance/{key}/{row.moves + 1}", kind=EntryKind.HOLD, at_ms=now_ms, text="held for requests")
+        memo = Memo(posting=f"allowance/{row.id}/{row.moves + 1}", kind=EntryKind.HOLD, at_ms=now_ms, text="held for requests")
         moved = hold(project, more, memo)
         row = msgspec.structs.replace(row, granted_nano=row.granted_nano + more, moves=row.moves + 1)
         yield Draft(
@@ -230,20 +229,15 @@ def _granted(world: World, gateway: GatewayId, wish: Wish, now_ms: int) -> Itera
         )
 
 
-def short(project: Project, wish: Wish, allowance: Allowance | None) -> str:
-    """Why a gateway has less than it asked for; empty where it has not."""
+def short(payer: Project | Key, wish: Wish, allowance: Allowance | None) -> str:
+    """Why a gateway may spend less than it asked for; empty where it may not."""
     if (allowance.left_nano if allowance else 0) >= wish.wanted_nano:
         return ""
-    if project.credit_nano <= 0:
+    if isinstance(payer, Key):
+        return f"its budget of {money(payer.budget_nano)} a month leaves no more"
+    if payer.credit_nano <= 0:
         return "its credit is spent; an operator can add credit"
     return "its credit or its month's budget leaves no more"
-
-
-def budget_short(key: Key, wish: Wish, allowance: Allowance | None) -> str:
-    """Why a gateway may spend less with a key than it asked for; empty where it may not."""
-    if (allowance.left_nano if allowance else 0) >= wish.wanted_nano:
-        return ""
-    return f"its budget of {money(key.budget_nano)} a month leaves no more"
 
 
 def silent(world: World, now_ms: int) -> Iterator[Draft]:

@@ -11,7 +11,7 @@ from headframe.billing.meter import accrued_nano
 from headframe.billing.price import price_at, rate_nano
 from headframe.model.api import SubmitBody
 from headframe.model.command import ApplyEndpoint, StopEndpoint, TakeReport
-from headframe.model.endpoint import Allowance, Endpoint, EndpointState, GatewayAnswer, GatewayReport, Granted, Served, Table, Wish
+from headframe.model.endpoint import Endpoint, EndpointState, GatewayAnswer, GatewayReport, Granted, Served, Table
 from headframe.model.errors import BadRequest, Forbidden, NotFound, Unavailable
 from headframe.model.ids import ENTROPY_BYTES, GatewayId, KeyId, allocation_id, allowance_id, workload_id
 from headframe.model.people import Scope
@@ -26,7 +26,7 @@ from headframe.server.api.workloads import workdir_known
 from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context
 from headframe.server.decide import decide
-from headframe.server.serving import budget_short, request_name, short
+from headframe.server.serving import request_name, short
 from headframe.server.tick import admitter
 from headframe.server.workload_file import parse
 from headframe.store.base import Query, Store
@@ -141,17 +141,12 @@ def _answer(context: Context, data: GatewayReport) -> GatewayAnswer:
         wish = wishes.get((project, key))
         if row is None and wish is None and key:
             continue  # without a budget
-        why = _why(world, wish, row) if wish is not None else ""
+        payer = world.keys.get(key) if key else world.projects.get(project)
+        why = short(payer, wish, row) if wish is not None and payer is not None else ""
         sums = (row.granted_nano, row.spent_nano) if row else (0, 0)
         granted.append(Granted(project_id=project, key_id=key, granted_nano=sums[0], spent_nano=sums[1], why=why))
     count = len(context.demand.gateways(context.clock_ms()))
     return GatewayAnswer(batch=gateway.batch if gateway else 0, granted=tuple(granted), gateways=max(1, count))
-
-
-def _why(world: World, wish: Wish, row: Allowance | None) -> str:
-    if wish.key_id:
-        return budget_short(world.keys[wish.key_id], wish, row) if wish.key_id in world.keys else ""
-    return short(world.projects[wish.project_id], wish, row) if wish.project_id in world.projects else ""
 
 
 async def find(context: Context, principal: Principal, wanted: str) -> Endpoint:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Router, delete, get, post, put
 
+from headframe.billing.ledger import month_spent_nano
 from headframe.model.api import BudgetBody, CreditBody, KeyBody, KeyList, KeyMade, KeyView, ProjectBody, ProjectList, QuotaBody, Whoami
 from headframe.model.command import CreateKey, CreateProject, GrantCredit, RevokeKey, SetBudget, SetLimits, SetQuota
 from headframe.model.errors import BadRequest, Forbidden, NotFound
@@ -17,7 +18,6 @@ from headframe.model.world import World
 from headframe.server.api.problems import answers
 from headframe.server.auth import Principal, may_see, project_for
 from headframe.server.context import Context, drawn, named
-from headframe.server.serving import key_spent_nano
 
 AMOUNT_MAX_NANO = 1_000_000 * NANO_PER_USD
 QUOTA_MAX = LIMIT_MAX = 10**9
@@ -171,7 +171,7 @@ def _limits_good(rpm: int, tpm: int) -> None:
 
 def _key_view(key: Key, now_ms: int) -> KeyView:
     return KeyView(id=key.id, name=key.name, scope=key.scope, project_id=key.project_id, created_ms=key.created_ms,
-                   expires_ms=key.expires_ms, revoked_ms=key.revoked_ms, budget_nano=key.budget_nano, spent_nano=key_spent_nano(key, now_ms))  # fmt: skip
+                   expires_ms=key.expires_ms, revoked_ms=key.revoked_ms, budget_nano=key.budget_nano, spent_nano=month_spent_nano(key, now_ms))  # fmt: skip
 
 
 ROUTER = Router(
