@@ -1,8 +1,9 @@
 """The FGD experiment on the openb trace, as its authors run it; shared by the quality and speed benchmarks.
 
 Pods arrive one by one in shuffled order and never leave (or leave after their own life time, in the churn run); one that fits
-nowhere is dropped. Shuffled pods are followed by pods drawn at random until requests are worth 130 % of the fleet. Nodes
-have a random rank that breaks ties. Every policy is the product's own: the same `Index` that the server places with.
+nowhere is dropped. Shuffled pods are followed by pods drawn at random until requests are worth 130 % of the fleet. The order is
+that of the authors' ten runs, pod by pod: their published curves, which show what had arrived when, agree to the last digit. Nodes
+have a random rank that breaks ties; theirs is not known. Every policy is the product's own: the same `Index` that the server places with.
 """
 
 import collections
@@ -13,7 +14,7 @@ import random
 from pathlib import Path
 
 import numpy as np
-
+from go_rand import GoRand
 from headframe.placement.compiled import compiled
 from headframe.placement.index import Index
 from headframe.placement.kernels import GPUS, MILLI
@@ -22,6 +23,7 @@ from headframe.placement.score import Demand, Wanted, knapsack, quiet_solver
 DATA = Path(__file__).parent / "data" / "openb"
 VARIANTS = ("default", "cpu050", "gpushare40", "gpuspec10", "gpuspec33", "multigpu20")
 POINTS = (95, 100, 120, 130)
+FIRST_SEED = 42
 
 
 def read(path):
@@ -56,19 +58,22 @@ class Trace:
         return (cpu, memory, 0, each, count, tag), tuple(255 if a else -1 for a in able)
 
     def arrivals(self, seed):
-        rng = random.Random(seed)
+        rng = GoRand(FIRST_SEED + seed)
+        rng.int63()  # the authors' program draws once before it shuffles
         order = list(self.pods)
         rng.shuffle(order)
         limit, total = 1.3 * self.capacity, sum(p[2] * p[3] for p in order)
         while total > limit:
-            gone = order.pop(rng.randrange(len(order)))
+            gone = order.pop(rng.below(len(order)))
             total -= gone[2] * gone[3]
-        while total + (p := rng.choice(self.pods))[2] <= limit:
+        shuffled = list(order)
+        while total + (p := shuffled[rng.below(len(shuffled))])[2] <= limit:
             order.append(p)
             total += p[2] * p[3]
         return order
 
     def index(self, policy, seed, turnover=0.0):
+        """A fleet whose nodes are ranked by `seed`, a number or several."""
         demand = Demand.of(self.demand.wanted, turnover)
         return Index(self.rows[np.random.default_rng(seed).permutation(len(self.rows))], self.kinds, demand, policy, code=compiled())
 
@@ -87,9 +92,9 @@ def pod(p):
     return int(p["cpu_milli"]), int(p["memory_mib"]), int(p["gpu_milli"]) if count else 0, count, models
 
 
-def fill(trace, policy, seed):
-    """Allocated and fragmented shares of all GPUs, in percent, after each arrival: arrays (arrived, allocated, blocks)."""
-    index, given, arrived = trace.index(policy, seed), 0, 0
+def fill(trace, policy, seed, rank=0):
+    """Arrived and allocated shares of all GPUs, in percent, after each arrival [arrivals, 2]."""
+    index, given, arrived = trace.index(policy, (seed, rank)), 0, 0
     curve = []
     for p in trace.arrivals(seed):
         arrived += p[2] * p[3]
