@@ -35,23 +35,31 @@ def _part_nano(prices: PriceList, part: Part, tier: Tier) -> int:
 
 
 def spec_rate_nano(prices: PriceList, spec: Spec, model: str) -> int:
-    """US$ per hour of `spec` on GPUs of `model`."""
-    return sum(line.amount_nano for line in spec_lines(prices, spec, model))
+    """US$ per hour of `spec` on GPUs of `model`: the sum of its lines."""
+    return 0 if spec.tier in UNTIMED else sum(_amounts(prices, spec, model)) * spec.nodes
+
+
+def _amounts(prices: PriceList, spec: Spec, model: str) -> tuple[int, int, int, int]:
+    """What one node's GPUs, CPU, memory and disk cost per hour."""
+    need = spec.resources
+    cards = need.gpu.milli * prices.of(model).nano(spec.tier) // MILLI if need.gpu.milli else 0
+    cpu = need.cpu_milli * prices.cpu_core_hour_nano // MILLI
+    return cards, cpu, need.memory_mib * prices.memory_gib_hour_nano // 1024, need.disk_mib * prices.disk_gib_hour_nano // 1024
 
 
 def spec_lines(prices: PriceList, spec: Spec, model: str) -> tuple[QuoteLine, ...]:
     """The priced lines of `spec` on GPUs of `model`, per hour."""
     need, count = spec.resources, spec.nodes
-    each: list[tuple[str, str, int, int]] = []
     if spec.tier in UNTIMED:
         return ()
+    cards, cpu, memory, disk = _amounts(prices, spec, model)
+    each = [
+        ("CPU cores", f"{need.cpu_milli * count / MILLI:g}", prices.cpu_core_hour_nano, cpu),
+        ("memory", mib(need.memory_mib * count), prices.memory_gib_hour_nano, memory),
+        ("disk", mib(need.disk_mib * count), prices.disk_gib_hour_nano, disk),
+    ]
     if need.gpu.milli:
-        unit = prices.of(model).nano(spec.tier)
-        each.append((f"GPU {model} ({spec.tier})", gpus(need.gpu.milli * count), unit, need.gpu.milli * unit // MILLI))
-    cpu, memory, disk = prices.cpu_core_hour_nano, prices.memory_gib_hour_nano, prices.disk_gib_hour_nano
-    each.append(("CPU cores", f"{need.cpu_milli * count / MILLI:g}", cpu, need.cpu_milli * cpu // MILLI))
-    each.append(("memory", mib(need.memory_mib * count), memory, need.memory_mib * memory // 1024))
-    each.append(("disk", mib(need.disk_mib * count), disk, need.disk_mib * disk // 1024))
+        each.insert(0, (f"GPU {model} ({spec.tier})", gpus(need.gpu.milli * count), prices.of(model).nano(spec.tier), cards))
     return tuple(QuoteLine(what=what, quantity=quantity, unit_nano=unit, amount_nano=amount * count) for what, quantity, unit, amount in each)
 
 
@@ -62,8 +70,7 @@ def hold_s(spec: Spec) -> int:
 
 def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project) -> Quote:
     """The quote for `spec` over the cards that could serve it; the hold covers the dearest of them."""
-    models = sorted({card.model for card in cards}) or [""]
-    rates = sorted((spec_rate_nano(prices, spec, model), model) for model in models)
+    rates = sorted((spec_rate_nano(prices, spec, model), model) for model in {card.model for card in cards} or {""})
     covers_s = hold_s(spec)
     return Quote(
         name=spec.name, tier=spec.tier, price_version=prices.version,

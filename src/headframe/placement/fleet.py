@@ -126,7 +126,8 @@ class Fleet:
 
     def ready(self, spec: Spec, now_ms: int) -> Ints:
         """When one rank of `spec` is expected to fit on each node; NEVER where it never does, or something else waits."""
-        return self._possible(spec, self.horizon.ready(self._masks(spec), self._count(spec), now_ms))
+        masks = self._masks(spec)
+        return self._possible(masks, self.horizon.ready(masks, self._count(spec), now_ms))
 
     def losses(self, spec: Spec, now_ms: int, borrowed: Iterable[AllocationId] = ()) -> Ints:
         """What freeing one rank's cards on each node would lose, see `Horizon.losses`; NEVER where that can't be. What is
@@ -137,15 +138,16 @@ class Fleet:
             _, cards = self.classes.machine(self.world.nodes[node_id])
             holders = [(a, self.world.workloads.get(a.workload_id)) for a in self.world.on_node[node_id].values()]
             instead[self.rank[node_id]] = lost_since(cards, self.world.free[node_id].gpu_milli, holders, lent)
-        return self._possible(spec, self.horizon.losses(self._masks(spec), self._count(spec), now_ms, instead, for_spot=spec.tier is Tier.SPOT))
+        masks = self._masks(spec)
+        return self._possible(masks, self.horizon.losses(masks, self._count(spec), now_ms, instead, for_spot=spec.tier is Tier.SPOT))
 
     def _count(self, spec: Spec) -> int:
         """How many cards must be free at once."""
         return max(1, cards_of(spec.resources.gpu)[1])
 
-    def _possible(self, spec: Spec, at: Ints) -> Ints:
+    def _possible(self, masks: Ints, at: Ints) -> Ints:
         closed = self.index.slots.row[self.index.members.slot, HELD] != 0
-        at[closed | (self._masks(spec) < 0) | (at >= NEVER_MS)] = NEVER
+        at[closed | (masks < 0) | (at >= NEVER_MS)] = NEVER
         return at
 
     def _masks(self, spec: Spec) -> Ints:

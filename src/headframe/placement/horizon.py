@@ -1,8 +1,8 @@
 """What comes free when, and at what loss: one time per card, kept beside the fleet's rows.
 
 `until` is when a card is expected to be free: 0 for now, from `max_duration` where one was given, and `OPEN - start` where not
-(work of unknown length is expected to go on for as long as it has lasted). `since` is where the work of a card's preemptible
-holder would be lost from; 0 for a free card or one whose holder is stopping already.
+(work of unknown length is expected to go on for as long as it has lasted). `lost` is where the work of a card's preemptible
+holder would be lost from, the latest loses least: FREE for a free card or one whose holder is stopping already, KEPT where nobody may be preempted.
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -18,16 +18,17 @@ from headframe.placement.kernels import Ints
 
 NEVER_MS = 1 << 52
 OPEN = 1 << 51
+FREE, KEPT = 1 << 52, -1
 STOP_MS = 30_000
 """How long work that is being stopped is expected to hold its cards still."""
 
 
 class Horizon:
-    """Arrays [nodes, cards], by rank and by column of the node's class."""
+    """Arrays by rank and by column of the node's class: `until` [nodes, cards] and, as most looks want each node's latest, `lost` [cards, nodes]."""
 
     def __init__(self, nodes: int, cards: int) -> None:
         self.until: Ints = np.full((nodes, cards), NEVER_MS, dtype=np.int64)
-        self.since: Ints = np.full((nodes, cards), NEVER_MS, dtype=np.int64)
+        self.lost: Ints = np.full((cards, nodes), KEPT, dtype=np.int64)
 
     def set(self, rank: int, cards: Sequence[Gpu], there: Iterable[GpuId], holders: Iterable[tuple[Allocation, Workload | None]]) -> None:
         """Look at one node again; cards that are not `there` are never free."""
@@ -39,9 +40,9 @@ class Horizon:
                 for share in part.shares:
                     if share.gpu_id in until:
                         until[share.gpu_id] = max(until[share.gpu_id], end)
-        self.until[rank] = self.since[rank] = NEVER_MS
+        self.until[rank], self.lost[:, rank] = NEVER_MS, KEPT
         self.until[rank, : len(cards)] = [until[gpu.id] for gpu in cards]
-        self.since[rank, : len(cards)] = lost_since(cards, usable, pairs)
+        self.lost[: len(cards), rank] = lost_since(cards, usable, pairs)
 
     def ready(self, mask: Ints, count: int, now_ms: int) -> Ints:
         """When `count` of the usable cards (bits, by node) of each node are expected to be free together; NEVER_MS for never."""
@@ -58,15 +59,20 @@ class Horizon:
         """What freeing `count` usable cards of each node would lose, in card-milliseconds of work; NEVER_MS where it can't be.
         `instead` has other times for some nodes, by rank. For spot work only what loses nothing is freed.
         """
-        cards, since = self.since.shape[1], self.since.copy() if instead else self.since
+        cards, lost = len(self.lost), self.lost.copy() if instead else self.lost
         for rank, times in instead.items():
-            since[rank, : len(times)] = times
+            lost[: len(times), rank] = times
         if count > cards:
-            return np.full(len(since), NEVER_MS, dtype=np.int64)
-        each = np.where(since == 0, 0, np.maximum(now_ms - since, 1))
-        each = np.where((since >= (1 if for_spot else NEVER_MS)) | ~bits(mask, cards), NEVER_MS, each)
-        least = np.partition(each, count - 1, axis=1)[:, :count] if count else np.zeros((len(each), 1), dtype=np.int64)
-        return np.minimum(least.sum(axis=1), NEVER_MS)
+            return np.full(len(mask), NEVER_MS, dtype=np.int64)
+        if for_spot:
+            lost = np.where(lost == FREE, lost, KEPT)
+        every = (1 << cards) - 1
+        if ((mask & every) != every).any():
+            lost = np.where(bits(mask, cards).T, lost, KEPT)
+        latest = lost.max(axis=0, keepdims=True) if count == 1 else np.partition(lost, cards - count, axis=0)[cards - count :]
+        each = np.where(latest == FREE, 0, np.maximum(now_ms - latest, 1))
+        total = np.where(latest == KEPT, NEVER_MS, each).sum(axis=0)
+        return np.where(mask < 0, NEVER_MS, np.minimum(total, NEVER_MS))
 
 
 def bits(mask: Ints, cards: int) -> "np.typing.NDArray[np.bool_]":
@@ -77,26 +83,33 @@ def bits(mask: Ints, cards: int) -> "np.typing.NDArray[np.bool_]":
 def lost_since(cards: Sequence[Gpu], usable: Container[GpuId], holders: Iterable[tuple[Allocation, Workload | None]],
                borrowed: Container[AllocationId] = ()) -> list[int]:  # fmt: skip
     """From when on work would be lost by taking each card from its holders; see `lost_since_ms`."""
-    since = {gpu.id: 0 if gpu.id in usable else NEVER_MS for gpu in cards}
+    since = {gpu.id: FREE if gpu.id in usable else KEPT for gpu in cards}
     for allocation, workload in holders:
         loss = lost_since_ms(allocation, workload)
-        if loss == NEVER_MS and allocation.id in borrowed:
+        if loss == KEPT and allocation.id in borrowed:
             loss = allocation.started_ms or allocation.granted_ms
         for part in allocation.parts:
             for share in part.shares:
                 if share.gpu_id in since:
-                    since[share.gpu_id] = max(since[share.gpu_id], loss)
+                    since[share.gpu_id] = _of_both(since[share.gpu_id], loss)
     return [since[gpu.id] for gpu in cards]
 
 
+def _of_both(one: int, other: int) -> int:
+    """A card that two hold."""
+    if KEPT in (one, other):
+        return KEPT
+    return max((at for at in (one, other) if at != FREE), default=FREE)
+
+
 def lost_since_ms(allocation: Allocation, workload: Workload | None) -> int:
-    """From when on the work of a preemptible allocation would be lost, 0 where it is stopping or only fills the card; NEVER_MS where it is not to be
+    """From when on the work of a preemptible allocation would be lost, FREE where it is stopping or only fills the card; KEPT where it is not to be
     preempted.
     """
     if allocation.state is AllocationState.STOPPING or allocation.tier is Tier.FILLER:
-        return 0
+        return FREE
     if allocation.tier is not Tier.SPOT or workload is None:
-        return NEVER_MS
+        return KEPT
     return allocation.started_ms or allocation.granted_ms
 
 

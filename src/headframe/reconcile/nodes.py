@@ -31,17 +31,14 @@ def nodes(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
         if node is not None and node.state is NodeState.READY:
             yield _down(node, told, now_ms)
     for key, heard_ms in facts.nodes.items():
-        silent_ms = now_ms - heard_ms
-        node = world.nodes.get(key)
-        if node is not None and node.why.startswith(ITS_OWN) and key not in facts.down and node.state in _BACK:
+        silent_ms, node = now_ms - heard_ms, world.nodes.get(key)
+        if node is None or (node.state is NodeState.READY and silent_ms < SILENT_LIMIT_MS):
+            continue  # nearly all, each time
+        down = key in facts.down
+        if node.state in _BACK and not down and node.why.startswith(ITS_OWN):
             yield from _back(node)
             continue
-        if (
-            node is None
-            or node.state is NodeState.RETIRED
-            or (key in facts.down and node.state is NodeState.UNKNOWN)
-            or (silent_ms < SILENT_LIMIT_MS and node.state is NodeState.READY)
-        ):
+        if node.state is NodeState.RETIRED or (down and node.state is NodeState.UNKNOWN):
             continue
         if node.state is NodeState.DRAINING:
             yield from _drained(world, node, now_ms)

@@ -107,9 +107,10 @@ def _priced(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
     cards = [gpu for gpu in kinds(world) if matches(spec.resources.gpu, gpu)]
     needed = cards if spec.resources.gpu.milli else []
     prices = price_at(world.prices(), now_ms)
-    cheapest = quote(prices, at_most(world, fewest), needed, project).rate_min_nano
-    if spec.max_price_nano and cheapest > spec.max_price_nano:
-        raise TooExpensive(f"max_price is {money(spec.max_price_nano)}/h, the cheapest that fits is {money(cheapest)}/h")
+    if spec.max_price_nano:
+        cheapest = quote(prices, at_most(world, fewest), needed, project).rate_min_nano
+        if cheapest > spec.max_price_nano:
+            raise TooExpensive(f"max_price is {money(spec.max_price_nano)}/h, the cheapest that fits is {money(cheapest)}/h")
     return quote(prices, at_most(world, spec), needed, project)
 
 
