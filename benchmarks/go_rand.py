@@ -14,7 +14,7 @@ INT32_MAX = (1 << 31) - 1
 
 
 class GoRand:
-    """As `rand.New(rand.NewSource(seed))` of Go 1.0 to 1.22."""
+    """As Go's `rand.New(rand.NewSource(seed))`."""
 
     def __init__(self, seed):
         with gzip.open(TABLE, "rt") as file:
