@@ -69,10 +69,18 @@ class Horizon:
         every = (1 << cards) - 1
         if ((mask & every) != every).any():
             lost = np.where(bits(mask, cards).T, lost, KEPT)
-        latest = lost.max(axis=0, keepdims=True) if count == 1 else np.partition(lost, cards - count, axis=0)[cards - count :]
+        latest = _latest(lost, count)
         each = np.where(latest == FREE, 0, np.maximum(now_ms - latest, 1))
         total = np.where(latest == KEPT, NEVER_MS, each).sum(axis=0)
         return np.where(mask < 0, NEVER_MS, np.minimum(total, NEVER_MS))
+
+
+def _latest(lost: Ints, count: int) -> Ints:
+    """The `count` cards of each node that lose least [count, nodes]."""
+    cards = len(lost)
+    if count == cards:
+        return lost
+    return lost.max(axis=0, keepdims=True) if count == 1 else np.partition(lost, cards - count, axis=0)[cards - count :]
 
 
 def bits(mask: Ints, cards: int) -> "np.typing.NDArray[np.bool_]":
