@@ -6,7 +6,7 @@ from headframe.model.fleet import Gpu
 from headframe.model.money import PriceList, Quote, QuoteLine
 from headframe.model.people import Project
 from headframe.model.units import MILLI, cost_nano, gpus, mib
-from headframe.model.work import UNTIMED, Part, Spec, Tier
+from headframe.model.work import UNTIMED, Part, Resources, Spec, Tier
 
 HOLD_ROLLING_S = 3600
 """Without a max_duration, an hour is held at a time, and again before each hour begins."""
@@ -28,23 +28,22 @@ def rate_nano(prices: PriceList, parts: Iterable[Part], tier: Tier) -> int:
 
 def _part_nano(prices: PriceList, part: Part, tier: Tier) -> int:
     cards = sum(share.milli * prices.of(share.model).nano(tier) // MILLI for share in part.shares)
-    cpu = part.cpu_milli * prices.cpu_core_hour_nano // MILLI
-    memory = part.memory_mib * prices.memory_gib_hour_nano // 1024
-    disk = part.disk_mib * prices.disk_gib_hour_nano // 1024
-    return cards + cpu + memory + disk
+    return cards + sum(_beside_nano(prices, part))
+
+
+def _beside_nano(prices: PriceList, need: Part | Resources) -> tuple[int, int, int]:
+    """What CPU, memory and disk cost per hour."""
+    cpu = need.cpu_milli * prices.cpu_core_hour_nano // MILLI
+    return cpu, need.memory_mib * prices.memory_gib_hour_nano // 1024, need.disk_mib * prices.disk_gib_hour_nano // 1024
 
 
 def spec_rate_nano(prices: PriceList, spec: Spec, model: str) -> int:
     """US$ per hour of `spec` on GPUs of `model`: the sum of its lines."""
-    return 0 if spec.tier in UNTIMED else sum(_amounts(prices, spec, model)) * spec.nodes
-
-
-def _amounts(prices: PriceList, spec: Spec, model: str) -> tuple[int, int, int, int]:
-    """What one node's GPUs, CPU, memory and disk cost per hour."""
-    need = spec.resources
-    cards = need.gpu.milli * prices.of(model).nano(spec.tier) // MILLI if need.gpu.milli else 0
-    cpu = need.cpu_milli * prices.cpu_core_hour_nano // MILLI
-    return cards, cpu, need.memory_mib * prices.memory_gib_hour_nano // 1024, need.disk_mib * prices.disk_gib_hour_nano // 1024
+    if spec.tier in UNTIMED:
+        return 0
+    milli = spec.resources.gpu.milli
+    cards = milli * prices.of(model).nano(spec.tier) // MILLI if milli else 0
+    return (cards + sum(_beside_nano(prices, spec.resources))) * spec.nodes
 
 
 def spec_lines(prices: PriceList, spec: Spec, model: str) -> tuple[QuoteLine, ...]:
@@ -52,14 +51,16 @@ def spec_lines(prices: PriceList, spec: Spec, model: str) -> tuple[QuoteLine, ..
     need, count = spec.resources, spec.nodes
     if spec.tier in UNTIMED:
         return ()
-    cards, cpu, memory, disk = _amounts(prices, spec, model)
-    each = [
+    each: list[tuple[str, str, int, int]] = []
+    if need.gpu.milli:
+        unit = prices.of(model).nano(spec.tier)
+        each.append((f"GPU {model} ({spec.tier})", gpus(need.gpu.milli * count), unit, need.gpu.milli * unit // MILLI))
+    cpu, memory, disk = _beside_nano(prices, need)
+    each += [
         ("CPU cores", f"{need.cpu_milli * count / MILLI:g}", prices.cpu_core_hour_nano, cpu),
         ("memory", mib(need.memory_mib * count), prices.memory_gib_hour_nano, memory),
         ("disk", mib(need.disk_mib * count), prices.disk_gib_hour_nano, disk),
     ]
-    if need.gpu.milli:
-        each.insert(0, (f"GPU {model} ({spec.tier})", gpus(need.gpu.milli * count), prices.of(model).nano(spec.tier), cards))
     return tuple(QuoteLine(what=what, quantity=quantity, unit_nano=unit, amount_nano=amount * count) for what, quantity, unit, amount in each)
 
 

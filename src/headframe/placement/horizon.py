@@ -19,6 +19,7 @@ from headframe.placement.kernels import Ints
 NEVER_MS = 1 << 52
 OPEN = 1 << 51
 FREE, KEPT = 1 << 52, -1
+"""After and before any time, so that the latest of a node's cards is the one that loses least."""
 STOP_MS = 30_000
 """How long work that is being stopped is expected to hold its cards still."""
 
@@ -66,13 +67,11 @@ class Horizon:
             return np.full(len(mask), NEVER_MS, dtype=np.int64)
         if for_spot:
             lost = np.where(lost == FREE, lost, KEPT)
-        every = (1 << cards) - 1
-        if ((mask & every) != every).any():
+        if (mask != (1 << cards) - 1).any():
             lost = np.where(bits(mask, cards).T, lost, KEPT)
         latest = _latest(lost, count)
         each = np.where(latest == FREE, 0, np.maximum(now_ms - latest, 1))
-        total = np.where(latest == KEPT, NEVER_MS, each).sum(axis=0)
-        return np.where(mask < 0, NEVER_MS, np.minimum(total, NEVER_MS))
+        return np.minimum(np.where(latest == KEPT, NEVER_MS, each).sum(axis=0), NEVER_MS)
 
 
 def _latest(lost: Ints, count: int) -> Ints:
