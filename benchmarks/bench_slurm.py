@@ -63,7 +63,7 @@ def alone(cloud):
         began, _, first = first_command(cloud, name, lambda name, run: cloud.tenant.submit(FILE.format(name=name, run=run)))
         key = cloud.tenant.workload(name).allocations[0].id
         held = next(path for root in ("allocations", "ended") if (path := cloud.shared / root / key).exists())
-        sent, script = (file.stat().st_mtime for file in (held / "sent.json", held / "claim" / "job"))
+        sent, script = (file.lstat().st_mtime for file in (held / "sent.json", held / "claim"))
         took["Headframe"].append((sent - began, script - sent, first - script))
     return took
 

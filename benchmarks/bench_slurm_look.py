@@ -60,8 +60,7 @@ def answers(node, job, shared):
             }
         )
         (held / "by-node").mkdir(parents=True)
-        (held / "claim").mkdir()
-        (held / "claim" / "job").write_text(f"{k + 1}\n")
+        (held / "claim").symlink_to(f"job-{k + 1}")
         (held / "sent.json").write_text(json.dumps({"at_ms": 1, "job_id": k + 1}))
         (held / "0").mkdir()
         (held / "0" / "journal").write_text(

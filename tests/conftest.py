@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,3 +46,20 @@ def own_config(tmp_path, monkeypatch):
     monkeypatch.setenv("HEADFRAME_CONFIG", str(tmp_path / "config.json"))
     monkeypatch.delenv("HEADFRAME_KEY", raising=False)
     os.environ.setdefault("PYTHONHASHSEED", "0")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 24 MB: loop-mounted, or a tmpfs where loop devices are not to be had."""
+    target = tmp_path / "small"
+    target.mkdir()
+    image = tmp_path / "image"
+    image.write_bytes(b"")
+    os.truncate(image, 24 * 1024 * 1024)
+    made = subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], capture_output=True).returncode == 0
+    if not (made and subprocess.run(["mount", "-o", "loop", str(image), str(target)], capture_output=True).returncode == 0):
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(target)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no small file system may be mounted here: {done.stderr.strip()}")
+    yield target
+    subprocess.run(["umount", "-l", str(target)], check=False)

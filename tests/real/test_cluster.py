@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from headframe.engines.slurm.cluster import interfaces, rest_unit
 from headframe.model.api import EngineBody
 from slurm import Slurm, free_ports, missing, which
 from support import Server, fake_cuda, wait_for
@@ -106,6 +107,12 @@ def test_a_cluster_made_from_nothing_runs_headframes_work_and_its_machines_come_
             assert made.run("sinfo", "-h", "-N", "-o", "%N %G").split() == ["n2", "gpu:a100sxm480gb:1"]
             wait_for(lambda: any(view.node.name == "n2" and view.node.state == "ready" for view in operator.nodes()), 60)
             assert {gpu.model for view in operator.nodes() if view.node.name == "n2" for gpu in view.gpus} == {"A100 SXM4 80GB"}
+            made.kill("slurmd-n2")
+            made.join(
+                "n2", made.cards("n2-more", "NVIDIA A100-SXM4-80GB", 3), "--rack", "B3"
+            )  # a controller keeps what it was told first, unless it is told to forget
+            wait_for(lambda: made.run("sinfo", "-h", "-N", "-o", "%N %G %f").split() == ["n2", "gpu:a100sxm480gb:3", "rack=B3"], 30)
+            wait_for(lambda: len([gpu for view in operator.nodes() if view.node.name == "n2" for gpu in view.gpus]) == 3, 90)
     finally:
         server.kill()
     assert made.processes["slurmctld"].pid == controller
@@ -152,6 +159,14 @@ def test_keys_are_secret_a_cluster_is_not_overwritten_and_what_is_printed_can_be
     again = headframe("cluster", "init", "--prefix", made.root)
     assert again.returncode == 1
     assert "belongs to a cluster" in again.stderr
+
+
+def test_a_new_cluster_has_no_slurmdbd_so_its_slurmrestd_is_given_what_works_without():
+    debian_12 = "slurmrestd: Possible OpenAPI plugins:\nslurmrestd: openapi/dbv0.0.38\nslurmrestd: openapi/v0.0.37\nslurmrestd: openapi/v0.0.38\n"
+    assert interfaces(debian_12) == ["openapi/v0.0.37", "openapi/v0.0.38"]
+    assert interfaces("slurmrestd: openapi/slurmctld\nslurmrestd: openapi/slurmdbd\n") == ["openapi/slurmctld"]
+    assert "-s openapi/v0.0.37,openapi/v0.0.38 unix:" in rest_unit(debian_12)
+    assert " -s " not in rest_unit("")
 
 
 @pytest.mark.parametrize("words", [("--name", "Bad Name"), ("--address", "a;b"), ("--nodes-max", "0")])

@@ -1,29 +1,9 @@
 """A full disk: writes are refused with a clear error, running work goes on, nothing is lost, and it resumes by itself."""
 
-import os
-import subprocess
-
 import pytest
 
 from headframe.client import ApiError
 from support import Server, wait_for
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 24 MB: loop-mounted, or a tmpfs where loop devices are not to be had."""
-    target = tmp_path / "small"
-    target.mkdir()
-    image = tmp_path / "image"
-    image.write_bytes(b"")
-    os.truncate(image, 24 * 1024 * 1024)
-    made = subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], capture_output=True).returncode == 0
-    if not (made and subprocess.run(["mount", "-o", "loop", str(image), str(target)], capture_output=True).returncode == 0):
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(target)], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no small file system may be mounted here: {done.stderr.strip()}")
-    yield target
-    subprocess.run(["umount", "-l", str(target)], check=False)
 
 
 @pytest.mark.slow

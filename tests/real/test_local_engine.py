@@ -13,7 +13,7 @@ import pytest
 
 from headframe.engines import supervisor
 from headframe.engines.cgroup import limits_kind
-from headframe.engines.local import LocalEngine, read_log
+from headframe.engines.local import LocalEngine, read_journal, read_log
 from headframe.model.states import AllocationState, Reason
 from headframe.model.text import printable
 from headframe.model.work import Allocation, Part, Tier
@@ -144,8 +144,7 @@ def test_work_is_adopted_by_a_new_engine_and_its_end_is_not_missed(engine, tmp_p
 def test_a_killed_keeper_takes_its_work_with_it_and_is_the_nodes_fault(engine, tmp_path):
     do(engine.start(allocation(), work(run=f"echo $$ > {tmp_path}/pid; exec sleep 1000")))
     pid = int(wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip()))
-    journal = [json.loads(line) for line in (engine._active / "wl-1.1" / "journal").read_text().splitlines()]
-    os.kill(journal[0]["pid"], signal.SIGKILL)
+    os.kill(read_journal(engine._active / "wl-1.1")[0].pid, signal.SIGKILL)
     assert ended(engine).reason is Reason.NODE_FAULT
 
     def gone():
@@ -161,9 +160,8 @@ def test_a_killed_keeper_takes_its_work_with_it_and_is_the_nodes_fault(engine, t
 def test_after_a_reboot_the_attempt_is_lost_not_run_again(engine, tmp_path):
     do(engine.start(allocation(), work(run="sleep 1000")))
     wait_for(lambda: (seen := see(engine)) and seen.state is AllocationState.RUNNING)
-    journal = [json.loads(line) for line in (engine._active / "wl-1.1" / "journal").read_text().splitlines()]
-    os.kill(journal[0]["pid"], signal.SIGKILL)
-    os.kill(journal[1]["pid"], signal.SIGKILL)
+    for line in read_journal(engine._active / "wl-1.1"):
+        os.kill(line.pid, signal.SIGKILL)
     time.sleep(0.1)
     rebooted = LocalEngine(tmp_path / "engine", "me", tmp_path / "workdirs", wall_ms, "boot-2")
     assert ended(rebooted).reason is Reason.NODE_LOST
@@ -238,6 +236,15 @@ def test_a_clock_that_moves_while_it_is_read_delays_no_start(tmp_path):
 
 
 @pytest.mark.skipif(limits_kind() == "none", reason="no cgroup may be made here")
+def test_work_that_uses_up_its_disk_ends_for_its_own_reason_and_says_that_lines_are_lost(small_disk):
+    (small_disk / "workdirs").mkdir()
+    engine = LocalEngine(small_disk / "engine", "me", small_disk / "workdirs", wall_ms, "boot-1")
+    do(engine.start(allocation(), work(run="cat /dev/zero >filled; seq 10000; exit 3")))
+    seen = ended(engine)
+    assert (seen.reason, seen.exit_code) == (Reason.FAILED, 3)
+    assert seen.detail == "exited with 3; lines of its log are lost: No space left on device"
+
+
 def test_memory_beyond_what_was_asked_for_is_refused_by_the_kernel(engine):
     do(engine.start(allocation(memory_mib=64), work(run=f"exec {sys.executable} -c 'x = bytearray(400_000_000); print(len(x))'")))
     seen = ended(engine)
@@ -331,10 +338,6 @@ def keeper_of(root, name, run):
     return process, at
 
 
-def journal(at):
-    return [json.loads(line) for line in (at / "journal").read_text().splitlines()] if (at / "journal").exists() else []
-
-
 def test_a_card_that_other_work_still_holds_is_not_used_and_costs_no_attempt(tmp_path):
     """As after a controller of Slurm's was killed and has forgotten what runs: also where that work's own keeper is gone."""
     first, at = keeper_of(tmp_path, "first", f"echo $$ >{tmp_path}/pid; exec sleep 600")
@@ -343,11 +346,11 @@ def test_a_card_that_other_work_still_holds_is_not_used_and_costs_no_attempt(tmp
     first.wait()
     second, at = keeper_of(tmp_path, "second", f"touch {tmp_path}/twice")
     second.wait(20)
-    assert journal(at)[-1]["reason"] == "preempted"
-    assert journal(at)[-1]["detail"] == "card 0 of n1 is still held by other work there, which Slurm does not know any more"
+    assert read_journal(at)[-1].reason == "preempted"
+    assert read_journal(at)[-1].detail == "card 0 of n1 is still held by other work there, which Slurm does not know any more"
     assert not (tmp_path / "twice").exists()
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     third, at = keeper_of(tmp_path, "third", "exit 0")
     third.wait(20)
-    assert journal(at)[-1]["reason"] == "finished"
+    assert read_journal(at)[-1].reason == "finished"
     assert [(tmp_path / f"card-n1-{card}").stat().st_mode & 0o777 for card in (0, 2)] == [0o644, 0o644]

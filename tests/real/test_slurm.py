@@ -345,7 +345,7 @@ def test_two_jobs_of_slurms_for_one_attempt_run_it_once(cloud):
     cloud.run("once", "echo ran >>$HEADFRAME_CHECKPOINT/count; sleep 3", gpu=1, checkpoint="/ck")
     wait_for(lambda: cloud.state("once") == "running")
     held = next((cloud.shared / "allocations").glob("wl-*"))
-    text = f'#!/bin/sh\nHEADFRAME_HELD={held}; export HEADFRAME_HELD\nmkdir "$HEADFRAME_HELD/claim" 2>/dev/null || exit 0\necho twice >{cloud.root}/twice\n'
+    text = f'#!/bin/sh\nHEADFRAME_HELD={held}; export HEADFRAME_HELD\nln -sn 1 "$HEADFRAME_HELD/claim" 2>/dev/null || exit 0\necho twice >{cloud.root}/twice\n'
     (cloud.root / "twin.sh").write_text(text)
     cloud.slurm.run("sbatch", "--wait", "-n1", "--mem=50", f"--comment={held.name}", "-o", "/dev/null", str(cloud.root / "twin.sh"), check=False)
     assert cloud.ended("once").state == "succeeded"

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,8 @@ cluster_app = typer.Typer(no_args_is_help=True, help="A new Slurm cluster: its c
 PROGRAMS = {"slurmctld": "slurmctld", "slurmrestd": "slurmrestd", "munged": "munge", "scontrol": "slurm-client"}
 JWT_PLUGIN = "slurm-wlm-jwt-plugin"
 UNITS = "/etc/systemd/system"
+START_S = 30.0
+"""A controller that has not come up by then does not by itself."""
 
 
 def add(app: typer.Typer) -> None:
@@ -130,7 +133,7 @@ def _written(new: NewCluster) -> list[str]:
     if not new.prefix:
         files += [
             (CGROUP, CGROUP_CONF.encode(), 0o644, ""),
-            (f"{UNITS}/slurmrestd.service.d/headframe.conf", rest_unit().encode(), 0o644, ""),
+            (f"{UNITS}/slurmrestd.service.d/headframe.conf", rest_unit(_listed()).encode(), 0o644, ""),
         ]
     for name, content, mode, owner in files:
         path = Path(new.path(name))
@@ -140,6 +143,12 @@ def _written(new: NewCluster) -> list[str]:
         if owner and not new.prefix:
             shutil.chown(path, owner, owner)
     return [new.path(name) for name, *_ in files]
+
+
+def _listed() -> str:
+    """What slurmrestd can speak; it says so to nobody who is root."""
+    done = subprocess.run(["slurmrestd", "-s", "list"], capture_output=True, text=True, check=False, user="nobody", group="nogroup", extra_groups=[])
+    return done.stdout + done.stderr
 
 
 def _started() -> None:
@@ -156,6 +165,17 @@ def _started() -> None:
                 "`journalctl -u slurmctld` says why; everything is written, so `--replace` tries again",
                 1,
             )
+    with err.status("waiting for Slurm's controller"):
+        for unit, up in (("slurmctld", _answers), ("slurmrestd", Path(REST_SOCKET).exists)):
+            until = time.monotonic() + START_S
+            while not up():
+                if time.monotonic() > until:
+                    fail(f"{unit} does not come up", f"`journalctl -u {unit}` says why; everything is written, so `--replace` tries again", 1)
+                time.sleep(0.5)
+
+
+def _answers() -> bool:
+    return "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False).stdout
 
 
 def _told(new: NewCluster, files: list[str], each: str) -> None:

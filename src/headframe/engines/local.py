@@ -271,6 +271,7 @@ class LocalEngine:
         for volume in mounts.values():
             volume.mkdir(exist_ok=True, mode=0o700)
         launch = launch_for(here(allocation), allocation, workload, work, checkpoint, mounts)
+        set_aside(directory)
         write_private(directory / "spec.json", json.dumps(self._spec(allocation, workload, work, launch)).encode())
 
     def _spec(self, allocation: Allocation, workload: Workload, work: Path, launch: Launch) -> dict[str, Any]:
@@ -384,6 +385,12 @@ def read_log(directory: Path, after: int, limit: int) -> list[LogLine]:
 def _parse(raw: bytes, following: int) -> LogLine:
     at_ms, rank, stream, text = raw[:-1].decode("utf-8", "replace").split(" ", 3)
     return LogLine(at_ms=int(at_ms), rank=int(rank), stream=stream, text=text, next=following)
+
+
+def set_aside(directory: Path) -> None:
+    """What a keeper needs to tell how its work ended, whatever that does to the disk or its quota: room for its journal, and a directory for its log."""
+    (directory / "log").mkdir(exist_ok=True, mode=0o700)
+    write_private(directory / "room", b" " * supervisor.ROOM_BYTES, durable=False)
 
 
 def read_journal(directory: Path) -> list[JournalLine]:

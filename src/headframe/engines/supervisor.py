@@ -16,6 +16,7 @@ import stat
 import sys
 import time
 
+ROOM_BYTES = 4096  # more than any journal takes
 LOG_SEGMENT_BYTES = 4 * 1024 * 1024
 LOG_SEGMENTS_MAX = 8
 LINE_BYTES_MAX = 16 * 1024
@@ -59,7 +60,9 @@ class Keeper:
         self.notify_path = notify
         self.spec = json.loads(self.read("spec.json"))
         self.spec["env"].update({name: os.environ[name] for name in self.spec.get("inherit", ()) if name in os.environ})
-        self.journal = os.open(self.path("journal"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if os.path.exists(self.path("room")):
+            os.rename(self.path("room"), self.path("journal"))
+        self.journal, self.written = os.open(self.path("journal"), os.O_WRONLY | os.O_CREAT, 0o600), 0
         self.log = Log(self.path("log"), self.spec["rank"])
         self.child = 0
         self.stopping = None
@@ -77,9 +80,11 @@ class Keeper:
             return file.read()
 
     def write(self, **fact):
-        """One line of the journal, on disk before this returns; then the server is nudged, if it is there."""
+        """One line of the journal, on disk before this returns; then the server is nudged, if it is there. It is written over the spaces of `room`, which whoever gave us the
+        work has set aside: where the work has used up all that its disk or its quota has, its end is still told.
+        """
         fact["at_ms"] = self.now_ms()
-        os.write(self.journal, (json.dumps(fact) + "\n").encode())
+        self.written += os.pwrite(self.journal, (json.dumps(fact) + "\n").encode(), self.written)
         os.fsync(self.journal)
         if self.spec.get("news"):
             return self.leave_word()
@@ -168,6 +173,8 @@ class Keeper:
         if self.stopping:
             reason, detail = self.stopping["reason"], f"stopped: {self.stopping['reason']}"
         self.log.close()
+        if self.log.lost:
+            detail = "; ".join(part for part in (detail, f"lines of its log are lost: {self.log.lost}") if part)
         self.write(event="ended", reason=reason, exit_code=code if code >= 0 else 128 - code, detail=detail)
         return 0 if reason == "finished" else 1
 
@@ -271,8 +278,8 @@ class Keeper:
         if self.spec.get("beat_s") and time.monotonic() >= self.beat_at:
             self.beat_at = time.monotonic() + self.spec["beat_s"]
             try:
-                with open(self.path("alive"), "w", encoding="ascii") as file:
-                    file.write(str(int(time.time())))
+                os.close(os.open(self.path("alive"), os.O_WRONLY | os.O_CREAT, 0o600))
+                os.utime(self.path("alive"))
             except OSError:
                 pass
 
@@ -349,6 +356,7 @@ class Log:
         self.offset = 0
         self.file = None
         self.size = 0
+        self.lost = ""
 
     def feed(self, stream, chunk):
         lines = (self.partial[stream] + chunk).split(b"\n")
@@ -368,20 +376,21 @@ class Log:
             self.append(stamp + text[start : start + LINE_BYTES_MAX].rstrip(b"\r") + b"\n")
 
     def append(self, data):
-        if self.file is None or self.size + len(data) > LOG_SEGMENT_BYTES:
-            self.rotate()
         try:
+            if self.file is None or self.size + len(data) > LOG_SEGMENT_BYTES:
+                self.rotate()
             os.write(self.file, data)
-        except OSError:
-            return  # a full disk loses log lines, not the work
+        except OSError as error:
+            self.lost = self.lost or error.strerror  # a full disk loses log lines, not the work
+            return
         self.offset += len(data)
         self.size += len(data)
 
     def rotate(self):
-        if self.file is not None:
-            os.close(self.file)
         name = os.path.join(self.directory, f"{self.offset:016d}.log")
-        self.file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        fresh = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self.let_go()
+        self.file = fresh
         self.size = 0
         for old in sorted(os.listdir(self.directory))[:-LOG_SEGMENTS_MAX]:
             os.unlink(os.path.join(self.directory, old))
@@ -394,8 +403,14 @@ class Log:
 
     def close(self):
         self.flush()
-        if self.file is not None:
-            os.close(self.file)
+        self.let_go()
+
+    def let_go(self):
+        try:
+            if self.file is not None:
+                os.close(self.file)
+        except OSError as error:
+            self.lost = self.lost or error.strerror  # NFS says only now that what was written has no room
 
 
 def descendants(root):

@@ -5,6 +5,7 @@ machine has is found on it by the script that it runs once. Settings: https://sl
 """
 
 import base64
+import re
 import shlex
 from pathlib import PurePosixPath
 
@@ -90,11 +91,17 @@ def slurm_conf(new: NewCluster) -> str:
     )
 
 
-def rest_unit() -> str:
+def interfaces(listed: str) -> list[str]:
+    """Of what `slurmrestd -s list` names, what works without slurmdbd, which a new cluster has not: 22.05 does not start with any other, whichever is asked for."""
+    return sorted({word for word in re.findall(r"openapi/[\w.]+", listed) if not word.startswith(("openapi/db", "openapi/slurmdbd"))})
+
+
+def rest_unit(listed: str) -> str:
     """For slurmrestd, which insists on an account that is neither root nor Slurm's: tokens are what it asks for, so its socket may be reached by all of this machine."""
+    only = ",".join(interfaces(listed))
     return (
         "[Service]\nEnvironment=SLURM_JWT=daemon\nDynamicUser=yes\nRuntimeDirectory=slurmrestd\nUMask=0000\nExecStart=\n"
-        f"ExecStart=/usr/sbin/slurmrestd -a rest_auth/jwt unix:{REST_SOCKET}\n"
+        f"ExecStart=/usr/sbin/slurmrestd -a rest_auth/jwt {f'-s {only} ' if only else ''}unix:{REST_SOCKET}\n"
     )
 
 
@@ -129,7 +136,7 @@ if [ -z "$PREFIX" ]; then
   [ "$(id -u)" = 0 ] || { echo "join: run it as root" >&2; exit 1; }
   if ! command -v slurmd >/dev/null || ! command -v munged >/dev/null; then
     say "installing slurmd and munge"
-    DEBIAN_FRONTEND=noninteractive apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y slurmd munge python3 >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y slurmd slurm-client munge python3 >/dev/null
   fi
 fi
 
@@ -157,16 +164,29 @@ DISK=$(df -Pk /tmp | awk 'NR == 2 { print int($2 / 1024) }')  # Slurm takes a dy
 SAID="TmpDisk=$DISK${HAS:+ Gres=$HAS}${RACK:+ Feature=rack=$RACK}"
 say "$NAME: ${HAS:-no cards that the driver knows}"
 
+# A controller keeps what a machine said when it first joined: one that has other cards by now, or stands elsewhere, has to be forgotten first.
+export SLURM_CONF="$CONF"
+known() { scontrol -o show node "$NAME" 2>/dev/null | tr ' ' '\n' | sed -n "s/^$1=//p" | sed 's/([^)]*)//g'; }
+if scontrol -o show node "$NAME" >/dev/null 2>&1 && [ "$(known Gres)/$(known AvailableFeatures)" != "$HAS/${RACK:+rack=$RACK}" ]; then
+  say "the controller knows other cards or another rack of $NAME: it is told anew"
+  scontrol delete NodeName="$NAME" || { say "it still runs work: scontrol update NodeName=$NAME State=DRAIN Reason=cards, wait for its end, run this again"; exit 1; }
+fi
+
 if [ -n "$PREFIX" ]; then
   mkdir -p "$PREFIX/var/lib/slurm/slurmd.$NAME" "$PREFIX/var/log/slurm" "$PREFIX/run"
   exec slurmd -D -N "$NAME" -f "$CONF" -Z --conf "$SAID"
 fi
-install -d -m 755 /var/lib/slurm /var/log/slurm /etc/systemd/system/slurmd.service.d
+install -d -m 755 /var/lib/slurm "/var/lib/slurm/slurmd.$NAME" /var/log/slurm /etc/systemd/system/slurmd.service.d
 printf '[Service]\nExecStart=\nExecStart=/usr/sbin/slurmd -D -s -N %s -Z --conf "%s"\n' "$NAME" "$SAID" >/etc/systemd/system/slurmd.service.d/headframe.conf
 systemctl daemon-reload
 systemctl enable -q munge slurmd
 systemctl restart munge slurmd
-sleep 2
-systemctl is-active -q slurmd || { journalctl -n 20 --no-pager -u slurmd >&2; say "slurmd did not start: see above; is $CONTROLLER reachable on the controller's port?"; exit 1; }
-say "$NAME has joined; on the controller: sinfo -N -n $NAME"
+for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do
+  sleep 2
+  case $(sinfo -h -n "$NAME" -o %T 2>/dev/null) in *idle*|*mixed*|*alloc*|*drain*|*compl*) say "$NAME has joined"; exit 0 ;; esac
+  systemctl is-active -q slurmd || break
+done
+journalctl -n 20 --no-pager -u slurmd >&2
+say "$NAME has not joined: see above and /var/log/slurm/slurmd.$NAME.log; is $CONTROLLER reachable on the controller's port?"
+exit 1
 """

@@ -1,7 +1,7 @@
 """What Headframe keeps of one allocation on the path that all machines share: one directory for each rank, as the local engine's keepers know it.
 
-`claim/` is made by the one job of Slurm's that may run it, `sent.json` says that Slurm was asked, `job.json` which job it became, `end.json` how it ended
-where no keeper could say so. Each rank has `spec.json`, `journal`, `log/`, `work/`, `stop.json`, and in a gang `alive`.
+`claim` is a link made by the one job of Slurm's that may run it, to that job's number, `sent.json` says that Slurm was asked, `job.json` which job it became, `end.json` how it ended
+where no keeper could say so. Each rank has `spec.json`, `room`, `journal`, `log/`, `work/`, `stop.json`, and in a gang `alive`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import msgspec
 
 from headframe.engines import supervisor
 from headframe.engines.base import GRACE_S
-from headframe.engines.local import JournalLine, read_journal, read_log
+from headframe.engines.local import JournalLine, read_journal, read_log, set_aside
 from headframe.engines.runtime import SETUP_EXIT, Place, launch_for
 from headframe.files import write_private
 from headframe.model.engine import EngineSetup
@@ -141,6 +141,7 @@ class Shared:
             "lease": "", "type": workload.spec.type, "grace_s": GRACE_S, "cgroups": [], "caches": [str(path) for mount, path in mounts.items() if mount.cache], "news": str(self.news), "on_term": Reason.PREEMPTED, "cards": self.cards,
             "beat_s": BEAT_S if place.ranks > 1 else 0, "setup_exit": SETUP_EXIT if workload.spec.image and workload.spec.setup else None,
         }  # fmt: skip
+        set_aside(at)
         write_private(at / "spec.json", json.dumps(spec).encode())
 
     def put_away(self, allocation: AllocationId) -> None:
@@ -227,7 +228,7 @@ class Held:
     def claimed(self) -> int:
         """The job that runs it, 0 where none has begun to."""
         try:
-            return int((self.path / "claim" / "job").read_text() or 0)
+            return int((self.path / "claim").readlink().name.removeprefix("job-"))
         except (OSError, ValueError):
             return 0
 
@@ -268,8 +269,7 @@ def script(setup: EngineSetup, keeper: Path, held: Path, ranks: int) -> str:
             "#!/bin/sh",
             "# Headframe: what is run stands in the directory, not here.",
             f"HEADFRAME_HELD={shlex.quote(str(held))}; export HEADFRAME_HELD",
-            'mkdir "$HEADFRAME_HELD/claim" 2>/dev/null || exit 0  # another job runs it: never twice',
-            'echo "$SLURM_JOB_ID" >"$HEADFRAME_HELD/claim/job"',
+            'ln -sn "job-$SLURM_JOB_ID" "$HEADFRAME_HELD/claim" 2>/dev/null || { [ -L "$HEADFRAME_HELD/claim" ]; exit; }  # another job runs it: never twice',
             '[ -e "$HEADFRAME_HELD/stop.json" ] && exit 0',
             f"{begin}/bin/sh -c {shlex.quote(rank)}",
             "",
