@@ -19,6 +19,8 @@ from headframe.engines.slurm.cluster import (
     CGROUP,
     CGROUP_CONF,
     CONF,
+    CONTAINER,
+    CONTAINER_CONF,
     EPILOG,
     EPILOG_TEXT,
     JOIN,
@@ -133,6 +135,7 @@ def _written(new: NewCluster) -> list[str]:
     if not new.prefix:
         files += [
             (CGROUP, CGROUP_CONF.encode(), 0o644, ""),
+            (CONTAINER, CONTAINER_CONF.encode(), 0o644, ""),
             (f"{UNITS}/slurmrestd.service.d/headframe.conf", rest_unit(_listed()).encode(), 0o644, ""),
         ]
     for name, content, mode, owner in files:

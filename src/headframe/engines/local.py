@@ -395,11 +395,10 @@ def set_aside(directory: Path) -> None:
 
 def read_journal(directory: Path) -> list[JournalLine]:
     """What happened, in order; a line cut off by a power loss does not count."""
-    try:
-        data = (directory / "journal").read_bytes()
-    except FileNotFoundError:
-        return []
-    return list(_complete(data))
+    with contextlib.suppress(FileNotFoundError):
+        supervisor.look_anew(directory)
+        return list(_complete((directory / "journal").read_bytes()))
+    return []
 
 
 def _complete(data: bytes) -> Iterator[JournalLine]:

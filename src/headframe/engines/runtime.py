@@ -139,15 +139,19 @@ def _seen(mounts: Mapping[Mount, Path], *, inside: bool) -> dict[str, str]:
     return {"HEADFRAME_VOLUME_" + mount.volume.upper().replace("-", "_"): mount.path if inside else str(path) for mount, path in mounts.items()}
 
 
+CGROUPFS = "--cgroup-manager=cgroupfs"
+"""podman's other way is systemd's, which is not there without a login, as podman says in four lines each time, and not within what the engine beneath confines."""
 _ITS_HOME = 'HOME=$(getent passwd "$(id -u)" | cut -d: -f6); export HOME; '
 _THERE = (
     _ITS_HOME + 'for card in $(echo "$CUDA_VISIBLE_DEVICES" | tr , " "); do set -- "--device=nvidia.com/gpu=$card" "$@"; done; '
-    'if [ -e /sys/fs/cgroup/cgroup.controllers ]; then exec podman --cgroup-manager=cgroupfs run --cgroups=disabled "$@"; else exec podman --runtime=runc run "$@"; fi'
+    "if [ -e /sys/fs/cgroup/cgroup.controllers ]; then exec podman "
+    + CGROUPFS
+    + ' run --cgroups=disabled "$@"; else exec podman --runtime=runc run "$@"; fi'
 )
 """podman on another machine: as the account that the work has there, with the cards that the engine beneath has bound this process to, and in the cgroup in which that engine
-confines it: podman's other way, systemd's, is neither there without a login nor within that. (Where only cgroup v1 is, an account that is not root can't leave it; for the runtime see `_oci_runtime`.)
+confines it. (Where only cgroup v1 is, an account that is not root can't leave it; for the runtime see `_oci_runtime`.)
 """
-_STOPPED_THERE = _ITS_HOME + 'exec podman stop "$@"'
+_STOPPED_THERE = _ITS_HOME + f'exec podman {CGROUPFS} stop "$@"'
 
 
 def _podman(place: Place, allocation: Allocation, workload: Workload, volumes: list[str], env: dict[str, str]) -> Launch:

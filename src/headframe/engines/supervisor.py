@@ -21,6 +21,7 @@ LOG_SEGMENT_BYTES = 4 * 1024 * 1024
 LOG_SEGMENTS_MAX = 8
 LINE_BYTES_MAX = 16 * 1024
 DRAIN_S = 2.0
+ANEW_S = 1.0
 END_S = 10.0
 LEASE_LOOK_S = 5.0
 PR_SET_CHILD_SUBREAPER = 36
@@ -36,6 +37,24 @@ def own_directory(path):
         found = os.lstat(path)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
             raise PermissionError(f"{path} is not a directory of its own") from None
+
+
+def attempt(act, *given):
+    """Do it; the error where that can't be."""
+    try:
+        act(*given)
+    except OSError as error:
+        return error
+
+
+def touch(path):
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    os.utime(path)
+
+
+def look_anew(directory):
+    """Opening a directory asks NFS whether it has changed: else it says for half a minute that a file is not there which is there by now (acdirmin in nfs(5))."""
+    os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def lock_of(path):
@@ -70,6 +89,7 @@ class Keeper:
         self.began = None
         self.lease_look = 0.0
         self.beat_at = 0.0
+        self.look_at = 0.0
         self.told = False
 
     def path(self, name):
@@ -86,25 +106,13 @@ class Keeper:
         fact["at_ms"] = self.now_ms()
         self.written += os.pwrite(self.journal, (json.dumps(fact) + "\n").encode(), self.written)
         os.fsync(self.journal)
-        if self.spec.get("news"):
-            return self.leave_word()
+        if self.spec.get("news"):  # a file of our name there tells a server on another machine, which else looks at everything now and then
+            return attempt(touch, os.path.join(self.spec["news"], f"{self.spec['id']}.{self.spec['rank']}"))
         import socket  # only here: a keeper starts for every job, and each module costs it milliseconds
 
-        nudge = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nudge:
             nudge.setblocking(False)
-            nudge.sendto(self.spec["id"].encode(), self.notify_path)
-        except OSError:
-            pass  # nobody listens: the server reads the journal when it is back
-        finally:
-            nudge.close()
-
-    def leave_word(self):
-        """Where the server is on another machine and sees the same directories: a file of our name says that the journal has grown."""
-        try:
-            os.close(os.open(os.path.join(self.spec["news"], f"{self.spec['id']}.{self.spec['rank']}"), os.O_WRONLY | os.O_CREAT, 0o600))
-        except OSError:
-            pass  # it looks at everything now and then
+            attempt(nudge.sendto, self.spec["id"].encode(), self.notify_path)  # where nobody listens the server reads the journal when it is back
 
     def now_ms(self):
         """Wall clock at the start, monotonic from there on: a clock that is set back never shortens a bill's time."""
@@ -259,6 +267,10 @@ class Keeper:
 
     def enforce(self):
         """Stop when told to or when time is up; kill when grace is over."""
+        if self.spec.get("news") and time.monotonic() >= self.look_at:
+            self.look_at = time.monotonic() + ANEW_S
+            attempt(look_anew, self.directory)
+            self.log.publish()
         limit = self.limit_at()
         if limit is not None and time.monotonic() >= limit:
             self.begin_stop({"reason": "max-duration", "grace_s": self.spec["grace_s"]})
@@ -277,11 +289,7 @@ class Keeper:
         """Say that this rank lives, where a gang has to know of one that does not."""
         if self.spec.get("beat_s") and time.monotonic() >= self.beat_at:
             self.beat_at = time.monotonic() + self.spec["beat_s"]
-            try:
-                os.close(os.open(self.path("alive"), os.O_WRONLY | os.O_CREAT, 0o600))
-                os.utime(self.path("alive"))
-            except OSError:
-                pass
+            attempt(touch, self.path("alive"))
 
     def lease_over(self):
         """Whether whoever gave us the work counts on it having ended: it may be running elsewhere by now."""
@@ -339,10 +347,7 @@ class Keeper:
     def kill_tree(self, number):
         """Everything that descends from us, however it daemonised: we are the reaper of all orphans below."""
         for pid in descendants(os.getpid()):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue
+            attempt(os.kill, pid, number)
 
 
 class Log:
@@ -357,6 +362,7 @@ class Log:
         self.file = None
         self.size = 0
         self.lost = ""
+        self.unseen = False
 
     def feed(self, stream, chunk):
         lines = (self.partial[stream] + chunk).split(b"\n")
@@ -381,10 +387,20 @@ class Log:
                 self.rotate()
             os.write(self.file, data)
         except OSError as error:
-            self.lost = self.lost or error.strerror  # a full disk loses log lines, not the work
-            return
+            return self.see(error)
+        self.unseen = True
         self.offset += len(data)
         self.size += len(data)
+
+    def publish(self):
+        """Where others look over a network: its file system keeps for itself what is written, for minutes if nobody asks for it."""
+        if self.unseen:
+            self.unseen = False
+            self.see(attempt(os.fdatasync, self.file))
+
+    def see(self, error):
+        """A full disk loses log lines, not the work; NFS says only when a file is closed that what was written has no room."""
+        self.lost = self.lost or (error.strerror if error else "")
 
     def rotate(self):
         name = os.path.join(self.directory, f"{self.offset:016d}.log")
@@ -406,11 +422,8 @@ class Log:
         self.let_go()
 
     def let_go(self):
-        try:
-            if self.file is not None:
-                os.close(self.file)
-        except OSError as error:
-            self.lost = self.lost or error.strerror  # NFS says only now that what was written has no room
+        if self.file is not None:
+            self.see(attempt(os.close, self.file))
 
 
 def descendants(root):
@@ -452,12 +465,8 @@ def oom_kills(groups):
 
 
 def describe(code):
-    if code >= 0:
-        return f"exited with {code}"
-    try:
-        return f"ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"ended by signal {-code}"
+    name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
+    return f"exited with {code}" if code >= 0 else f"ended by {name}"
 
 
 def locked(handle):

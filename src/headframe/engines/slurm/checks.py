@@ -12,6 +12,7 @@ import msgspec
 from headframe.engines.slurm.directory import Shared, give, owner_of
 from headframe.engines.slurm.rest import SlurmRest
 from headframe.engines.slurm.words import JobRequest, SlurmNode, SlurmRefused, gpus
+from headframe.engines.supervisor import look_anew
 from headframe.model.api import EngineFinding
 from headframe.model.engine import EngineSetup
 from headframe.model.errors import Unavailable
@@ -155,6 +156,7 @@ async def _asked(rest: SlurmRest, setup: EngineSetup, node: SlurmNode, at: Path,
         ), setup.user,
     )  # fmt: skip
     for _ in range(int(PROBE_S / LOOK_S)):
+        look_anew(answer.parent)
         if answer.exists():
             return list(_told(answer.read_text(errors="replace").splitlines(), mark, setup, node.name))
         await asyncio.sleep(LOOK_S)
@@ -236,11 +238,7 @@ def _configured(conf: dict[str, str]) -> Iterator[EngineFinding]:
     else:
         yield _good("hand-over", conf["epilog"])
     if "tmpfs" not in conf.get("jobcontainertype", ""):
-        yield _limited(
-            "private /tmp",
-            "jobs share their machine's /tmp",
-            "set JobContainerType=job_container/tmpfs and PrologFlags=contain, where Slurm is newer than 22.05, whose own fails to start jobs on busy machines",
-        )
+        yield _limited("private /tmp", "jobs share their machine's /tmp", "set JobContainerType=job_container/tmpfs and PrologFlags=contain")
 
 
 def _switches(plugin: str) -> Iterator[EngineFinding]:

@@ -46,10 +46,12 @@ CONF, GRES, CGROUP, JOIN, JWT, MUNGE = (
     "/etc/slurm/jwt_hs256.key",
     "/etc/munge/munge.key",
 )
-EPILOG = "/etc/slurm/epilog.sh"
+EPILOG, CONTAINER = "/etc/slurm/epilog.sh", "/etc/slurm/job_container.conf"
 REST_SOCKET = "/run/slurmrestd/slurmrestd.socket"
 CGROUP_CONF = "ConstrainCores=yes\nConstrainDevices=yes\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n"
 """Work sees its own cards, cores and memory only."""
+CONTAINER_CONF = "AutoBasePath=true\nBasePath=/var/lib/slurm/tmp\n"
+"""Each job has a /tmp of its own there."""
 HAND_OVER_S = 60
 EPILOG_TEXT = """#!/bin/sh
 # Made by `headframe cluster init`: between two holders of a card nobody is left on it, its clocks are the maker's, and its memory is overwritten. Where that can't be, Slurm drains
@@ -65,6 +67,7 @@ def slurm_conf(new: NewCluster) -> str:
     """The same on all machines."""
     confined = {
         "ProctrackType": "proctrack/cgroup", "TaskPlugin": "task/cgroup,task/affinity", "JobAcctGatherType": "jobacct_gather/cgroup", "PrologFlags": "Contain",
+        "JobContainerType": "job_container/tmpfs",
     }  # fmt: skip
     loose = {
         "ProctrackType": "proctrack/linuxproc",
@@ -108,7 +111,7 @@ def rest_unit(listed: str) -> str:
 def join_script(new: NewCluster, munge_key: bytes) -> str:
     """What a machine runs once, as root, to join. It holds the cluster's key: whoever can read it can be a machine of the cluster."""
     words = {
-        "PREFIX": new.prefix, "CONF_TEXT": slurm_conf(new), "CGROUP_TEXT": "" if new.prefix else CGROUP_CONF, "EPILOG_TEXT": EPILOG_TEXT, "KEY": base64.b64encode(munge_key).decode(),
+        "PREFIX": new.prefix, "CONF_TEXT": slurm_conf(new), "CGROUP_TEXT": CGROUP_CONF, "CONTAINER_TEXT": CONTAINER_CONF, "EPILOG_TEXT": EPILOG_TEXT, "KEY": base64.b64encode(munge_key).decode(),
         "CONTROLLER": new.address, "CONF": new.path(CONF), "MUNGE": new.path(MUNGE), "SLURM": str(PurePosixPath(new.path(CONF)).parent),
     }  # fmt: skip
     return (
@@ -148,7 +151,7 @@ chmod 400 "$MUNGE.new"
 mv "$MUNGE.new" "$MUNGE"
 umask 022
 printf %s "$CONF_TEXT" >"$CONF.new" && mv "$CONF.new" "$CONF"
-[ -z "$CGROUP_TEXT" ] || printf %s "$CGROUP_TEXT" >"$SLURM/cgroup.conf"
+[ -n "$PREFIX" ] || { printf %s "$CGROUP_TEXT" >"$SLURM/cgroup.conf"; printf %s "$CONTAINER_TEXT" >"$SLURM/job_container.conf"; }
 printf %s "$EPILOG_TEXT" >"$SLURM/epilog.sh.new" && chmod 755 "$SLURM/epilog.sh.new" && mv "$SLURM/epilog.sh.new" "$SLURM/epilog.sh"
 
 # The driver says which cards there are: a type for each model, as letters and digits, and the device files of each.

@@ -228,13 +228,14 @@ class Held:
     def claimed(self) -> int:
         """The job that runs it, 0 where none has begun to."""
         try:
+            supervisor.look_anew(self.path)
             return int((self.path / "claim").readlink().name.removeprefix("job-"))
         except (OSError, ValueError):
             return 0
 
     def beats(self) -> list[float]:
         """When each rank of a gang last said that it lives, by the shared path's clock; 0 where it never did."""
-        return [_mtime(rank / "alive") for rank in self.ranks()]
+        return [_beat(rank) for rank in self.ranks()]
 
     def merge(self) -> None:
         """Bring the ranks' new lines together, in order of time, in a log of their own. One at a time."""
@@ -329,6 +330,15 @@ def _names(path: Path) -> list[str]:
         return [each.name for each in path.iterdir()]
     except FileNotFoundError:
         return []
+
+
+def _beat(rank: Path) -> float:
+    try:
+        supervisor.look_anew(rank)
+        with (rank / "alive").open("rb") as file:  # opened, as NFS then says what is, not what was
+            return os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _mtime(path: Path) -> float:

@@ -10,7 +10,7 @@ from headframe.model.work import Observation
 LATE_MS = 5_000
 """A job is over for Slurm before everybody can read what its keeper wrote last."""
 FENCE_MS = 6_000
-"""Within this a keeper that still lives has read that it has to end: it looks every second, and directories are known anew after three."""
+"""Within this a keeper that still lives has read that it has to end: it looks every second, at what is there then."""
 LOST_MS = 60_000
 """Slurm saves its state every few seconds: a job that it has not known for so long is lost."""
 PENDING_MS = 60_000

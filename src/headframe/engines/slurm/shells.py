@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from headframe.engines.carry import Shell
-from headframe.engines.runtime import LOGIN
+from headframe.engines.runtime import CGROUPFS, LOGIN
 from headframe.engines.shell import open_shell
 from headframe.engines.slurm.directory import owner_of
 from headframe.engines.slurm.topology import env
@@ -49,7 +49,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 def open_step(setup: EngineSetup, place: Place, ask: ShellAsk) -> Shell:
     """Start it. Raises Conflicting where this server can't, or OSError."""
-    inner = ["podman", "exec", "--interactive", *(["--tty"] if ask.rows else []), place.container] if place.container else []
+    inner = ["podman", CGROUPFS, "exec", "--interactive", *(["--tty"] if ask.rows else []), place.container] if place.container else []
     argv = [*inner, *(ask.argv or ("/bin/sh", "-c", LOGIN))]
     command = [
         *_step(place, "--pty" if ask.rows else "--unbuffered"),
