@@ -220,4 +220,4 @@ def test_the_keyboard_alone_reaches_everything(open_page):
     page.goto("/")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert page.url.endswith("#main")
+    page.wait_for_url("**/#main")

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from headframe.client import ApiError, Unreachable
+from headframe.engines.local import read_journal
 from support import wait_for
 from test_endpoints import Cloud, cloud, model  # noqa: F401
 
@@ -123,9 +124,8 @@ def test_no_token_is_billed_twice_or_lost_through_kills_of_everything(cloud, mod
 
 def kill_replica(cloud, rng):
     with contextlib.suppress(ApiError, Unreachable, FileNotFoundError, ProcessLookupError, IndexError):
-        journals = sorted((cloud.server.data / "allocations/active").glob("*/journal"))
-        facts = [json.loads(line) for line in rng.choice(journals).read_text().splitlines()]
-        os.kill(next(fact["pid"] for fact in facts if fact["event"] == "running"), signal.SIGKILL)
+        lines = read_journal(rng.choice(sorted((cloud.server.data / "allocations/active").iterdir())))
+        os.kill([line.pid for line in lines if line.event == "running"][0], signal.SIGKILL)
 
 
 def settled(cloud):

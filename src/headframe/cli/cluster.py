@@ -178,7 +178,7 @@ def _started() -> None:
 
 
 def _answers() -> bool:
-    return "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False).stdout
+    return " is UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False).stdout
 
 
 def _told(new: NewCluster, files: list[str], each: str) -> None:
