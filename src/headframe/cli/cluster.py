@@ -38,7 +38,7 @@ cluster_app = typer.Typer(no_args_is_help=True, help="A new Slurm cluster: its c
 PROGRAMS = {"slurmctld": "slurmctld", "slurmrestd": "slurmrestd", "munged": "munge", "scontrol": "slurm-client"}
 JWT_PLUGIN = "slurm-wlm-jwt-plugin"
 UNITS = "/etc/systemd/system"
-START_S = 30.0
+START_S = 60.0
 """A controller that has not come up by then does not by itself."""
 
 
@@ -136,16 +136,22 @@ def _written(new: NewCluster) -> list[str]:
         files += [
             (CGROUP, CGROUP_CONF.encode(), 0o644, ""),
             (CONTAINER, CONTAINER_CONF.encode(), 0o644, ""),
-            (f"{UNITS}/slurmrestd.service.d/headframe.conf", rest_unit(_listed()).encode(), 0o644, ""),
         ]
-    for name, content, mode, owner in files:
-        path = Path(new.path(name))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(path, content)
-        path.chmod(mode)
-        if owner and not new.prefix:
-            shutil.chown(path, owner, owner)
+    for each in files:
+        _put(new, *each)
+    if not new.prefix:  # slurmrestd says what it can only where slurm.conf is
+        files.append((f"{UNITS}/slurmrestd.service.d/headframe.conf", rest_unit(_listed()).encode(), 0o644, ""))
+        _put(new, *files[-1])
     return [new.path(name) for name, *_ in files]
+
+
+def _put(new: NewCluster, name: str, content: bytes, mode: int, owner: str) -> None:
+    path = Path(new.path(name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_private(path, content)
+    path.chmod(mode)
+    if owner and not new.prefix:
+        shutil.chown(path, owner, owner)
 
 
 def _listed() -> str:
