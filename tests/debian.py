@@ -3,7 +3,6 @@
 Needs root, mmdebstrap, qemu-system-x86, e2fsprogs and ssh, and a mirror of Debian's for the first run. `ctl` exports the shared directory and is, as the others are, a client of it.
 """
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -89,8 +88,7 @@ class Debian:
         shutil.rmtree(tree)
 
     def _bridge(self):
-        with contextlib.suppress(subprocess.CalledProcessError):
-            subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=True, capture_output=True)
+        subprocess.run(["ip", "link", "add", BRIDGE, "type", "bridge"], check=False, capture_output=True)
         subprocess.run(["ip", "addr", "replace", f"{NET}.1/24", "dev", BRIDGE], check=True)
         subprocess.run(["ip", "link", "set", BRIDGE, "up"], check=True)
 

@@ -1,7 +1,6 @@
 """A machine that joined: a real agent in a process of its own, told by a real server what to do, both killed at will."""
 
 import os
-import re
 import signal
 import time
 
@@ -121,7 +120,7 @@ def test_a_server_and_an_agent_that_are_told_to_end_do_so_at_once_and_cut_nobody
     rig.kill(signal.SIGTERM)
     assert time.monotonic() - began < 10, "neither waits for the other's question"
     assert "Traceback" not in server.log + rig.log
-    assert not re.search(r"cancel [1-9]", server.log.lower()), server.log
+    assert "cancel" not in server.log.lower()
     assert "refused" not in rig.log
 
 

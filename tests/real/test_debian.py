@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from debian import PROJECT, Debian, missing
-from headframe.client import Client
+from headframe.client import ApiError, Client, Unreachable
 from headframe.model.api import EngineBody
 from headframe.model.people import Scope
 from headframe.model.units import NANO_PER_USD
@@ -47,7 +47,7 @@ class Farm:
             "ctl",
             "mkdir -p /export/headframe; mount -o usrquota /dev/vdb /export/headframe; echo '/export/headframe 10.77.0.0/24(rw,no_root_squash,no_subtree_check)' >/etc/exports; systemctl restart nfs-server; exportfs -ra",
         )
-        self.said = run("ctl", f"{HEADFRAME} cluster init --address 10.77.0.10").stdout
+        run("ctl", f"{HEADFRAME} cluster init --address 10.77.0.10")
         self.join = run("ctl", "cat /etc/slurm/join.sh").stdout
         for name in ("ctl", "n1", "n2"):
             run(name, f"mkdir -p {SHARED}; mount -t nfs4 ctl:/export/headframe {SHARED}")
@@ -62,7 +62,7 @@ class Farm:
         (port,) = free_ports(1)
         self.tunnel = subprocess.Popen([*self.machines.ssh("ctl"), "-N", "-L", f"{port}:127.0.0.1:7070"])
         wait_for(lambda: "leading" in run("ctl", "journalctl -u headframe", check=False).stdout, 600, 3)
-        url, key = f"http://127.0.0.1:{port}", json.loads(run("ctl", "cat /root/.config/headframe/config.json").stdout)["key"]
+        url, key = f"http://127.0.0.1:{port}", json.loads(run("ctl", "cat ~/.config/headframe/config.json").stdout)["key"]
         self.operator = Client(url, key)
         wait_for(self._answers, 300, 2)
         self.added = self.operator.add_engine(
@@ -85,7 +85,7 @@ class Farm:
     def _answers(self):
         try:
             return self.operator.nodes() is not None
-        except Exception:  # not yet
+        except (ApiError, Unreachable):
             return False
 
     def start(self, name, run, more=""):

@@ -124,8 +124,9 @@ def test_no_token_is_billed_twice_or_lost_through_kills_of_everything(cloud, mod
 
 def kill_replica(cloud, rng):
     with contextlib.suppress(ApiError, Unreachable, FileNotFoundError, ProcessLookupError, IndexError):
-        lines = read_journal(rng.choice(sorted((cloud.server.data / "allocations/active").iterdir())))
-        os.kill([line.pid for line in lines if line.event == "running"][0], signal.SIGKILL)
+        journals = sorted((cloud.server.data / "allocations/active").glob("*/journal"))
+        lines = read_journal(rng.choice(journals).parent)
+        os.kill(next(line.pid for line in lines if line.event == "running"), signal.SIGKILL)
 
 
 def settled(cloud):

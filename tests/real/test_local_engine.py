@@ -235,7 +235,6 @@ def test_a_clock_that_moves_while_it_is_read_delays_no_start(tmp_path):
     assert ended(engine).reason is Reason.FINISHED
 
 
-@pytest.mark.skipif(limits_kind() == "none", reason="no cgroup may be made here")
 def test_work_that_uses_up_its_disk_ends_for_its_own_reason_and_says_that_lines_are_lost(small_disk):
     (small_disk / "workdirs").mkdir()
     engine = LocalEngine(small_disk / "engine", "me", small_disk / "workdirs", wall_ms, "boot-1")
@@ -245,6 +244,7 @@ def test_work_that_uses_up_its_disk_ends_for_its_own_reason_and_says_that_lines_
     assert seen.detail == "exited with 3; lines of its log are lost: No space left on device"
 
 
+@pytest.mark.skipif(limits_kind() == "none", reason="no cgroup may be made here")
 def test_memory_beyond_what_was_asked_for_is_refused_by_the_kernel(engine):
     do(engine.start(allocation(memory_mib=64), work(run=f"exec {sys.executable} -c 'x = bytearray(400_000_000); print(len(x))'")))
     seen = ended(engine)

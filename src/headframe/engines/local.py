@@ -395,10 +395,11 @@ def set_aside(directory: Path) -> None:
 
 def read_journal(directory: Path) -> list[JournalLine]:
     """What happened, in order; a line cut off by a power loss does not count."""
-    with contextlib.suppress(FileNotFoundError):
-        supervisor.look_anew(directory)
-        return list(_complete((directory / "journal").read_bytes()))
-    return []
+    try:
+        data = (directory / "journal").read_bytes()
+    except FileNotFoundError:
+        return []
+    return list(_complete(data))
 
 
 def _complete(data: bytes) -> Iterator[JournalLine]:

@@ -47,11 +47,6 @@ def attempt(act, *given):
         return error
 
 
-def touch(path):
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
-    os.utime(path)
-
-
 def look_anew(directory):
     """Opening a directory asks NFS whether it has changed: else it says for half a minute that a file is not there which is there by now (acdirmin in nfs(5))."""
     os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
@@ -79,8 +74,7 @@ class Keeper:
         self.notify_path = notify
         self.spec = json.loads(self.read("spec.json"))
         self.spec["env"].update({name: os.environ[name] for name in self.spec.get("inherit", ()) if name in os.environ})
-        if os.path.exists(self.path("room")):
-            os.rename(self.path("room"), self.path("journal"))
+        attempt(os.rename, self.path("room"), self.path("journal"))
         self.journal, self.written = os.open(self.path("journal"), os.O_WRONLY | os.O_CREAT, 0o600), 0
         self.log = Log(self.path("log"), self.spec["rank"])
         self.child = 0
@@ -107,7 +101,7 @@ class Keeper:
         self.written += os.pwrite(self.journal, (json.dumps(fact) + "\n").encode(), self.written)
         os.fsync(self.journal)
         if self.spec.get("news"):  # a file of our name there tells a server on another machine, which else looks at everything now and then
-            return attempt(touch, os.path.join(self.spec["news"], f"{self.spec['id']}.{self.spec['rank']}"))
+            return attempt(os.mknod, os.path.join(self.spec["news"], f"{self.spec['id']}.{self.spec['rank']}"))
         import socket  # only here: a keeper starts for every job, and each module costs it milliseconds
 
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nudge:
@@ -289,7 +283,8 @@ class Keeper:
         """Say that this rank lives, where a gang has to know of one that does not."""
         if self.spec.get("beat_s") and time.monotonic() >= self.beat_at:
             self.beat_at = time.monotonic() + self.spec["beat_s"]
-            attempt(touch, self.path("alive"))
+            attempt(os.mknod, self.path("alive"))
+            attempt(os.utime, self.path("alive"))
 
     def lease_over(self):
         """Whether whoever gave us the work counts on it having ended: it may be running elsewhere by now."""

@@ -196,7 +196,7 @@ class Held:
 
     def journals(self) -> list[list[JournalLine]]:
         """What each rank's keeper wrote."""
-        return [read_journal(rank) for rank in self.ranks()]
+        return [read_journal(_anew(rank)) for rank in self.ranks()]
 
     def sent(self) -> Sent | None:
         """Whether Slurm was asked, and what it said."""
@@ -228,8 +228,7 @@ class Held:
     def claimed(self) -> int:
         """The job that runs it, 0 where none has begun to."""
         try:
-            supervisor.look_anew(self.path)
-            return int((self.path / "claim").readlink().name.removeprefix("job-"))
+            return int((_anew(self.path) / "claim").readlink().name.removeprefix("job-"))
         except (OSError, ValueError):
             return 0
 
@@ -332,10 +331,15 @@ def _names(path: Path) -> list[str]:
         return []
 
 
+def _anew(directory: Path) -> Path:
+    """The same, once it was asked what is in it now, if it is there."""
+    supervisor.attempt(supervisor.look_anew, directory)
+    return directory
+
+
 def _beat(rank: Path) -> float:
     try:
-        supervisor.look_anew(rank)
-        with (rank / "alive").open("rb") as file:  # opened, as NFS then says what is, not what was
+        with (_anew(rank) / "alive").open("rb") as file:  # opened, as NFS then says what is, not what was
             return os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return 0.0
