@@ -31,7 +31,11 @@ def test_an_endpoint_is_watched_talked_to_and_stopped_in_the_console(tmp_path, m
             page.click("button")
             page.click("td a:has-text('tiny')")
             expect(page.locator("#replicas")).to_contain_text("ready")
+            scripts = []
+            page.route("**/static/talk.js", lambda route: scripts.append(route))
             page.click("text=Talk to it")
+            expect(page.locator("textarea")).to_be_disabled()  # what is sent before the script has run would be lost
+            scripts.pop().continue_()
             page.fill("textarea", "hello there")
             page.press("textarea", "Enter")
             expect(page.locator("#used")).to_have_text(re.compile(r"\d+ tokens in, 512 out, \$0\.\d+, \d+ tokens/s"), timeout=20_000)

@@ -73,4 +73,6 @@ if (form) {
     halt.hidden = true;
     message.focus();
   });
+  message.disabled = send.disabled = false;  // the page comes with both disabled: what is sent before this script has run would be lost
+  message.focus();
 }
