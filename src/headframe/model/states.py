@@ -72,10 +72,13 @@ class Reason(StrEnum):
     CREDIT_EXHAUSTED = "credit-exhausted"
     NODE_LOST = "node-lost"
     NODE_FAULT = "node-fault"
+    RESIZED = "resized"
 
 
 NODE_FAULTS = frozenset({Reason.NODE_LOST, Reason.NODE_FAULT})
 """Ends that are the operator's fault: what the attempt cost is credited back."""
+MADE_WAY = frozenset({Reason.PREEMPTED, Reason.RESIZED})
+"""Ends that others or we asked for: they are not held against the work, however often it was."""
 OWN_FAULTS = frozenset({Reason.FINISHED, Reason.FAILED, Reason.SETUP_FAILED, Reason.START_FAILED})
 """Ends by itself, of what is to go on for ever: the next start waits the longer, the more of them there were in a row."""
 

@@ -154,7 +154,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
     """One submitted job, with what it has cost so far. `held_nano` is what its pending hold still covers; `closed` once
     it has ended, everything it used is billed and the rest of the hold is given back. `preempted` counts the attempts that gave
-    way to others, which are not held against it. A replica has its endpoint's id and revision; from `drain_ms` on it gets no new requests.
+    way to others or to its own growth, which are not held against it. A replica has its endpoint's id and revision; from `drain_ms` on it gets no new requests.
     """
 
     id: WorkloadId

@@ -109,6 +109,7 @@ class World:
         self.gpu_use_milli: dict[ProjectId, int] = {}
         self.held: dict[AllocationId, Allocation] = {}
         self.unsteady: dict[AllocationId, Allocation] = {}
+        self.small: dict[AllocationId, Allocation] = {}
         self._deadlines: list[tuple[int, AllocationId]] = []
         self.on_node: dict[NodeId, dict[AllocationId, Allocation]] = {}
         self.views: dict[type, object] = {}
@@ -203,9 +204,10 @@ class World:
             self.unsettled.pop(key, None)
 
     def _index_progress(self, old: Allocation | None, new: Allocation | None, key: AllocationId) -> None:
-        """What holds GPUs, what of it is not simply running, and until when it may run."""
+        """What holds GPUs, what of it is not simply running, which elastic gangs run on fewer nodes than they would take, and until when it may run."""
         self.held.pop(key, None)
         self.unsteady.pop(key, None)
+        self.small.pop(key, None)
         if new is None:
             return
         self.held[key] = new
@@ -213,6 +215,8 @@ class World:
             self.unsteady[key] = new
             return
         workload = self.workloads.get(new.workload_id)
+        if workload is not None and workload.spec.nodes_min and len(new.parts) < workload.spec.nodes:
+            self.small[key] = new
         if workload is not None and workload.spec.max_duration_s and (old is None or old.state is not AllocationState.RUNNING):
             heapq.heappush(self._deadlines, (new.started_ms + workload.spec.max_duration_s * 1000, key))
 

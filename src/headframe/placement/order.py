@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from headframe.model.ids import ProjectId, WorkloadId
 from headframe.model.people import recent_use_milli_h
 from headframe.model.units import MS_PER_HOUR
-from headframe.model.work import Tier, Workload
+from headframe.model.work import Allocation, Tier, Workload
 from headframe.model.world import World
 
 TIER_ORDER = {Tier.RESERVED: 0, Tier.ON_DEMAND: 1, Tier.SERVED: 1, Tier.SPOT: 2, Tier.HOUSE: 3, Tier.FILLER: 4}
@@ -42,6 +42,10 @@ class Order:
         project, milli = workload.project_id, workload.spec.gpu_milli
         self._share[project] = self._of(project)[1] + milli
         self._given[project] = self._given.get(project, 0) + milli
+
+    def without(self, allocation: Allocation) -> None:
+        """Count as if this had ended."""
+        self._given[allocation.project_id] = self._given.get(allocation.project_id, 0) - allocation.gpu_milli
 
     def held(self, project_id: ProjectId) -> int:
         """Thousandths of GPUs that a project holds, with what it was given here."""

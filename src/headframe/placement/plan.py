@@ -11,12 +11,13 @@ from typing_extensions import TypeIs
 
 from headframe.model.fleet import SLACK_MS, Gpu
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
-from headframe.model.states import NodeState, Reason
+from headframe.model.states import AllocationState, NodeState, Reason
 from headframe.model.units import MILLI, duration, gpus
-from headframe.model.work import Network, Part, Refusal, Resources, Spec, Tier, Workload
+from headframe.model.work import Allocation, Network, Part, Refusal, Resources, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.fit import No, Room, refuse, take
 from headframe.placement.fleet import Fleet, cheapest
+from headframe.placement.horizon import STOP_MS
 from headframe.placement.kernels import NEVER
 from headframe.placement.order import Order
 from headframe.placement.preempt import Eviction, Lending, gain, make_room
@@ -28,6 +29,9 @@ RETIRED = frozenset({NodeState.RETIRED})
 FOREVER_MS = 1 << 50
 ANSWERS_MAX = 10_000
 _NO_NODES = Refusal(rule="fleet", need="a node", have="0 nodes", nodes=0, change="enrol a machine: `headframe up`")
+_EMPTIED = (
+    Refusal(rule="fillers", need="nodes without fillers", have="fillers that are stopping", nodes=0, change="starts by itself within seconds"),
+)
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +84,15 @@ def explain(world: World, workload: Workload, now_ms: int, admit: Admit | None =
     return made.refusals.get(workload.id, ())
 
 
+def anew(world: World, allocation: Allocation, now_ms: int, admit: Admit | None = None) -> int:
+    """On how many nodes an elastic gang that runs would go on, were it stopped now and nobody else waiting."""
+    made = _Made(world, now_ms, admit, reasons=False)
+    made.fleet.take_back(allocation.parts)
+    made.order.without(allocation)
+    sized, answer = made.sized(world.workloads[allocation.workload_id])
+    return sized.spec.nodes if isinstance(answer, Grant) or answer == _EMPTIED else 0
+
+
 def feasible(world: World, spec: Spec) -> tuple[Part, ...] | tuple[Refusal, ...]:
     """Where `spec` would go in the idle fleet (parts), or why never (refusals)."""
     fleet = Fleet.of(world)
@@ -127,6 +140,11 @@ def _shape(spec: Spec) -> _Shape:
     return (spec.resources, spec.nodes, spec.network)
 
 
+def _as_spot(spec: Spec) -> Spec:
+    """The same, as work to which only fillers give way."""
+    return msgspec.structs.replace(spec, tier=Tier.SPOT)
+
+
 class _Made:
     """A plan in the making: what it has given out, kept for later, and refused."""
 
@@ -150,7 +168,7 @@ class _Made:
 
     def consider(self, workload: Workload) -> None:
         """Grant it, or refuse it and see to it that it is not passed over for ever."""
-        sized, answer = self._sized(workload) if workload.spec.nodes_min else (workload, self._place(workload))
+        sized, answer = self.sized(workload) if workload.spec.nodes_min else (workload, self._place(workload))
         if not isinstance(answer, Grant):
             self.refusals[workload.id] = answer
             return
@@ -158,16 +176,29 @@ class _Made:
         self.order.granted(sized)
         self.lending.promise(sized)
 
-    def _sized(self, workload: Workload) -> tuple[Workload, Grant | tuple[Refusal, ...]]:
-        """An elastic gang as large as it starts now. Nobody makes room for more nodes than it needs, and none are kept; each try that fails halves what is asked for beyond them."""
+    def sized(self, workload: Workload) -> tuple[Workload, Grant | tuple[Refusal, ...]]:
+        """An elastic gang as large as it starts now. Only fillers make room for more nodes than it needs; each try that fails halves what is asked for beyond them."""
         spec = workload.spec
-        nodes = max(spec.least, min(spec.nodes, int((self.fleet.costs(spec) < NEVER).sum())))
+        filled = self.fleet.losses(_as_spot(spec), self.now_ms)
+        nodes = max(spec.least, min(spec.nodes, int(((self.fleet.costs(spec) < NEVER) | (filled < NEVER)).sum())))
         while True:
             sized = msgspec.structs.replace(workload, spec=spec.sized(nodes))
             answer = self._place(sized, gladly=nodes > spec.least)
             if isinstance(answer, Grant) or nodes == spec.least:
                 return sized, answer
+            if not answer and self._emptied(sized):
+                return sized, _EMPTIED
             nodes = spec.least + (nodes - spec.least) // 2
+
+    def _emptied(self, workload: Workload) -> bool:
+        """Whether enough nodes are its own as soon as fillers, and what is stopping there already, are gone; never for longer than that takes."""
+        soon = make_room(self.fleet, msgspec.structs.replace(workload, spec=_as_spot(workload.spec)), self.now_ms, self.lending)
+        there = [a for rank in soon.ranks for a in self.world.on_node.get(self.fleet.ids[rank], {}).values()] if soon else []
+        if soon is None or any(a.state is AllocationState.STOPPING and self.now_ms - a.stop_ms >= STOP_MS for a in there):
+            return False
+        self.evictions.extend(soon.evictions)
+        self._keep(workload, soon.ranks, self.now_ms)
+        return True
 
     def _place(self, workload: Workload, *, gladly: bool = False) -> Grant | tuple[Refusal, ...]:
         """Where it goes, or why nowhere; what would only be had `gladly` is not seen to."""

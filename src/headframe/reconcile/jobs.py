@@ -10,7 +10,7 @@ import msgspec
 
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Gpu, Node, broke
-from headframe.model.states import ALLOCATION_MOVES, NODE_FAULTS, AllocationState, Reason, WorkloadState
+from headframe.model.states import ALLOCATION_MOVES, MADE_WAY, NODE_FAULTS, AllocationState, Reason, WorkloadState
 from headframe.model.units import duration
 from headframe.model.work import Allocation, Facts, Observation, Workload
 from headframe.model.world import World
@@ -130,9 +130,10 @@ def _after(workload: Workload, ended: Allocation, now_ms: int) -> Workload:
     reason = ended.reason
     assert reason is not None
     retry = workload.spec.retry
-    preempted = workload.preempted + (reason is Reason.PREEMPTED)
+    preempted = workload.preempted + (reason in MADE_WAY)
     tried = ended.attempt - preempted
-    if reason in retry.on and (tried < retry.attempts or reason is Reason.PREEMPTED) and ended.stop_because is not Reason.CANCELLED:
+    wanted = reason is Reason.RESIZED or (reason in retry.on and (tried < retry.attempts or reason is Reason.PREEMPTED))
+    if wanted and ended.stop_because is not Reason.CANCELLED:
         own_fault = reason in {Reason.FAILED, Reason.SETUP_FAILED, Reason.START_FAILED}
         pause_ms = PREEMPTED_PAUSE_MS if reason is Reason.PREEMPTED else 0
         pause_ms = min(BACKOFF_FIRST_MS * 2 ** (tried - 1), BACKOFF_MAX_MS) if own_fault else pause_ms

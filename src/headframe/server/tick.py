@@ -24,7 +24,8 @@ from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import money
 from headframe.model.work import WORKSPACE, Allocation, Facts, Observation, Part, Refusal, Tier, Workload, mounted_id
 from headframe.model.world import World
-from headframe.placement import Grant, plan
+from headframe.placement import Admit, Grant, plan
+from headframe.placement.elastic import grows
 from headframe.reconcile.cards import cards
 from headframe.reconcile.endpoints import endpoints
 from headframe.reconcile.jobs import jobs, stop
@@ -186,6 +187,7 @@ def decisions(world: World, facts: Facts, now_ms: int, rules: Rules = OURS) -> I
     yield from meter(world, seen_ms, now_ms)
     yield from grants(world, now_ms, facts.budgets)
     yield from give_way(world, now_ms)
+    yield from grown(world, now_ms, facts.budgets)
 
 
 def grants(world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = MappingProxyType({})) -> Iterator[Draft]:
@@ -201,9 +203,19 @@ def grants(world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = Mapping
         yield from moves(world, now_ms)
 
 
-def admitter(
-    world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = MappingProxyType({})
-) -> Callable[[Workload, Sequence[Part], dict[ProjectId, int]], Refusal | None]:
+def grown(world: World, now_ms: int, budgets: Mapping[SiteId, Budget]) -> Iterator[Draft]:
+    """An elastic gang that is to start again on more nodes is stopped. What it pays now counts as given back; its watts do not, as it goes on drawing them until it has stopped."""
+
+    def instead_of(allocation: Allocation) -> Admit:
+        admit, rate = admitter(world, now_ms, budgets), rate_nano(price_at(world.prices(), now_ms), allocation.parts, allocation.tier)
+        return lambda workload, parts, granted: admit(workload, parts, {**granted, workload.project_id: -rate})
+
+    allocation = grows(world, now_ms, instead_of)
+    if allocation is not None:
+        yield stop(world, allocation, Reason.RESIZED, now_ms)
+
+
+def admitter(world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = MappingProxyType({})) -> Admit:
     """The say of money and watts in a placement: max_price, the hourly budget, credit for another hour, and what the site's limit leaves."""
     prices = price_at(world.prices(), now_ms)
     watts = Watts(world, budgets, prices)

@@ -260,8 +260,9 @@ class Simulation:
         milli = rng.choice((0, 250, 500, 1000, 1000, 2000, 4000, 8000)) if nodes == 1 else rng.choice((1000, 8000))
         gpu = GpuRequest(milli=milli, model=rng.choice(("", "RTX 3090", "H100")), memory_min_mib=rng.choice((0, 0, 20_000)))
         retry = Retry(on=(*Retry().on, Reason.FAILED), attempts=3) if rng.random() < 0.3 else Retry()
+        least = nodes // 2 if nodes > 1 and rng.random() < 0.5 else 0
         return Spec(
-            name=str(key), run="simulated", nodes=nodes, nodes_min=nodes // 2 if nodes > 1 and rng.random() < 0.5 else 0, tier=rng.choice(SOLD), priority=rng.randrange(3), retry=retry,
+            name=str(key), run="simulated", nodes=nodes, nodes_min=least, checkpoint="/checkpoint" if least else "", tier=rng.choice(SOLD), priority=rng.randrange(3), retry=retry,
             resources=Resources(gpu=gpu, cpu_milli=4000, memory_mib=8192), max_duration_s=rng.choice((0, 0, 3600, 36_000)),
         )  # fmt: skip
 
