@@ -6,6 +6,7 @@ Accounts: `credit/P` (spendable), `held/P` (set aside for admitted work), and th
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -20,6 +21,7 @@ from headframe.model.money import (
     held_account,
 )
 from headframe.model.people import Key, Project
+from headframe.model.units import MS_PER_DAY
 
 NO_WORKLOAD = WorkloadId("")
 
@@ -84,7 +86,12 @@ def refund(project: Project, amount_nano: int, memo: Memo) -> Moved:
 
 def month_of(at_ms: int) -> str:
     """The UTC month that an instant belongs to, as "2026-11"."""
-    return datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m")
+    return _month_of_day(at_ms // MS_PER_DAY)
+
+
+@lru_cache(maxsize=1024)
+def _month_of_day(day: int) -> str:
+    return datetime.fromtimestamp(day * MS_PER_DAY / 1000, UTC).strftime("%Y-%m")
 
 
 def month_spent_nano(payer: Project | Key, at_ms: int) -> int:

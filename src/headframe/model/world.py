@@ -5,7 +5,8 @@ give, so a tick costs what changed. `begin`/`rollback` let a writer try decision
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
 from headframe.model.endpoint import Allowance, Endpoint, EndpointState, Gateway
@@ -110,6 +111,7 @@ class World:
         self.held: dict[AllocationId, Allocation] = {}
         self.unsteady: dict[AllocationId, Allocation] = {}
         self.small: dict[AllocationId, Allocation] = {}
+        self.watched: dict[AllocationId, Allocation] = {}
         self._deadlines: list[tuple[int, AllocationId]] = []
         self.on_node: dict[NodeId, dict[AllocationId, Allocation]] = {}
         self.views: dict[type, object] = {}
@@ -204,10 +206,11 @@ class World:
             self.unsettled.pop(key, None)
 
     def _index_progress(self, old: Allocation | None, new: Allocation | None, key: AllocationId) -> None:
-        """What holds GPUs, what of it is not simply running, which elastic gangs run on fewer nodes than they would take, and until when it may run."""
-        self.held.pop(key, None)
-        self.unsteady.pop(key, None)
-        self.small.pop(key, None)
+        """What holds GPUs; what of it is not simply running, which elastic gangs run on fewer nodes than they would take, and what is stopped when nobody
+        uses it; and until when it may run.
+        """
+        for index in (self.held, self.unsteady, self.small, self.watched):
+            index.pop(key, None)
         if new is None:
             return
         self.held[key] = new
@@ -215,9 +218,13 @@ class World:
             self.unsteady[key] = new
             return
         workload = self.workloads.get(new.workload_id)
-        if workload is not None and workload.spec.nodes_min and len(new.parts) < workload.spec.nodes:
+        if workload is None:
+            return
+        if workload.spec.nodes_min and len(new.parts) < workload.spec.nodes:
             self.small[key] = new
-        if workload is not None and workload.spec.max_duration_s and (old is None or old.state is not AllocationState.RUNNING):
+        if workload.spec.idle_s:
+            self.watched[key] = new
+        if workload.spec.max_duration_s and (old is None or old.state is not AllocationState.RUNNING):
             heapq.heappush(self._deadlines, (new.started_ms + workload.spec.max_duration_s * 1000, key))
 
     def overdue(self, now_ms: int) -> list[Allocation]:
@@ -373,14 +380,14 @@ def _placed(node: Node) -> tuple[object, ...]:
     return (node.state, _size(node), node.rack_id, node.arch, node.taints, node.idle_w, node.faults, node.address)
 
 
+_CLOSED, _REMOVED = attrgetter("closed"), attrgetter("removed")
+_OVER: dict[type, Callable[[Any], bool]] = {
+    **dict.fromkeys((Workload, Reservation, Gateway, Allowance, Signal, MarketDay), _CLOSED), **dict.fromkeys((Volume, EngineSetup, Filler, Asic), _REMOVED),
+    Endpoint: lambda row: row.state is EndpointState.STOPPED, Allocation: attrgetter("settled"),
+}  # fmt: skip
+
+
 def over(row: Row) -> bool:
     """Whether the world may forget this row: its history is in the store, nothing remains to be decided about it."""
-    if isinstance(row, Workload):
-        return row.closed
-    if isinstance(row, Reservation | Gateway | Allowance | Signal | MarketDay):
-        return row.closed
-    if isinstance(row, Endpoint):
-        return row.state is EndpointState.STOPPED
-    if isinstance(row, Volume | EngineSetup | Filler | Asic):
-        return row.removed
-    return isinstance(row, Allocation) and row.settled
+    says = _OVER.get(type(row))
+    return says is not None and says(row)

@@ -57,6 +57,7 @@ class Fleet:
         self._since_learned = 0
         self._learn_after = LEARN_FIRST
         self._idle: list[tuple[Room, int]] | None = None
+        self._kinds: list[Gpu] | None = None
         self.idle_answers: dict[tuple[Resources, int], tuple[Part, ...] | tuple[Refusal, ...]] = {}
         self._shapes: dict[Resources, int] = {}
         self._images: dict[str, dict[NodeId, None]] = {}
@@ -268,6 +269,7 @@ class Fleet:
         if self._idle is not None:
             return self._idle
         self.idle_answers.clear()
+        self._kinds = None
         rows = self.index.rows()
         there = np.nonzero(rows[:, HELD] != CLOSED[NodeState.RETIRED])[0]
         _, first, count = np.unique(rows[there, CLASS], return_index=True, return_counts=True)
@@ -278,8 +280,11 @@ class Fleet:
 
     def kinds(self) -> list[Gpu]:
         """One card of each kind on nodes that are not retired."""
-        found = {like(gpu): gpu for room, _ in self.idle_rooms() for gpu in room.gpus.values() if gpu.id in room.gpu_milli}
-        return [found[key] for key in sorted(found)]
+        rooms = self.idle_rooms()
+        if self._kinds is None:
+            found = {like(gpu): gpu for room, _ in rooms for gpu in room.gpus.values() if gpu.id in room.gpu_milli}
+            self._kinds = [found[key] for key in sorted(found)]
+        return self._kinds
 
     def hold(self, rank: int, until_ms: int) -> None:
         """Keep a node for one workload for the rest of this plan; others may use it only if they end by `until_ms`."""

@@ -3,7 +3,7 @@
 A refusal is raised with its reason; nothing is half decided, since drafts count only when all of a command's are made.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import msgspec
 
@@ -42,7 +42,7 @@ from headframe.model.command import (
 from headframe.model.errors import Conflicting, Infeasible, NameTaken, NoCredit, OverBudget, TooExpensive
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Rack, Site
-from headframe.model.ids import KeyId, ProjectId, RackId, SiteId, WorkloadId
+from headframe.model.ids import KeyId, ProjectId, RackId, SiteId, WorkloadId, allocation_id
 from headframe.model.money import ANY_MODEL, EntryKind, GpuPrice, PriceList, Quote
 from headframe.model.people import Project
 from headframe.model.states import AllocationState, Reason, WorkloadState
@@ -114,10 +114,10 @@ def _priced(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
     return quote(prices, at_most(world, spec), needed, project)
 
 
-def live_rate_nano(world: World, project: ProjectId, now_ms: int) -> int:
-    """US$ per hour (nano) of what a project holds now."""
+def live_rate_nano(world: World, projects: Container[ProjectId], now_ms: int) -> int:
+    """US$ per hour (nano) of what projects hold now. It looks at everything that runs."""
     prices = price_at(world.prices(), now_ms)
-    return sum(rate_nano(prices, a.parts, a.tier) for a in world.live() if a.project_id == project)
+    return sum(rate_nano(prices, a.parts, a.tier) for a in world.held.values() if a.project_id in projects)
 
 
 def _found(world: World, command: Found, now_ms: int) -> Iterator[Draft]:
@@ -183,7 +183,6 @@ def _stop(world: World, command: StopWorkload, now_ms: int) -> Iterator[Draft]:
         yield Draft(kind=Kind.WORKLOAD_ENDED, subject=workload.id, project_id=workload.project_id,
                     text=f"{workload.name}: cancelled while queued", rows=(after,))  # fmt: skip
         return
-    for allocation in world.live():
-        mine = allocation.workload_id == workload.id
-        if mine and allocation.state is not AllocationState.STOPPING:
-            yield stop(world, allocation, Reason.CANCELLED, now_ms)
+    allocation = world.held.get(allocation_id(workload.id, workload.attempt))
+    if allocation is not None and allocation.state is not AllocationState.STOPPING:
+        yield stop(world, allocation, Reason.CANCELLED, now_ms)

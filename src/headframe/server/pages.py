@@ -98,7 +98,7 @@ async def overview(context: Context, request: Req) -> str:
     """GPUs, queue, money per hour."""
     world, project = context.world, request.user.key.project_id
     projects = _projects(context, request.user)
-    rate = sum(live_rate_nano(world, row.id, context.clock_ms()) for row in projects)
+    rate = live_rate_nano(world, {row.id for row in projects}, context.clock_ms())
     live = sorted((w for w in world.workloads.values() if may_see(request.user, w.project_id) and not w.ended_ms), key=lambda w: -w.submitted_ms)
     recent = await context.read(lambda store: store.events(max(0, store.version() - 10 * RECENT), PAGE_MAX, project or None))
     counts = views.count(world, rate, project)

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Generator
 
 from headframe.model.ids import AllocationId, GpuId, WorkloadId
-from headframe.model.states import AllocationState
 from headframe.model.world import World
 
 BUSY = 0.05
@@ -37,10 +36,8 @@ class Sessions:
         """Since when nobody has used what runs and stops by itself when it is idle."""
         found: dict[AllocationId, int] = {}
         seen: set[WorkloadId] = set()
-        for key, held in world.held.items():
-            workload = world.workloads.get(held.workload_id)
-            if workload is None or not workload.spec.idle_s or held.state is not AllocationState.RUNNING:
-                continue
+        for key, held in world.watched.items():
+            workload = world.workloads[held.workload_id]
             seen.add(workload.id)
             cards = [share.gpu_id for part in held.parts for share in part.shares]
             if workload.id in self._open or any((self._use(card) or 0.0) > BUSY for card in cards):

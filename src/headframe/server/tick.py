@@ -19,6 +19,7 @@ from headframe.model.event import Draft, Event, Kind
 from headframe.model.fleet import Volume
 from headframe.model.health import CardFacts, Finding, HostFacts
 from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, VolumeId, allocation_id
+from headframe.model.people import Project
 from headframe.model.power import Budget
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import money
@@ -219,10 +220,14 @@ def admitter(world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = Mappi
     """The say of money and watts in a placement: max_price, the hourly budget, credit for another hour, and what the site's limit leaves."""
     prices = price_at(world.prices(), now_ms)
     watts = Watts(world, budgets, prices)
+    live: dict[ProjectId, int] = {}  # asked once for each project: nothing starts while a plan is made
 
     def admit(workload: Workload, parts: Sequence[Part], granted: dict[ProjectId, int]) -> Refusal | None:
-        rate = rate_nano(prices, parts, workload.spec.tier)
-        refusal = _unaffordable(world, workload, rate, granted.get(workload.project_id, 0), now_ms) or watts.take(workload, parts)
+        rate, project = rate_nano(prices, parts, workload.spec.tier), world.projects[workload.project_id]
+        if project.budget_hour_nano and project.id not in live:
+            live[project.id] = live_rate_nano(world, {project.id}, now_ms)
+        running = live.get(project.id, 0) + granted.get(project.id, 0)
+        refusal = _unaffordable(project, workload, rate, running, now_ms) or watts.take(workload, parts)
         if refusal is None:
             granted[workload.project_id] = granted.get(workload.project_id, 0) + rate
         return refusal
@@ -230,16 +235,14 @@ def admitter(world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = Mappi
     return admit
 
 
-def _unaffordable(world: World, workload: Workload, rate: int, granted: int, now_ms: int) -> Refusal | None:
-    project, spec = world.projects[workload.project_id], workload.spec
-    if spec.max_price_nano and rate > spec.max_price_nano:
-        return Refusal(rule="max-price", need=f"≤ {money(spec.max_price_nano)}/h", have=f"{money(rate)}/h", nodes=0,
+def _unaffordable(project: Project, workload: Workload, rate: int, running: int, now_ms: int) -> Refusal | None:
+    limit = workload.spec.max_price_nano
+    if limit and rate > limit:
+        return Refusal(rule="max-price", need=f"≤ {money(limit)}/h", have=f"{money(rate)}/h", nodes=0,
                        change="raise max_price or wait for the price to fall")  # fmt: skip
-    if project.budget_hour_nano:
-        running = live_rate_nano(world, project.id, now_ms) + granted
-        if running + rate > project.budget_hour_nano:
-            return Refusal(rule="budget", need=f"{money(rate)}/h", nodes=0, change="waits for the project's own work to end",
-                           have=f"{money(max(0, project.budget_hour_nano - running))}/h of {money(project.budget_hour_nano)}/h")  # fmt: skip
+    if project.budget_hour_nano and running + rate > project.budget_hour_nano:
+        return Refusal(rule="budget", need=f"{money(rate)}/h", nodes=0, change="waits for the project's own work to end",
+                       have=f"{money(max(0, project.budget_hour_nano - running))}/h of {money(project.budget_hour_nano)}/h")  # fmt: skip
     short = _short_nano(workload, rate)
     if short and not can_hold(project, short, now_ms):
         return Refusal(rule="credit", need=f"{money(short)} held", have=f"{money(project.credit_nano)}", nodes=0,

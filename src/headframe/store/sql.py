@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -33,10 +34,12 @@ class SqlStore:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
-        self._upserts = {kind: self._upsert(NOUNS[kind]) for kind in ROW_TYPES if NOUNS[kind] not in APPEND_ONLY}
-        self._take = self._insert(gpu_held).values(gpu_id=sa.bindparam("gpu_id"), milli=sa.bindparam("milli"))
-        self._take = self._take.on_conflict_do_update(index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + self._take.excluded.milli})
-
+        puts = {kind: sa.insert(NOUNS[kind]) if NOUNS[kind] in APPEND_ONLY else self._upsert(NOUNS[kind]) for kind in ROW_TYPES}
+        self._puts = {kind: _Many(put, engine) for kind, put in puts.items()}
+        self._tell = _Many(sa.insert(event), engine)
+        taken = self._insert(gpu_held)
+        taken = taken.on_conflict_do_update(index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + taken.excluded.milli})
+        self._take = _Many(taken, engine)
         kept = self._insert(hour)
         self._keep = kept.on_conflict_do_update(index_elements=["node_id", "hour_ms"], set_={"body": kept.excluded.body})
 
@@ -55,11 +58,10 @@ class SqlStore:
         with self._write() as db:
             self._guard(db, expect, expect + len(events), epoch)
             self._put(db, dedupe_rows(events))
-            if events:
-                db.execute(sa.insert(event), [
-                    {"seq": e.seq, "at_ms": e.at_ms, "project_id": e.project_id, "subject": e.subject, "body": _encode(e)}
-                    for e in events
-                ])  # fmt: skip
+            self._tell(db, [
+                {"seq": e.seq, "at_ms": e.at_ms, "project_id": e.project_id, "subject": e.subject, "body": _encode(e)}
+                for e in events
+            ])  # fmt: skip
             if replies:
                 db.execute(sa.insert(reply), [msgspec.structs.asdict(r) for r in replies])
 
@@ -153,8 +155,7 @@ class SqlStore:
             by_kind.setdefault(type(row), []).append(row)
         self._hold(db, [row for row in by_kind.get(Allocation, []) if isinstance(row, Allocation)])
         for kind, group in by_kind.items():
-            statement = self._upserts.get(kind)
-            db.execute(sa.insert(NOUNS[kind]) if statement is None else statement, [_values(row) for row in group])
+            self._puts[kind](db, [_values(row) for row in group])
 
     def _hold(self, db: sa.Connection, allocations: Sequence[Allocation]) -> None:
         """GPUs taken and given back by these rows; the table's own check refuses a GPU held beyond the whole of it."""
@@ -177,8 +178,7 @@ class SqlStore:
         if back:
             update = sa.update(gpu_held).where(gpu_held.c.gpu_id == sa.bindparam("of"))
             db.execute(update.values(milli=gpu_held.c.milli + sa.bindparam("more")), back)
-        if more:
-            db.execute(self._take, more)
+        self._take(db, more)
 
     def _upsert(self, table: sa.Table) -> Any:
         statement = self._insert(table)
@@ -197,6 +197,20 @@ class SqlStore:
                 db.exec_driver_sql("BEGIN IMMEDIATE")
             with db.begin() if not db.in_transaction() else _committing(db):
                 yield db
+
+
+class _Many:
+    """A statement that is executed for many rows at a time, compiled once: SQLAlchemy works each row's parameters out anew, which took longer than SQLite itself."""
+
+    def __init__(self, statement: Any, engine: sa.Engine) -> None:
+        compiled = statement.compile(dialect=engine.dialect)
+        self._text = str(compiled)
+        self._ordered = itemgetter(*compiled.positiontup) if compiled.positiontup else None
+
+    def __call__(self, db: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
+        """Rows by the names of their columns, of which there may be none."""
+        if rows:
+            db.exec_driver_sql(self._text, rows if self._ordered is None else list(map(self._ordered, rows)))
 
 
 @contextmanager

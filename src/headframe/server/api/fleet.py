@@ -165,7 +165,7 @@ def node_named(world: World, name: str) -> Node:
 def node_view(world: World, node: Node, *, with_work: bool = False) -> NodeView:
     """A node with its cards, what is free, and on request what holds the rest."""
     free = world.free[node.id]
-    work = [a for a in world.live() if any(part.node_id == node.id for part in a.parts)] if with_work else []
+    work = [allocation for _, allocation in sorted(world.on_node.get(node.id, {}).items())] if with_work else []
     cards = sorted(world.node_gpus[node.id].values(), key=lambda gpu: gpu.index)
     return NodeView(
         node=node, gpus=tuple(cards), cpu_free_milli=free.cpu_milli, memory_free_mib=free.memory_mib,
