@@ -232,6 +232,19 @@ def test_a_gang_that_is_too_big_for_a_rack_takes_as_few_racks_as_can_be_or_waits
     assert str(made.refusals["wl-1"][0]).startswith("network: 9 nodes refused: needs 4 nodes of one rack at once, best has 3 that fit")
 
 
+def test_nodes_that_are_kept_stay_kept_though_others_look_better_later_but_not_for_work_without_an_end():
+    """Nobody says how long the work takes, so it is expected to go on for as long as it has lasted: what has just begun always looks better."""
+    world = fleet(nodes=2, gpus_each=2, queue=[job(11, gpus=2)])
+    put(world, running(1, [0], 1, started_ms=NOW_MS - HOUR), running(2, [1], 1, started_ms=NOW_MS - 2 * HOUR))
+    assert plan(world, NOW_MS).kept[0].nodes == ("node-0",)
+    ended = world.allocations["wl-2.1"]
+    world.put(msgspec.structs.replace(ended, state=AllocationState.ENDED))
+    put(world, running(3, [1], 1, started_ms=NOW_MS + HOUR))
+    assert plan(world, NOW_MS + HOUR).kept[0].nodes == ("node-0",)
+    assert plan(world, NOW_MS + 15 * HOUR).kept[0].nodes == ("node-0",)
+    assert plan(world, NOW_MS + 18 * HOUR).kept[0].nodes == ("node-1",), "what would keep it for 19 hours more"
+
+
 def test_a_gang_that_needs_one_rack_has_it_kept():
 
     world = racked(4, 2, [job(11, gpus=1, nodes=2, network=Network.REQUIRED), job(12, gpus=1), job(13, gpus=1)])

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import AllocationId, NodeId
+from headframe.model.ids import AllocationId, NodeId, WorkloadId
 from headframe.model.report import Policy
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, faded
@@ -58,6 +58,7 @@ class Fleet:
         self._learn_after = LEARN_FIRST
         self._idle: list[tuple[Room, int]] | None = None
         self._kinds: list[Gpu] | None = None
+        self.kept: dict[WorkloadId, tuple[NodeId, ...]] = {}  # for whom the last plan kept which nodes
         self.idle_answers: dict[tuple[Resources, int], tuple[Part, ...] | tuple[Refusal, ...]] = {}
         self._shapes: dict[Resources, int] = {}
         self._images: dict[str, dict[NodeId, None]] = {}

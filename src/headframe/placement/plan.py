@@ -12,7 +12,7 @@ from typing_extensions import TypeIs
 from headframe.model.fleet import SLACK_MS, Gpu
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import AllocationState, NodeState, Reason
-from headframe.model.units import MILLI, duration, gpus
+from headframe.model.units import MILLI, MS_PER_HOUR, duration, gpus
 from headframe.model.work import Allocation, Network, Part, Refusal, Resources, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.fit import No, Room, refuse, take
@@ -25,6 +25,10 @@ from headframe.placement.windows import SPOT_FROM_MS, Windows
 
 KEPT_FOR_MAX = 4
 """How many waiting workloads at the head of the queue have room kept for them."""
+STAY_MS = 16 * MS_PER_HOUR
+"""Nodes that were kept for a workload stay kept for it while they are expected within this: what has been emptied of a node is lost if others are
+emptied instead, and where nobody says how long work takes, another node looks better at every look.
+"""
 RETIRED = frozenset({NodeState.RETIRED})
 FOREVER_MS = 1 << 50
 ANSWERS_MAX = 10_000
@@ -74,6 +78,7 @@ def plan(world: World, now_ms: int, admit: Admit | None = None, *, reasons: bool
         made.consider(workload)
     for grant in made.grants:
         made.fleet.ran(world.workloads[grant.workload_id].spec, grant.parts)
+    made.fleet.kept = {kept.workload_id: kept.nodes for kept in made.kept}
     return Plan(grants=tuple(made.grants), refusals=made.refusals, evictions=tuple(made.evictions), kept=tuple(made.kept))
 
 
@@ -296,11 +301,13 @@ class _Made:
             self._hopeless[shape] = worth
 
     def _wait_for(self, workload: Workload) -> bool:
-        """Keep the nodes that come free first; False where there are none, or no need."""
+        """Keep the nodes that it had before, else those that come free first; False where there are none, or no need."""
         if workload.spec.nodes == 1 and workload.spec.resources.gpu.milli <= MILLI:
             return False  # it takes the first card that comes free: nothing smaller can pass it for long
         ready = self.fleet.ready(workload.spec, self.now_ms)
-        ranks = cheapest(self.fleet.racks.soonest(workload.spec, ready), workload.spec.nodes)
+        first, before = ready.copy(), [self.fleet.rank[key] for key in self.fleet.kept.get(workload.id, ()) if key in self.fleet.rank]
+        first[[rank for rank in before if ready[rank] <= self.now_ms + STAY_MS]] = 0
+        ranks = cheapest(self.fleet.racks.soonest(workload.spec, first), workload.spec.nodes)
         if ranks:
             self._keep(workload, ranks, int(ready[list(ranks)].max()))
         return bool(ranks)
