@@ -8,7 +8,7 @@ from headframe.model.work import Facts, Observation, Refusal, Retry, Tier
 from headframe.placement import plan
 from headframe.placement.elastic import grows
 from headframe.server.tick import decisions
-from support import HOUR, NOW_MS, PROJECT, commit, fleet, job, put, running
+from support import HOUR, NOW_MS, PROJECT, commit, fleet, job, node, put, running
 
 LATER_MS = NOW_MS + 20 * 60_000
 
@@ -47,6 +47,16 @@ def test_fillers_make_room_for_more_nodes_than_an_elastic_gang_needs_and_it_wait
     for n in (8, 9):
         world.put(msgspec.structs.replace(world.allocations[f"wl-{n}.1"], state=AllocationState.ENDED))
     assert len(plan(world, NOW_MS + 6000).grants[0].parts) == 4
+
+
+def test_a_node_that_lacks_something_else_than_cards_costs_an_elastic_gang_no_other():
+    world = fleet(nodes=6, gpus_each=2, queue=[waiting(1, 2, 8)])
+    put(world, filler(9, [4]))
+    world.put(node(5, cpu_milli=500))
+    made = plan(world, NOW_MS + 100)
+    assert ([each.allocation_id for each in made.evictions], len(made.kept[0].nodes)) == (["wl-9.1"], 5)
+    world.put(msgspec.structs.replace(world.allocations["wl-9.1"], state=AllocationState.ENDED))
+    assert len(plan(world, NOW_MS + 6000).grants[0].parts) == 5
 
 
 def test_a_filler_that_does_not_end_keeps_an_elastic_gang_from_nothing_that_it_needs():

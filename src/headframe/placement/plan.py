@@ -4,7 +4,7 @@ Order: see `order.py`. Nodes: least cost (`score.py`), ties by id. A gang is gra
 all. What is granted in a plan is not yet taken in the world: it is subtracted in the fleet's rows, and the commit decides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from typing_extensions import TypeIs
@@ -150,6 +150,16 @@ def _as_spot(spec: Spec) -> Spec:
     return msgspec.structs.replace(spec, tier=Tier.SPOT)
 
 
+def _sizes(spec: Spec, soon: int, free: int) -> Iterator[int]:
+    """On how many nodes an elastic gang is tried, where so many have room soon and now: each halves what is above the next bound, down to the fewest it needs."""
+    nodes = max(spec.least, min(spec.nodes, soon))
+    for bound in (max(spec.least, min(spec.nodes, free)), spec.least):
+        while nodes > bound:
+            yield nodes
+            nodes = bound + (nodes - bound) // 2
+    yield nodes
+
+
 class _Made:
     """A plan in the making: what it has given out, kept for later, and refused."""
 
@@ -182,18 +192,18 @@ class _Made:
         self.lending.promise(sized)
 
     def sized(self, workload: Workload) -> tuple[Workload, Grant | tuple[Refusal, ...]]:
-        """An elastic gang as large as it starts now. Only fillers make room for more nodes than it needs; each try that fails halves what is asked for beyond them."""
-        spec = workload.spec
-        filled = self.fleet.losses(_as_spot(spec), self.now_ms)
-        nodes = max(spec.least, min(spec.nodes, int(((self.fleet.costs(spec) < NEVER) | (filled < NEVER)).sum())))
-        while True:
-            sized = msgspec.structs.replace(workload, spec=spec.sized(nodes))
-            answer = self._place(sized, gladly=nodes > spec.least)
-            if isinstance(answer, Grant) or nodes == spec.least:
-                return sized, answer
-            if not answer and self._emptied(sized):
-                return sized, _EMPTIED
-            nodes = spec.least + (nodes - spec.least) // 2
+        """An elastic gang as large as it starts now, or as soon as fillers have gone; nobody else makes room for more nodes than it needs."""
+        spec, free = workload.spec, self.fleet.costs(workload.spec) < NEVER
+        soon = free | (self.fleet.losses(_as_spot(spec), self.now_ms) < NEVER)
+        answer: Grant | tuple[Refusal, ...] = ()
+        for nodes in _sizes(spec, int(soon.sum()), int(free.sum())):
+            workload = msgspec.structs.replace(workload, spec=spec.sized(nodes))
+            answer = self._place(workload, gladly=nodes > spec.least)
+            if isinstance(answer, Grant):
+                break
+            if nodes > spec.least and not answer and self._emptied(workload):
+                return workload, _EMPTIED
+        return workload, answer
 
     def _emptied(self, workload: Workload) -> bool:
         """Whether enough nodes are its own as soon as fillers, and what is stopping there already, are gone; never for longer than that takes."""
