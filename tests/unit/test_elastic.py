@@ -5,6 +5,7 @@ import pytest
 
 from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.work import Facts, Observation, Refusal, Retry, Tier
+from headframe.model.world import World
 from headframe.placement import plan
 from headframe.placement.elastic import grows
 from headframe.server.tick import decisions
@@ -112,6 +113,15 @@ def test_nobody_grows_while_others_wait():
     assert grown(world) is None
 
 
+def test_nobody_grows_while_others_have_just_been_granted_what_the_power_that_is_left_is_not_told_of():
+    world = fleet(nodes=6, gpus_each=2)
+    put(world, elastic(running(1, [0, 1], 2), 2, 8), running(2, [5], 2))
+    world.put(msgspec.structs.replace(world.allocations["wl-2.1"], state=AllocationState.GRANTED))
+    assert grown(world) is None
+    world.put(msgspec.structs.replace(world.allocations["wl-2.1"], state=AllocationState.RUNNING))
+    assert grown(world) == "wl-1.1"
+
+
 def test_a_gang_grows_as_far_as_its_price_and_its_quota_allow_and_its_own_place_counts_as_free():
     world = fleet(nodes=6, gpus_each=2)
     put(world, elastic(running(1, [0, 1], 2), 2, 8))
@@ -148,3 +158,13 @@ def test_a_gang_that_grew_is_queued_again_whatever_its_policy_and_no_attempt_is_
     assert "job-1: attempt 1 ended, resized after 20 min 00 s, queued again (attempt 2)" in events
     again = world.workloads["wl-1"]
     assert (again.state, again.preempted, len(world.allocations["wl-1.2"].parts)) == (WorkloadState.STARTING, 1, 6)
+
+
+def test_a_server_that_starts_anew_knows_which_gangs_could_be_larger_and_what_is_stopped_when_idle():
+    world = fleet(nodes=6, gpus_each=2)
+    put(world, elastic(running(1, [0, 1], 2), 2, 8), elastic(running(2, [2, 3], 2), 2, 2), running(3, [4], 2, idle_s=600))
+    anew = World()
+    anew.load([row for table in world._tables.values() for row in table.values()], 7)
+    assert (list(anew.small), list(anew.watched)) == (list(world.small), list(world.watched)) == (["wl-1.1"], ["wl-3.1"])
+    put(world, (world.workloads["wl-1"], msgspec.structs.replace(world.allocations["wl-1.1"], state=AllocationState.STOPPING)))
+    assert not world.small

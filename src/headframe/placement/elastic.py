@@ -1,11 +1,11 @@
 """Elastic gangs that run on fewer nodes than they would take: one starts again, on more, where clearly more is gained by that than is lost.
 
-Only what keeps checkpoints does, and only while nobody waits. What is lost and gained is reckoned as in `preempt.py`.
+Only what keeps checkpoints does, and only while nobody waits and nothing has just been granted. What is lost and gained is reckoned as in `preempt.py`.
 """
 
 from collections.abc import Callable
 
-from headframe.model.states import MADE_WAY
+from headframe.model.states import MADE_WAY, AllocationState
 from headframe.model.work import Allocation, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.plan import Admit, anew
@@ -18,6 +18,8 @@ TURN_MS = 1000
 def grows(world: World, now_ms: int, admit: Callable[[Allocation], Admit]) -> Allocation | None:
     """The one whose turn it is, if it is to be stopped and start again. `admit` has the last word on what would then be held instead of it."""
     if not world.small or any(workload.spec.tier is not Tier.HOUSE for workload in world.queued.values()):
+        return None
+    if any(allocation.state is AllocationState.GRANTED for allocation in world.unsteady.values()):
         return None
     allocation = world.small[sorted(world.small)[now_ms // TURN_MS % len(world.small)]]
     workload = world.workloads[allocation.workload_id]
