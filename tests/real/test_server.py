@@ -1,8 +1,10 @@
 """Starting and stopping the real server: what an operator can get wrong is said in a sentence, before anything is touched."""
 
+import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 
@@ -80,6 +82,28 @@ def test_a_server_that_is_told_to_end_takes_its_gateway_with_it_and_cuts_nobody_
         os.kill(pid, 0)
     assert "Traceback" not in server.log
     assert "cancel" not in server.log.lower()
+
+
+def test_a_connection_that_comes_about_while_the_server_ends_does_not_hold_it_up(tmp_path):
+    """As one does that was accepted just before: here its handshake is finished only once nobody else can connect any more."""
+    server = Server(tmp_path).start("--tls-self-signed", "--no-check-new")
+    wait_for(lambda: "serves" in server.log)
+    late = socket.create_connection(("127.0.0.1", server.port))
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: refused(server.port), every_s=0.005)
+    context = ssl.create_default_context(cafile=str(server.data / "tls-cert.pem"))
+    with contextlib.suppress(OSError), context.wrap_socket(late, server_hostname="127.0.0.1") as connection:
+        connection.recv(1)
+    server.process.wait(timeout=20)
+    assert "cancel" not in server.log.lower()
+
+
+def refused(port):
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 def test_following_a_log_goes_on_through_a_restart_of_the_server(server):

@@ -60,6 +60,7 @@ TICK_LIMIT_S = 1.0
 """The tick runs at least this often; writes and facts wake it at once."""
 FOLLOW_S = 0.5
 SHUTDOWN_S = 3
+LATE_S = 0.05
 CONNECTIONS_MAX = 20_000
 """Each machine that joined holds one or two."""
 WARM_WAIT_S, WARM_LOOK_S = 1.5, 5.0
@@ -342,7 +343,19 @@ class _Server(uvicorn.Server):
         """As uvicorn does."""
         for each in self._answer:
             each()
-        await super().shutdown(sockets)
+        late = asyncio.create_task(self._close_late(set(self.server_state.connections)))
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
+
+    async def _close_late(self, told: set[Any]) -> None:
+        """End connections that were accepted before and come about only now: uvicorn asks those that it has once, and then waits for all."""
+        while True:
+            await asyncio.sleep(LATE_S)
+            for connection in self.server_state.connections - told:
+                told.add(connection)
+                connection.shutdown()
 
 
 async def _announce(server: uvicorn.Server, started: Callable[[], None]) -> None:
