@@ -42,8 +42,8 @@ def one(job):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seeds", type=int, default=10)
-    arguments.add_argument("--variants", nargs="*", default=openb.VARIANTS)
-    arguments.add_argument("--policies", nargs="*", default=POLICIES)
+    arguments.add_argument("--variants", nargs="*", choices=openb.VARIANTS, default=openb.VARIANTS)
+    arguments.add_argument("--policies", nargs="*", choices=POLICIES, default=POLICIES)
     arguments.add_argument("--data", default=str(openb.DATA))
     arguments.add_argument("--churn", action="store_true")
     arguments.add_argument("--chart")
