@@ -112,6 +112,12 @@ def job(n: int = 1, priority: int = 0, tier: Tier = Tier.ON_DEMAND, **more) -> W
     )
 
 
+def elastic(n, least, most, **more):
+    """A gang in the queue, of machines with two cards each."""
+    made = job(n, nodes=most, gpus=2, **more)
+    return msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, nodes_min=least))
+
+
 def running(n, nodes, gpus, started_ms=NOW_MS, tier=Tier.ON_DEMAND, **more):
     """An allocation and its workload, on whole cards of the given nodes from card `first` on."""
     first = more.pop("first", 0)

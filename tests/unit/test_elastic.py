@@ -9,21 +9,16 @@ from headframe.model.world import World
 from headframe.placement import plan
 from headframe.placement.elastic import grows
 from headframe.server.tick import decisions
-from support import HOUR, NOW_MS, PROJECT, commit, fleet, job, node, put, running
+from support import HOUR, NOW_MS, PROJECT, commit, elastic, fleet, job, node, put, running
 
 LATER_MS = NOW_MS + 20 * 60_000
 
 
-def elastic(pair, least, most, **more):
+def smaller(pair, least, most, **more):
     """A gang that runs, as one that might be larger."""
     workload, allocation = pair
     spec = msgspec.structs.replace(workload.spec, nodes=most, nodes_min=least, checkpoint="/checkpoint", **more)
     return msgspec.structs.replace(workload, spec=spec), allocation
-
-
-def waiting(n, least, most):
-    made = job(n, nodes=most, gpus=2)
-    return msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, nodes_min=least))
 
 
 def filler(n, nodes, **changes):
@@ -37,7 +32,7 @@ def grown(world, now_ms=LATER_MS, admit=None):
 
 
 def test_fillers_make_room_for_more_nodes_than_an_elastic_gang_needs_and_it_waits_until_they_are_gone():
-    world = fleet(nodes=4, gpus_each=2, queue=[waiting(1, 2, 8)])
+    world = fleet(nodes=4, gpus_each=2, queue=[elastic(1, 2, 8)])
     put(world, filler(8, [2]), filler(9, [3]))
     made = plan(world, NOW_MS + 100)
     assert (made.grants, {each.allocation_id for each in made.evictions}) == ((), {"wl-8.1", "wl-9.1"})
@@ -51,7 +46,7 @@ def test_fillers_make_room_for_more_nodes_than_an_elastic_gang_needs_and_it_wait
 
 
 def test_a_node_that_lacks_something_else_than_cards_costs_an_elastic_gang_no_other():
-    world = fleet(nodes=6, gpus_each=2, queue=[waiting(1, 2, 8)])
+    world = fleet(nodes=6, gpus_each=2, queue=[elastic(1, 2, 8)])
     put(world, filler(9, [4]))
     world.put(node(5, cpu_milli=500))
     made = plan(world, NOW_MS + 100)
@@ -61,14 +56,14 @@ def test_a_node_that_lacks_something_else_than_cards_costs_an_elastic_gang_no_ot
 
 
 def test_a_filler_that_does_not_end_keeps_an_elastic_gang_from_nothing_that_it_needs():
-    world = fleet(nodes=4, gpus_each=2, queue=[waiting(1, 2, 8)])
+    world = fleet(nodes=4, gpus_each=2, queue=[elastic(1, 2, 8)])
     put(world, filler(9, [3], state=AllocationState.STOPPING, stop_ms=NOW_MS - HOUR))
     assert len(plan(world, NOW_MS).grants[0].parts) in {2, 3}
 
 
 def test_a_gang_on_fewer_nodes_than_it_would_take_starts_again_once_more_are_free():
     world = fleet(nodes=6, gpus_each=2)
-    put(world, elastic(running(1, [0, 1], 2), 2, 8))
+    put(world, smaller(running(1, [0, 1], 2), 2, 8))
     assert grown(world) == "wl-1.1"
     events = commit(world, decisions(world, Facts(nodes=dict.fromkeys(world.nodes, LATER_MS)), LATER_MS))
     assert "job-1: stopping, resized" in [event.text for event in events]
@@ -84,14 +79,14 @@ def test_a_gang_on_fewer_nodes_than_it_would_take_starts_again_once_more_are_fre
 )
 def test_no_gang_starts_again(what, changes):
     world = fleet(nodes=6, gpus_each=2)
-    workload, allocation = elastic(running(1, [0, 1], 2), 2, 8)
+    workload, allocation = smaller(running(1, [0, 1], 2), 2, 8)
     put(world, (msgspec.structs.replace(workload, spec=msgspec.structs.replace(workload.spec, **changes)), allocation))
     assert grown(world) is None, what
 
 
 def test_a_gang_is_left_alone_for_ten_minutes_and_for_an_hour_once_it_has_grown_or_given_way():
     world = fleet(nodes=6, gpus_each=2)
-    workload, allocation = elastic(running(1, [0, 1], 2), 2, 8)
+    workload, allocation = smaller(running(1, [0, 1], 2), 2, 8)
     put(world, (workload, allocation))
     assert grown(world, NOW_MS + 9 * 60_000) is None
     put(world, (msgspec.structs.replace(workload, reason=Reason.RESIZED), allocation))
@@ -100,22 +95,21 @@ def test_a_gang_is_left_alone_for_ten_minutes_and_for_an_hour_once_it_has_grown_
 
 def test_a_gang_does_not_lose_more_by_starting_again_than_it_gains():
     world = fleet(nodes=8, gpus_each=2)
-    put(world, elastic(running(1, range(7), 2), 2, 8))
+    put(world, smaller(running(1, range(7), 2), 2, 8))
     assert grown(world, NOW_MS + HOUR) is None, "one more node for half an hour of seven"
-    workload, allocation = elastic(running(1, range(7), 2), 2, 8)
-    put(world, (msgspec.structs.replace(workload, spec=msgspec.structs.replace(workload.spec, max_duration_s=900)), allocation))
+    put(world, smaller(running(1, range(7), 2), 2, 8, max_duration_s=900))
     assert grown(world, LATER_MS) is None, "over soon anyway"
 
 
 def test_nobody_grows_while_others_wait():
     world = fleet(nodes=6, gpus_each=2, queue=[job(5, gpus=2, nodes=5)])
-    put(world, elastic(running(1, [0, 1], 2), 2, 8))
+    put(world, smaller(running(1, [0, 1], 2), 2, 8))
     assert grown(world) is None
 
 
 def test_nobody_grows_while_others_have_just_been_granted_what_the_power_that_is_left_is_not_told_of():
     world = fleet(nodes=6, gpus_each=2)
-    put(world, elastic(running(1, [0, 1], 2), 2, 8), running(2, [5], 2))
+    put(world, smaller(running(1, [0, 1], 2), 2, 8), running(2, [5], 2))
     world.put(msgspec.structs.replace(world.allocations["wl-2.1"], state=AllocationState.GRANTED))
     assert grown(world) is None
     world.put(msgspec.structs.replace(world.allocations["wl-2.1"], state=AllocationState.RUNNING))
@@ -124,7 +118,7 @@ def test_nobody_grows_while_others_have_just_been_granted_what_the_power_that_is
 
 def test_a_gang_grows_as_far_as_its_price_and_its_quota_allow_and_its_own_place_counts_as_free():
     world = fleet(nodes=6, gpus_each=2)
-    put(world, elastic(running(1, [0, 1], 2), 2, 8))
+    put(world, smaller(running(1, [0, 1], 2), 2, 8))
     asked = []
 
     def dear(_workload, parts, _granted):
@@ -141,7 +135,7 @@ def test_a_gang_grows_as_far_as_its_price_and_its_quota_allow_and_its_own_place_
 
 def test_asking_changes_nothing():
     world = fleet(nodes=6, gpus_each=2)
-    put(world, elastic(running(1, [0, 1], 2), 2, 8))
+    put(world, smaller(running(1, [0, 1], 2), 2, 8))
     assert [grown(world), grown(world)] == ["wl-1.1", "wl-1.1"]
     world.put(job(7, gpus=2, nodes=5))
     assert plan(world, LATER_MS).grants == (), "its nodes are still its own"
@@ -149,7 +143,7 @@ def test_asking_changes_nothing():
 
 def test_a_gang_that_grew_is_queued_again_whatever_its_policy_and_no_attempt_is_counted():
     world = fleet(nodes=6, gpus_each=2)
-    workload, allocation = elastic(running(1, [0, 1], 2), 2, 8, retry=Retry(on=(), attempts=1))
+    workload, allocation = smaller(running(1, [0, 1], 2), 2, 8, retry=Retry(on=(), attempts=1))
     put(world, (msgspec.structs.replace(workload, held_nano=0), allocation))
     commit(world, decisions(world, Facts(nodes=dict.fromkeys(world.nodes, LATER_MS)), LATER_MS))
     over = Observation(allocation_id="wl-1.1", state=AllocationState.ENDED, started_ms=NOW_MS, ended_ms=LATER_MS, reason=Reason.RESIZED)
@@ -162,7 +156,7 @@ def test_a_gang_that_grew_is_queued_again_whatever_its_policy_and_no_attempt_is_
 
 def test_a_server_that_starts_anew_knows_which_gangs_could_be_larger_and_what_is_stopped_when_idle():
     world = fleet(nodes=6, gpus_each=2)
-    put(world, elastic(running(1, [0, 1], 2), 2, 8), elastic(running(2, [2, 3], 2), 2, 2), running(3, [4], 2, idle_s=600))
+    put(world, smaller(running(1, [0, 1], 2), 2, 8), smaller(running(2, [2, 3], 2), 2, 2), running(3, [4], 2, idle_s=600))
     anew = World()
     anew.load([row for table in world._tables.values() for row in table.values()], 7)
     assert (list(anew.small), list(anew.watched)) == (list(world.small), list(world.watched)) == (["wl-1.1"], ["wl-3.1"])

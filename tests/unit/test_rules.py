@@ -16,7 +16,7 @@ from headframe.placement.network import all_reduce_s, crossing_share
 from headframe.placement.power import drawn_w
 from headframe.placement.racks import lemon
 from headframe.server.decide import quote_for
-from support import HOUR, NOW_MS, PROJECT, fleet, gpu, job, node, put, racked, running
+from support import HOUR, NOW_MS, PROJECT, elastic, fleet, gpu, job, node, put, racked, running
 
 
 def world_of(queue, cards, **machine):
@@ -185,11 +185,6 @@ def test_an_image_is_run_where_it_has_run_before():
     Fleet.of(world).ran(world.workloads["wl-1"].spec, plan(world, NOW_MS + 100).grants[0].parts[:0])
     Fleet.of(world)._images["org/a:1"] = {"node-2": None}
     assert plan(world, NOW_MS + 100).grants[0].parts[0].node_id == "node-2"
-
-
-def elastic(n, least, most, **more):
-    made = job(n, nodes=most, gpus=2, **more)
-    return msgspec.structs.replace(made, spec=msgspec.structs.replace(made.spec, nodes_min=least))
 
 
 def test_an_elastic_gang_starts_on_as_many_nodes_as_are_free_and_waits_for_the_fewest_only():

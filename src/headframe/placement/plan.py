@@ -208,8 +208,10 @@ class _Made:
     def _emptied(self, workload: Workload) -> bool:
         """Whether enough nodes are its own as soon as fillers, and what is stopping there already, are gone; never for longer than that takes."""
         soon = make_room(self.fleet, msgspec.structs.replace(workload, spec=_as_spot(workload.spec)), self.now_ms, self.lending)
-        there = [a for rank in soon.ranks for a in self.world.on_node.get(self.fleet.ids[rank], {}).values()] if soon else []
-        if soon is None or any(a.state is AllocationState.STOPPING and self.now_ms - a.stop_ms >= STOP_MS for a in there):
+        if soon is None:
+            return False
+        there = (a for rank in soon.ranks for a in self.world.on_node.get(self.fleet.ids[rank], {}).values())
+        if any(a.state is AllocationState.STOPPING and self.now_ms - a.stop_ms >= STOP_MS for a in there):
             return False
         self.evictions.extend(soon.evictions)
         self._keep(workload, soon.ranks, self.now_ms)

@@ -40,8 +40,11 @@ class SqlStore:
         taken = self._insert(gpu_held)
         taken = taken.on_conflict_do_update(index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + taken.excluded.milli})
         self._take = _Many(taken, engine)
+        given = sa.update(gpu_held).where(gpu_held.c.gpu_id == sa.bindparam("of"))
+        self._give_back = _Many(given.values(milli=gpu_held.c.milli + sa.bindparam("more")), engine)
         kept = self._insert(hour)
-        self._keep = kept.on_conflict_do_update(index_elements=["node_id", "hour_ms"], set_={"body": kept.excluded.body})
+        self._keep = _Many(kept.on_conflict_do_update(index_elements=["node_id", "hour_ms"], set_={"body": kept.excluded.body}), engine)
+        self._reply = _Many(sa.insert(reply), engine)
 
     def load(self) -> Snapshot:
         with self._read() as db:
@@ -62,8 +65,7 @@ class SqlStore:
                 {"seq": e.seq, "at_ms": e.at_ms, "project_id": e.project_id, "subject": e.subject, "body": _encode(e)}
                 for e in events
             ])  # fmt: skip
-            if replies:
-                db.execute(sa.insert(reply), [msgspec.structs.asdict(r) for r in replies])
+            self._reply(db, [msgspec.structs.asdict(r) for r in replies])
 
     def events(self, after: int, limit: int, project_id: str | None = None, subject: str | None = None) -> list[Event]:
         query = sa.select(event.c.body).where(event.c.seq > after).order_by(event.c.seq).limit(min(limit, PAGE_MAX))
@@ -93,8 +95,7 @@ class SqlStore:
 
     def keep_hours(self, hours: Sequence[NodeHour], forget_before_ms: int) -> None:
         with self._write() as db:
-            if hours:
-                db.execute(self._keep, [{"node_id": each.node_id, "hour_ms": each.hour_ms, "body": _encode(each)} for each in hours])
+            self._keep(db, [{"node_id": each.node_id, "hour_ms": each.hour_ms, "body": _encode(each)} for each in hours])
             db.execute(sa.delete(hour).where(hour.c.hour_ms < forget_before_ms))
 
     def hours(self, node_id: str, since_ms: int, limit: int) -> list[NodeHour]:
@@ -175,9 +176,7 @@ class SqlStore:
         # Give back before taking. PostgreSQL checks the row proposed for insertion even when it conflicts, so giving back is an update.
         back = [{"of": gpu, "more": milli} for gpu, milli in changes if milli < 0]
         more = [{"gpu_id": gpu, "milli": milli} for gpu, milli in changes if milli >= 0]
-        if back:
-            update = sa.update(gpu_held).where(gpu_held.c.gpu_id == sa.bindparam("of"))
-            db.execute(update.values(milli=gpu_held.c.milli + sa.bindparam("more")), back)
+        self._give_back(db, back)
         self._take(db, more)
 
     def _upsert(self, table: sa.Table) -> Any:
