@@ -142,6 +142,24 @@ def test_interrupting_a_follower_detaches_and_says_how_to_come_back(server, tmp_
         tenant.stop("going-on")
 
 
+UNHEARD = """
+import os, signal, threading
+from headframe.cli import main
+
+forever, _ = os.pipe()
+# a signal that another thread takes leaves the main one in its call, as one does that comes just before the call
+threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGNUM)).start()
+main.app = lambda: os.read(forever, 1)
+main.main()
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_comes_just_before_a_blocking_call_ends_it_all_the_same(number):
+    ended = subprocess.run([sys.executable, "-c", UNHEARD.replace("SIGNUM", number)], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "")
+
+
 def test_a_volume_outlives_the_work_that_mounts_it_and_is_its_projects_own(server):
     text = "name: keeps\nrun: echo again >> $HEADFRAME_VOLUME_DATA/x; wc -l < $HEADFRAME_VOLUME_DATA/x\nvolumes: ['data:/data']\n"
     text += "resources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}"
