@@ -34,6 +34,8 @@ def one(job):
     trace = openb.Trace(variant, Path(data))
     if kind == "fill":
         return np.mean([openb.at_points(openb.fill(trace, Policy(policy), seed, rank)) for rank in range(RANKS.get(policy, 1))], axis=0)
+    if kind == "spare":
+        return openb.spare(trace, Policy(policy), seed)
     if kind == "curve":
         return openb.stranded(trace, Policy(policy), seed)
     return openb.churn(trace, Policy(policy), seed, more[0])
@@ -67,6 +69,12 @@ def main():
                     for x, at in zip(mean, openb.POINTS, strict=True)
                 )
                 print(f"  {policy:12} {figures}   spread at 100 %: {spread[1]:.2f}; of the bound {mean[1] / limit:.4f}", flush=True)
+            both = [policy for policy in ("fgd", "headframe") if policy in given.policies]
+            jobs = [("spare", variant, policy, seed, given.data) for policy in both for seed in range(given.seeds)]
+            more = np.array(pool.map(one, jobs, chunksize=1)).reshape(len(both), given.seeds).mean(1)
+            told = ", ".join(f"{policy} {percent:.2f}" for policy, percent in zip(both, more, strict=True))
+            if told:
+                print(f"  cards that hold fractions at 100 %, beyond the fewest that could hold those, % of all: {told}", flush=True)
         if given.churn or given.only_churn:
             print(
                 "\nchurn: pods leave; demand lost, % of GPU-time asked for, at an offered load of 0.95 / 1.0 / 1.1: fgd, ours, and what ours loses more"

@@ -18,7 +18,7 @@ from go_rand import GoRand
 from headframe.placement.compiled import compiled
 from headframe.placement.index import Index
 from headframe.placement.kernels import GPUS, MILLI
-from headframe.placement.score import Demand, Wanted, knapsack, quiet_solver
+from headframe.placement.score import Demand, Wanted, knapsack, quiet_solver, remnant_values
 
 DATA = Path(__file__).parent / "data" / "openb"
 VARIANTS = ("default", "cpu050", "gpushare40", "gpuspec10", "gpuspec33", "multigpu20")
@@ -102,6 +102,23 @@ def fill(trace, policy, seed, rank=0):
             given += p[2] * p[3]
         curve.append((arrived, given))
     return np.array(curve) * 100 / trace.capacity
+
+
+def spare(trace, policy, seed):
+    """Cards that hold fractions when 100 percent have arrived, beyond the fewest that could hold the same ones, in percent of the fleet: what a policy that
+    never refuses what fits could still gain. The fewest are bounded by the duals of the cutting-stock linear program, models, CPU and memory left out.
+    """
+    index, placed, used, arrived = trace.index(policy, (seed, 0)), collections.Counter(), 0, 0
+    for p in trace.arrivals(seed):
+        arrived += p[2] * p[3]
+        if arrived > trace.capacity:
+            break
+        where = index.place(trace.shape(index, p))
+        if where is not None and 0 < p[2] < MILLI:
+            placed[p[2]] += 1
+            used += where.milli == MILLI
+    worth = remnant_values(placed)
+    return (used - sum(count * worth[size] for size, count in placed.items())) * MILLI * 100 / trace.capacity
 
 
 def at_points(curve):

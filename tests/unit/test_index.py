@@ -169,6 +169,16 @@ def test_remnants_are_worth_what_the_mix_of_requests_can_make_of_them():
     assert half[500] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("code", [plain, compiled])
+@pytest.mark.parametrize(("opening", "node"), [(0.0, 0), (4.0, 1)])
+def test_part_of_a_card_begins_one_only_where_that_gains_more_than_it_costs(code, opening, node):
+    ix = index([0, 0], Policy.HEADFRAME, code(), Weights(rollout=0, remnant=0, block=0, scarcity=0, opening=opening))
+    whole, part = (ix.shape(ask, need(ask), [mask(ask, c) for c in range(3)], [0, 0, 0]) for ask in ((4000, 1000, 1), (1000, 250, 1)))
+    ix.put(whole, 0)  # the fuller node, whose other cards are whole
+    ix.put(part, 1)
+    assert ix.place(part).node == node
+
+
 @given(st.lists(st.integers(50, 1000), min_size=1, max_size=4, unique=True), st.integers(0, 1000))
 def test_the_knapsack_never_makes_more_than_whole_requests_allow(sizes, room):
     sizes = sorted(sizes)

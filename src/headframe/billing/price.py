@@ -69,13 +69,13 @@ def hold_s(spec: Spec) -> int:
     return min(spec.max_duration_s, HOLD_MAX_S) or HOLD_ROLLING_S
 
 
-def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project) -> Quote:
-    """The quote for `spec` over the cards that could serve it; the hold covers the dearest of them."""
+def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project, *, lines: bool = False) -> Quote:
+    """The quote for `spec` over the cards that could serve it; the hold covers the dearest of them. With its `lines` where somebody is to read it."""
     rates = sorted((spec_rate_nano(prices, spec, model), model) for model in {card.model for card in cards} or {""})
     covers_s = hold_s(spec)
     return Quote(
         name=spec.name, tier=spec.tier, price_version=prices.version,
-        rate_min_nano=rates[0][0], rate_max_nano=rates[-1][0], lines=spec_lines(prices, spec, rates[-1][1]),
+        rate_min_nano=rates[0][0], rate_max_nano=rates[-1][0], lines=spec_lines(prices, spec, rates[-1][1]) if lines else (),
         hold_nano=cost_nano(covers_s * 1000, rates[-1][0]), hold_covers_s=covers_s,
         credit_nano=project.credit_nano,
     )  # fmt: skip

@@ -85,6 +85,13 @@ class Fleet:
         """Follow what changed in the world since the last look."""
         self.rooms.clear()
         self.held_until.clear()
+        if self._touched:
+            self._follow()
+        if self._since_learned >= self._learn_after:
+            self._since_learned, self._learn_after = 0, min(2 * self._learn_after, LEARN_MAX)
+            self.index.learn(self._demand(), self._weights())
+
+    def _follow(self) -> None:
         touched = sorted(self._touched)
         self._touched.clear()
         racks = {int(self.racks.of[self.rank[key]]) for key in touched if key in self.rank}
@@ -98,9 +105,6 @@ class Fleet:
             if not self._look_again(node_id):
                 self._rebuild()
                 return
-        if self._since_learned >= self._learn_after:
-            self._since_learned, self._learn_after = 0, min(2 * self._learn_after, LEARN_MAX)
-            self.index.learn(self._demand(), self._weights())
 
     def _look_again(self, node_id: NodeId) -> bool:
         """Make one node's row anew; False where the index has no place for it."""
@@ -331,7 +335,8 @@ class Fleet:
             else:
                 mask = int(self.index.shapes.mask[shape, kind.number]) >> begin
                 equals = [gpu for n, gpu in enumerate(cards[begin:end]) if mask >> n & 1 and free.get(gpu.id) == MILLI]
-            chosen += sorted(equals, key=lambda gpu: (lemon(faded(gpu.faults, gpu.faults_ms, room.node.seen_ms)), *by_index(gpu)))
+            # Cards of one kind are in the order of their numbers, which sorting keeps among equals.
+            chosen += sorted(equals, key=lambda gpu: lemon(faded(gpu.faults, gpu.faults_ms, room.node.seen_ms)) if gpu.faults else 0)
         chosen = sorted(chosen[:count], key=by_index)
         assert len(chosen) == count, (spec, placed, room)
         part = part_of(need, room, chosen, rank)
@@ -352,6 +357,7 @@ class Fleet:
     def _rebuild(self) -> None:
         """Everything from the world: at the start, for new machines, and when a rack has changed."""
         self._touched.clear()
+        self._since_learned = 0
         self._shapes.clear()
         self._idle = None
         self.ids = sorted(self.world.nodes)

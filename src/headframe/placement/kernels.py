@@ -330,6 +330,8 @@ def _cost_ours(row: Ints, after: Ints, need: Ints, s: Scores, pick: int) -> int:
         return cost
     if need[NEED_EACH] < MILLI:
         cost += s.weight[1] * (s.value[row[pick]] - s.value[row[pick] - need[NEED_EACH]])
+        if row[pick] == MILLI:
+            cost += s.weight[3]
     before, now = whole(row), whole(after)
     if before != now:
         for b in range(s.block_size.shape[0]):

@@ -8,6 +8,7 @@ One sum, lowest is best, counted in thousandths of a GPU (times the fleet's pric
   handed out that came back: a hole that lasts an hour costs little, one that is there each time costs its size.
 - **remnant** (2): what the card's free part is worth before and after, by the duals of the cutting-stock linear program over
   the request sizes: a hole that no mix of requests fills is worth nothing, so making one costs.
+- **opening** (0.02): part of a card costs that much of one more where it begins a card: of patterns that are worth the same, those that leave fewer begun.
 - **scarcity** (1): GPUs on machines that much of the demand insists on (by model, and by what the machine has) cost more, by the share of
   demand over what is left for it.
 - **block** (0.3, and up to four times that with turnover): breaking up k wholly free cards on a node costs what demand for k at once is
@@ -47,6 +48,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     remnant: float = 2.0
     scarcity: float = 1.0
     block: float = 0.3
+    opening: float = 0.02
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +109,15 @@ def tables(demand: Demand, kinds: Ints, policy: tuple[int, int, int], weights: W
     memo = memo if weights.rollout else 1
     return Scores(
         policy=np.array(policy, dtype=np.int64),
-        weight=np.array([round(weights.rollout * FX), round(weights.remnant), round(weights.stranded * demand.turnover * FX)], dtype=np.int64),
+        weight=np.array(
+            [
+                round(weights.rollout * FX),
+                round(weights.remnant),
+                round(weights.stranded * demand.turnover * FX),
+                round(weights.opening * MILLI * FX),
+            ],
+            dtype=np.int64,
+        ),
         kind=kinds.astype(np.int64),
         mix=np.array([w.need for w in typical], dtype=np.int64).reshape(len(typical), SHAPE_WIDTH),
         mix_mask=np.array([w.mask for w in typical], dtype=np.int64).reshape(len(typical), classes),

@@ -197,6 +197,7 @@ def _cost_ours(rows: Ints, after: Ints, need: Ints, p: Scores, column: int) -> I
         return cost
     if need[NEED_EACH] < MILLI:
         cost = cost + p.weight[1] * (p.value[rows[:, column]] - p.value[rows[:, column] - need[NEED_EACH]])
+        cost = cost + p.weight[3] * (rows[:, column] == MILLI)
     before, now = _whole(rows), _whole(after)
     for size, price in zip(p.block_size, p.block_price, strict=True):
         cost = cost + price * (before // size - now // size)

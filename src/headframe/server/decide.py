@@ -91,10 +91,10 @@ def decide(world: World, command: Command, now_ms: int) -> Iterator[Draft]:
 def quote_for(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
     """What `spec` would cost and what it would wait for now, or the refusal that submitting it would get."""
     waits = explain(world, _workload(spec, project, now_ms), now_ms)
-    return msgspec.structs.replace(_priced(world, spec, project, now_ms), waits=tuple(map(str, waits)))
+    return msgspec.structs.replace(_priced(world, spec, project, now_ms, lines=True), waits=tuple(map(str, waits)))
 
 
-def _priced(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
+def _priced(world: World, spec: Spec, project: Project, now_ms: int, *, lines: bool = False) -> Quote:
     if project.whole_machines and not spec.resources.exclusive:
         raise Conflicting(
             f"work of {project.name} may not share a machine with others', as the operator says",
@@ -111,7 +111,7 @@ def _priced(world: World, spec: Spec, project: Project, now_ms: int) -> Quote:
         cheapest = quote(prices, at_most(world, fewest), needed, project).rate_min_nano
         if cheapest > spec.max_price_nano:
             raise TooExpensive(f"max_price is {money(spec.max_price_nano)}/h, the cheapest that fits is {money(cheapest)}/h")
-    return quote(prices, at_most(world, spec), needed, project)
+    return quote(prices, at_most(world, spec), needed, project, lines=lines)
 
 
 def live_rate_nano(world: World, projects: Container[ProjectId], now_ms: int) -> int:

@@ -5,9 +5,10 @@ A commit carries events; each row of each event replaces the row of that id. It 
 below zero and if every entry is new. It succeeds whole or changes nothing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Protocol, TypeVar
+from operator import attrgetter
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -120,25 +121,29 @@ def every(store: Store, kind: type[R], query: Query) -> Iterator[R]:
 
 def columns(row: Row) -> tuple[str, str, str, str, int]:
     """What rows are found by: (project, parent, state, name, at_ms)."""
-    project, parent, state, name, at = (getattr(row, field) if field else "" for field in _fields(type(row)))
-    return str(project), str(parent), str(state), str(name), int(at)
+    project, parent, state, name, at = _columns(type(row))
+    return project(row), parent(row), str(state(row)), name(row), at(row)
 
 
 @cache
-def _fields(kind: type[Row]) -> tuple[str, str, str, str, str]:
-    """The names of those of a kind of row; empty for what it has not."""
+def _columns(kind: type[Row]) -> tuple[Callable[[Row], Any], ...]:
+    """How to read those of a kind of row; empty for what it has not."""
 
-    def first(*names: str) -> str:
-        return next((name for name in names if name in kind.__struct_fields__), "")
+    def first(*names: str) -> Callable[[Row], Any]:
+        found = next((name for name in names if name in kind.__struct_fields__), "")
+        return attrgetter(found) if found else lambda _: ""
 
     at = first("submitted_ms", "granted_ms", "start_ms", "at_ms", "created_ms", "joined_ms", "effective_ms", "since_ms", "changed_ms")
     return first("project_id"), first("endpoint_id", "workload_id", "node_id", "rack_id", "site_id"), first("state"), first("name", "account"), at
 
 
-def dedupe_rows(events: Sequence[Event]) -> list[Row]:
-    """The last version of each row in a batch, in order of first appearance."""
-    latest: dict[tuple[type, str], Row] = {}
+def latest_rows(events: Sequence[Event]) -> dict[type[Row], dict[str, Row]]:
+    """The last version of each row in a batch, by kind and id, in order of first appearance."""
+    latest: dict[type[Row], dict[str, Row]] = {}
     for event in events:
         for row in event.rows:
-            latest[type(row), row.id] = row
-    return list(latest.values())
+            kind = type(row)
+            if kind not in latest:
+                latest[kind] = {}
+            latest[kind][row.id] = row
+    return latest

@@ -13,7 +13,7 @@ from headframe.model.states import AllocationState
 from headframe.model.units import MILLI
 from headframe.model.work import Allocation
 from headframe.model.world import over
-from headframe.store.base import PAGE_MAX, Lease, Query, R, Reply, Snapshot, columns, dedupe_rows
+from headframe.store.base import PAGE_MAX, Lease, Query, R, Reply, Snapshot, columns, latest_rows
 
 
 class MemoryStore:
@@ -41,7 +41,7 @@ class MemoryStore:
                 raise Fenced("another server leads")
             if expect != len(self._events):
                 raise VersionConflict("somebody committed first")
-            rows = dedupe_rows(events)
+            rows = [row for of_kind in latest_rows(events).values() for row in of_kind.values()]
             self._check(events, rows, replies)
             for row in rows:
                 self._hold(row)

@@ -1,6 +1,6 @@
 """The store on SQLite and PostgreSQL: one set of queries. Writers are serialised by the control row, whose version is the guard."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
@@ -16,7 +16,7 @@ from headframe.model.health import NodeHour
 from headframe.model.people import Project
 from headframe.model.work import Allocation
 from headframe.model.world import over
-from headframe.store.base import PAGE_MAX, Lease, Query, R, Reply, Snapshot, columns, dedupe_rows
+from headframe.store.base import PAGE_MAX, Lease, Query, R, Reply, Snapshot, columns, latest_rows
 from headframe.store.memory import holds
 from headframe.store.tables import APPEND_ONLY, NOUNS, control, event, gpu_held, hour, reply
 
@@ -35,16 +35,17 @@ class SqlStore:
         self._engine = engine
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
         puts = {kind: sa.insert(NOUNS[kind]) if NOUNS[kind] in APPEND_ONLY else self._upsert(NOUNS[kind]) for kind in ROW_TYPES}
-        self._puts = {kind: _Many(put, engine) for kind, put in puts.items()}
-        self._tell = _Many(sa.insert(event), engine)
+        self._puts = {kind: _Many(put, engine, NOUNS[kind].c.keys()) for kind, put in puts.items()}
+        self._tell = _Many(sa.insert(event), engine, event.c.keys())
         taken = self._insert(gpu_held)
         taken = taken.on_conflict_do_update(index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + taken.excluded.milli})
-        self._take = _Many(taken, engine)
+        self._take = _Many(taken, engine, gpu_held.c.keys())
         given = sa.update(gpu_held).where(gpu_held.c.gpu_id == sa.bindparam("of"))
-        self._give_back = _Many(given.values(milli=gpu_held.c.milli + sa.bindparam("more")), engine)
+        self._give_back = _Many(given.values(milli=gpu_held.c.milli + sa.bindparam("more")), engine, ("of", "more"))
         kept = self._insert(hour)
-        self._keep = _Many(kept.on_conflict_do_update(index_elements=["node_id", "hour_ms"], set_={"body": kept.excluded.body}), engine)
-        self._reply = _Many(sa.insert(reply), engine)
+        kept = kept.on_conflict_do_update(index_elements=["node_id", "hour_ms"], set_={"body": kept.excluded.body})
+        self._keep = _Many(kept, engine, hour.c.keys())
+        self._reply = _Many(sa.insert(reply), engine, reply.c.keys())
 
     def load(self) -> Snapshot:
         with self._read() as db:
@@ -60,12 +61,9 @@ class SqlStore:
     def commit(self, events: Sequence[Event], expect: int, epoch: int | None = None, replies: Sequence[Reply] = ()) -> None:
         with self._write() as db:
             self._guard(db, expect, expect + len(events), epoch)
-            self._put(db, dedupe_rows(events))
-            self._tell(db, [
-                {"seq": e.seq, "at_ms": e.at_ms, "project_id": e.project_id, "subject": e.subject, "body": _encode(e)}
-                for e in events
-            ])  # fmt: skip
-            self._reply(db, [msgspec.structs.asdict(r) for r in replies])
+            self._put(db, latest_rows(events))
+            self._tell(db, [(e.seq, e.at_ms, e.project_id, e.subject, _encode(e)) for e in events])
+            self._reply(db, [msgspec.structs.astuple(r) for r in replies])
 
     def events(self, after: int, limit: int, project_id: str | None = None, subject: str | None = None) -> list[Event]:
         query = sa.select(event.c.body).where(event.c.seq > after).order_by(event.c.seq).limit(min(limit, PAGE_MAX))
@@ -95,7 +93,7 @@ class SqlStore:
 
     def keep_hours(self, hours: Sequence[NodeHour], forget_before_ms: int) -> None:
         with self._write() as db:
-            self._keep(db, [{"node_id": each.node_id, "hour_ms": each.hour_ms, "body": _encode(each)} for each in hours])
+            self._keep(db, [(each.node_id, each.hour_ms, _encode(each)) for each in hours])
             db.execute(sa.delete(hour).where(hour.c.hour_ms < forget_before_ms))
 
     def hours(self, node_id: str, since_ms: int, limit: int) -> list[NodeHour]:
@@ -150,13 +148,10 @@ class SqlStore:
             raise Fenced("another server leads")
         raise VersionConflict("somebody committed first")
 
-    def _put(self, db: sa.Connection, rows: Sequence[Row]) -> None:
-        by_kind: dict[type, list[Row]] = {}
-        for row in rows:
-            by_kind.setdefault(type(row), []).append(row)
-        self._hold(db, [row for row in by_kind.get(Allocation, []) if isinstance(row, Allocation)])
-        for kind, group in by_kind.items():
-            self._puts[kind](db, [_values(row) for row in group])
+    def _put(self, db: sa.Connection, rows: Mapping[type[Row], Mapping[str, Row]]) -> None:
+        self._hold(db, [row for row in rows.get(Allocation, {}).values() if isinstance(row, Allocation)])
+        for kind, of_kind in rows.items():
+            self._puts[kind](db, [_values(row) for row in of_kind.values()])
 
     def _hold(self, db: sa.Connection, allocations: Sequence[Allocation]) -> None:
         """GPUs taken and given back by these rows; the table's own check refuses a GPU held beyond the whole of it."""
@@ -174,10 +169,8 @@ class SqlStore:
             for share in part.shares
         ]
         # Give back before taking. PostgreSQL checks the row proposed for insertion even when it conflicts, so giving back is an update.
-        back = [{"of": gpu, "more": milli} for gpu, milli in changes if milli < 0]
-        more = [{"gpu_id": gpu, "milli": milli} for gpu, milli in changes if milli >= 0]
-        self._give_back(db, back)
-        self._take(db, more)
+        self._give_back(db, [change for change in changes if change[1] < 0])
+        self._take(db, [change for change in changes if change[1] >= 0])
 
     def _upsert(self, table: sa.Table) -> Any:
         statement = self._insert(table)
@@ -201,15 +194,24 @@ class SqlStore:
 class _Many:
     """A statement that is executed for many rows at a time, compiled once: SQLAlchemy works each row's parameters out anew, which took longer than SQLite itself."""
 
-    def __init__(self, statement: Any, engine: sa.Engine) -> None:
+    def __init__(self, statement: Any, engine: sa.Engine, names: Sequence[str]) -> None:
         compiled = statement.compile(dialect=engine.dialect)
         self._text = str(compiled)
-        self._ordered = itemgetter(*compiled.positiontup) if compiled.positiontup else None
+        self._names = names
+        self._order = compiled.positiontup and [names.index(name) for name in compiled.positiontup]
 
-    def __call__(self, db: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
-        """Rows by the names of their columns, of which there may be none."""
+    def __call__(self, db: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Rows, of which there may be none, with the values of `names`."""
         if rows:
-            db.exec_driver_sql(self._text, rows if self._ordered is None else list(map(self._ordered, rows)))
+            db.exec_driver_sql(self._text, self._told(rows))
+
+    def _told(self, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """As the driver takes them: by name, or in the order in which the statement has them."""
+        if self._order is None:
+            return [dict(zip(self._names, row, strict=True)) for row in rows]
+        if self._order == list(range(len(self._names))):
+            return list(rows)
+        return list(map(itemgetter(*self._order), rows))
 
 
 @contextmanager
@@ -239,15 +241,10 @@ def _unavailable(error: DBAPIError) -> HeadframeError:
     return DiskFull(f"the store's disk is full: {text}") if full else Unavailable(f"the store does not answer: {text}")
 
 
-def _values(row: Row) -> dict[str, Any]:
-    project, parent, state, name, at_ms = columns(row)
-    values: dict[str, Any] = {
-        "id": row.id, "project_id": project, "parent_id": parent, "state": state, "name": name, "at_ms": at_ms,
-        "live": not over(row), "body": _encode(row),
-    }  # fmt: skip
-    if isinstance(row, Project):
-        values |= {"credit_nano": row.credit_nano, "held_nano": row.held_nano}
-    return values
+def _values(row: Row) -> tuple[Any, ...]:
+    """A row's columns, in the order of its table's."""
+    more = (row.credit_nano, row.held_nano) if isinstance(row, Project) else ()
+    return (row.id, *columns(row), not over(row), _encode(row), *more)
 
 
 def _where(table: sa.Table, query: Query) -> list[sa.ColumnElement[bool]]:
