@@ -142,8 +142,5 @@ def latest_rows(events: Sequence[Event]) -> dict[type[Row], dict[str, Row]]:
     latest: dict[type[Row], dict[str, Row]] = {}
     for event in events:
         for row in event.rows:
-            kind = type(row)
-            if kind not in latest:
-                latest[kind] = {}
-            latest[kind][row.id] = row
+            latest.setdefault(type(row), {})[row.id] = row
     return latest

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -41,7 +40,7 @@ class SqlStore:
         taken = taken.on_conflict_do_update(index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + taken.excluded.milli})
         self._take = _Many(taken, engine, gpu_held.c.keys())
         given = sa.update(gpu_held).where(gpu_held.c.gpu_id == sa.bindparam("of"))
-        self._give_back = _Many(given.values(milli=gpu_held.c.milli + sa.bindparam("more")), engine, ("of", "more"))
+        self._give_back = _Many(given.values(milli=gpu_held.c.milli + sa.bindparam("more")), engine, ("more", "of"))
         kept = self._insert(hour)
         kept = kept.on_conflict_do_update(index_elements=["node_id", "hour_ms"], set_={"body": kept.excluded.body})
         self._keep = _Many(kept, engine, hour.c.keys())
@@ -169,8 +168,8 @@ class SqlStore:
             for share in part.shares
         ]
         # Give back before taking. PostgreSQL checks the row proposed for insertion even when it conflicts, so giving back is an update.
-        self._give_back(db, [change for change in changes if change[1] < 0])
-        self._take(db, [change for change in changes if change[1] >= 0])
+        self._give_back(db, [(milli, gpu) for gpu, milli in changes if milli < 0])
+        self._take(db, [(gpu, milli) for gpu, milli in changes if milli >= 0])
 
     def _upsert(self, table: sa.Table) -> Any:
         statement = self._insert(table)
@@ -196,22 +195,14 @@ class _Many:
 
     def __init__(self, statement: Any, engine: sa.Engine, names: Sequence[str]) -> None:
         compiled = statement.compile(dialect=engine.dialect)
+        assert compiled.positiontup in (None, list(names)), "rows are handed over as they are"
         self._text = str(compiled)
-        self._names = names
-        self._order = compiled.positiontup and [names.index(name) for name in compiled.positiontup]
+        self._named = () if compiled.positiontup else tuple(names)
 
     def __call__(self, db: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Rows, of which there may be none, with the values of `names`."""
+        """Rows, of which there may be none, with the values of `names`, by which some drivers want them."""
         if rows:
-            db.exec_driver_sql(self._text, self._told(rows))
-
-    def _told(self, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """As the driver takes them: by name, or in the order in which the statement has them."""
-        if self._order is None:
-            return [dict(zip(self._names, row, strict=True)) for row in rows]
-        if self._order == list(range(len(self._names))):
-            return list(rows)
-        return list(map(itemgetter(*self._order), rows))
+            db.exec_driver_sql(self._text, [dict(zip(self._named, row, strict=True)) for row in rows] if self._named else list(rows))
 
 
 @contextmanager
