@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SEEDS ?= 2000
 
-.PHONY: demo up check test quick sim soak chaos debian vllm bench golden browser docs clean
+.PHONY: demo up check test quick sim soak chaos slurm debian vllm bench golden browser docs clean
 
 demo: .venv/.demo ## turn this machine into a cloud and run a real training job on it
 	@$(BIN)/python examples/demo.py
@@ -34,7 +34,10 @@ soak: .venv/.dev ## a thousand kills of the real server, and of the gateway with
 chaos: .venv/.dev ## everything of Slurm and of Headframe is killed while jobs run there
 	@HEADFRAME_CHAOS_JOBS=200 HEADFRAME_CHAOS_KILLS=50 $(BIN)/python -m pytest tests/real/test_slurm_chaos.py -s --timeout 0
 
-debian: .venv/.dev ## a new Slurm cluster on three virtual machines with Debian 12; root, half an hour
+slurm: .venv/.dev ## the tests of Slurm on later ones, of Debian 13 and of the Debian after it; root, a quarter of an hour
+	@for suite in trixie forky; do $(BIN)/python tests/later.py $$suite python -m pytest tests/real/test_slurm*.py tests/real/test_cluster.py -n 0 --timeout 0 --deselect tests/real/test_slurm_later.py || exit 1; done
+
+debian: .venv/.dev ## a new Slurm cluster on three virtual machines with Debian 12 (or HEADFRAME_DEBIAN_SUITE=trixie); root, half an hour
 	@HEADFRAME_DEBIAN=$${HEADFRAME_DEBIAN:-/var/tmp/headframe-debian} $(BIN)/python -m pytest tests/real/test_debian.py -n 0 -s --timeout 0
 
 vllm: .venv/.dev ## the real vLLM on a CPU behind an endpoint: installs it apart, some gigabytes

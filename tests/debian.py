@@ -1,4 +1,4 @@
-"""Three machines with Debian 12, its own kernel, systemd, cgroup v2, quotas and NFS, by QEMU (no hardware help is needed, so it is slow): what processes on one machine can't show.
+"""Three machines with Debian (12, or another: `suite`), its own kernel, systemd, cgroup v2, quotas and NFS, by QEMU (no hardware help is needed, so it is slow): what processes on one machine can't show.
 
 Needs root, mmdebstrap, qemu-system-x86, e2fsprogs and ssh, and a mirror of Debian's for the first run. `ctl` exports the shared directory and is, as the others are, a client of it.
 """
@@ -16,7 +16,7 @@ NET, BRIDGE = "10.77.0", "hfdeb"
 ADDRESSES = {"ctl": f"{NET}.10", "n1": f"{NET}.11", "n2": f"{NET}.12"}
 PACKAGES = (
     "systemd systemd-sysv dbus iproute2 procps ca-certificates python3 openssh-server linux-image-amd64 initramfs-tools udev kmod quota nfs-common nfs-kernel-server uidmap slurmctld slurmd"
-    " slurmrestd munge slurm-client slurm-wlm-jwt-plugin podman crun slirp4netns busybox-static"
+    " slurmrestd munge slurm-client slurm-wlm-jwt-plugin podman crun passt slirp4netns busybox-static"
 )
 NETWORK = r"""[Unit]
 Before=ssh.service network-online.target
@@ -39,8 +39,9 @@ def missing():
 class Debian:
     """Below `root`; the image of the first run is kept there."""
 
-    def __init__(self, root):
-        self.root = Path(root)
+    def __init__(self, root, suite="bookworm"):
+        self.root = Path(root) / suite
+        self.suite = suite
         self.processes = {}
 
     def __enter__(self):
@@ -69,7 +70,7 @@ class Debian:
             path.unlink(missing_ok=True)
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         shutil.rmtree(tree, ignore_errors=True)
-        subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES.replace(' ', ',')}", "bookworm", tree], check=True)
+        subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES.replace(' ', ',')}", self.suite, tree], check=True)
         files = {
             "root/.ssh/authorized_keys": key.with_suffix(".pub").read_text(),
             "etc/hosts": "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items()),

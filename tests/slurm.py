@@ -37,6 +37,12 @@ def missing():
     return gone + [package for plugin, package in PLUGINS.items() if not any((folder / plugin).exists() for folder in folders)]
 
 
+def release():
+    """(22, 5) of slurm-wlm 22.05.8."""
+    told = subprocess.run([which("slurmctld"), "-V"], capture_output=True, text=True, check=True).stdout
+    return tuple(int(part) for part in told.split()[-1].split(".")[:2])
+
+
 class Slurm:
     """`with Slurm(path, nodes=4, gpus="rtx3090:4") as slurm:`"""
 
@@ -127,7 +133,9 @@ class Slurm:
         """As a user that is neither root nor Slurm's, which it insists on."""
         sock = self.root / "rest/rest.sock"
         sock.unlink(missing_ok=True)
-        parts = ["openapi/v0.0.38", *(["openapi/dbv0.0.38"] if self.accounting else [])]
+        first = release() < (23, 2)  # one plugin held both a part and its dialect then
+        parts = ("openapi/v0.0.38", "openapi/dbv0.0.38") if first else ("slurmctld", "slurmdbd")
+        parts = parts if self.accounting else parts[:1]
         command = [f"{self.root}/sbin/slurmrestd", "-f", f"{self.root}/slurm.conf", "-a", "rest_auth/jwt", "-s", ",".join(parts)]
         env = {"SLURM_JWT": "daemon"}
         if os.geteuid() == 0:

@@ -95,6 +95,7 @@ def test_a_cluster_made_from_nothing_runs_headframes_work_and_its_machines_come_
             me = made.run("id", "-un").strip()
             added = operator.add_engine(EngineBody(url=made.url, key_file=str(made.key), shared=str(shared), user=me, python=sys.executable))
             assert all(each.verdict != "bad" for each in added.findings), added.findings
+            assert {each.what: each.verdict for each in added.findings}["hand-over"] == "good", added.findings
             wait_for(lambda: any(view.node.name == "n1" and view.node.state == "ready" for view in operator.nodes()), 60)
             assert {gpu.model for view in operator.nodes() if view.node.name == "n1" for gpu in view.gpus} == {"GeForce RTX 3090"}
             tenant.submit(

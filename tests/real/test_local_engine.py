@@ -10,6 +10,8 @@ import time
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headframe.engines import supervisor
 from headframe.engines.cgroup import limits_kind
@@ -354,3 +356,20 @@ def test_a_card_that_other_work_still_holds_is_not_used_and_costs_no_attempt(tmp
     third.wait(20)
     assert read_journal(at)[-1].reason == "finished"
     assert [(tmp_path / f"card-n1-{card}").stat().st_mode & 0o777 for card in (0, 2)] == [0o644, 0o644]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), lambda some: st.lists(some) | st.dictionaries(st.text(), some)
+)
+
+
+@given(JSON, st.dictionaries(st.sampled_from(["event", "detail", "pid"]), st.text() | st.integers()))
+def test_a_keeper_reads_and_writes_json_as_python_does_without_its_module(value, fact):
+    assert supervisor.from_json(json.dumps(value)) == value
+    assert json.loads(supervisor.to_json(fact)) == fact
+
+
+@pytest.mark.parametrize("text", ["", " ", "{", '{"reason": "canc', "no"])
+def test_json_that_is_cut_off_is_a_value_error_to_a_keeper(text):
+    with pytest.raises(ValueError):
+        supervisor.from_json(text)

@@ -474,9 +474,9 @@ def test_what_can_not_be_an_engine_is_refused_with_the_reason_and_nothing_is_cha
 
 def test_a_shared_path_that_its_machines_do_not_share_is_found_by_a_job_there(cloud):
     """The job's machine sees another directory under that path: here one that is laid over it where slurmd runs."""
-    from headframe.engines.slurm.checks import _told
+    from headframe.engines.slurm.checks import told
 
-    here, (found,) = cloud.engine(), _told(["another mark", "python 3.11"], "the mark", cloud.engine(), "n1")
+    here, (found,) = cloud.engine(), told(["another mark", "python 3.11"], "the mark", cloud.engine(), "n1")
     assert found.verdict == "bad"
     assert found.finding == f"n1 sees another {here.shared} than the server: it did not find there what was written here"
 

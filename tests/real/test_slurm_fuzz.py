@@ -67,7 +67,7 @@ def setup(shared):
 def test_what_slurm_is_asked_does_not_depend_on_what_a_tenant_wrote(run, first, env):
     async def asked(workload):
         line = Line(setup("/shared"), Path("/none"), lambda: 1, lambda: None, lambda: True)
-        line.shared.keeper = Path("/shared/keeper.py")
+        line.shared.keeper = Path("/shared/keeper")
         try:
             return line._request(allocation(), workload, [SlurmNode(name="n1", cpus=4, gres="gpu:rtx3090:4")])
         finally:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headframe.data import text
+from headframe.engines.slurm.checks import told
 from headframe.engines.slurm.engine import reason_of
 from headframe.engines.slurm.machines import kind_of, machine, sold_as
 from headframe.engines.slurm.topology import leaves
@@ -307,3 +308,18 @@ def test_a_machine_that_slurm_has_lost_sight_of_costs_work_no_attempt_and_any_ot
     assert reason_of(SlurmRefused("Required node not available (down, drained or reserved)")) is Reason.PREEMPTED
     assert reason_of(SlurmRefused("Requested node configuration is not available")) is Reason.NODE_FAULT
     assert reason_of(SlurmRefused("Invalid account or account/partition combination specified")) is Reason.NODE_FAULT
+
+
+@pytest.mark.parametrize(
+    ("epilog", "namespace"),
+    [
+        (["Epilog                  = /etc/slurm/epilog.sh"], ["JobContainerType        = job_container/tmpfs"]),  # 22.05
+        (["Epilog[0]               = /etc/slurm/epilog.sh"], ["JobContainerType        = job_container/tmpfs"]),  # 24.11
+        (["Epilog[0]               = /etc/slurm/epilog.sh"], ["NamespaceType           = namespace/tmpfs"]),  # 26.05
+    ],
+)
+def test_how_a_cluster_is_set_up_is_read_in_each_versions_words(epilog, namespace):
+    found = {each.what: each.verdict for each in told(["mark", *(f"conf {line}" for line in epilog + namespace)], "mark", SETUP, "n1")}
+    assert (found["hand-over"], found["private /tmp"]) == ("good", "good")
+    found = {each.what: each.verdict for each in told(["mark", "conf SelectType = select/cons_tres", "conf Epilog = (null)"], "mark", SETUP, "n1")}
+    assert (found["hand-over"], found["private /tmp"]) == ("limited", "limited")

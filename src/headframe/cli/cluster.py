@@ -139,7 +139,8 @@ def _written(new: NewCluster) -> list[str]:
         ]
     for each in files:
         _put(new, *each)
-    if not new.prefix:  # slurmrestd says what it can only where slurm.conf is
+    if not new.prefix:  # slurmrestd says what it can only where slurm.conf is, and later ones only where munge answers, with the key that it has now
+        _done("systemctl", "restart", "munge")
         files.append((f"{UNITS}/slurmrestd.service.d/headframe.conf", rest_unit(_listed()).encode(), 0o644, ""))
         _put(new, *files[-1])
     return [new.path(name) for name, *_ in files]
@@ -160,20 +161,17 @@ def _listed() -> str:
     return done.stdout + done.stderr
 
 
+def _done(*command: str) -> None:
+    with err.status(" ".join(command)):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        fail(f"{' '.join(command)}: {done.stderr.strip()[:300]}", "`journalctl -u slurmctld` says why; `--replace` tries again", 1)
+
+
 def _started() -> None:
-    for command in (
-        ("systemctl", "daemon-reload"),
-        ("systemctl", "enable", "--quiet", "munge", "slurmctld", "slurmrestd"),
-        ("systemctl", "restart", "munge", "slurmctld", "slurmrestd"),
-    ):
-        with err.status(" ".join(command)):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            fail(
-                f"{' '.join(command)}: {done.stderr.strip()[:300]}",
-                "`journalctl -u slurmctld` says why; everything is written, so `--replace` tries again",
-                1,
-            )
+    _done("systemctl", "daemon-reload")
+    _done("systemctl", "enable", "--quiet", "munge", "slurmctld", "slurmrestd")
+    _done("systemctl", "restart", "slurmctld", "slurmrestd")
     with err.status("waiting for Slurm's controller"):
         for unit, up in (("slurmctld", _answers), ("slurmrestd", Path(REST_SOCKET).exists)):
             until = time.monotonic() + START_S

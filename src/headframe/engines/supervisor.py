@@ -6,27 +6,41 @@ says what happened, the lock on `lock` says that it is alive, `stop.json` is how
 can so be started ahead of its work, and one whose server goes away before it has any just ends.
 """
 
-import ctypes
+# A third of what a job's keeper cost was imports: of ctypes, json and signal, which bring regular expressions and enumerations, this is what they are written on.
+import _ctypes
+import _json
+import _signal as signal
 import fcntl
-import json
 import os
 import select
-import signal
 import stat
 import sys
 import time
 
 ROOM_BYTES = 4096  # more than any journal takes
-LOG_SEGMENT_BYTES = 4 * 1024 * 1024
-LOG_SEGMENTS_MAX = 8
-LINE_BYTES_MAX = 16 * 1024
-DRAIN_S = 2.0
-ANEW_S = 1.0
-END_S = 10.0
-LEASE_LOOK_S = 5.0
+LOG_SEGMENT_BYTES, LOG_SEGMENTS_MAX, LINE_BYTES_MAX = 4 * 1024 * 1024, 8, 16 * 1024
+DRAIN_S, ANEW_S, END_S, LEASE_LOOK_S = 2.0, 1.0, 10.0, 5.0
 PR_SET_CHILD_SUBREAPER = 36
 LOCK_TRIES = 200
 SETUP_FAILED = "setup-failed"
+
+
+class AsUsual:  # how JSON is read, for its scanner: as `json.loads` does
+    strict, object_hook, object_pairs_hook, parse_float, parse_int, parse_constant = True, None, None, float, int, float
+
+
+def from_json(text):
+    """ValueError where that is none."""
+    try:
+        return _json.make_scanner(AsUsual)(text.strip(), 0)[0]
+    except StopIteration as error:
+        raise ValueError("it is empty, or cut off") from error
+
+
+def to_json(fact):
+    """Of texts and whole numbers by name."""
+    encode = _json.encode_basestring_ascii
+    return "{" + ", ".join(f'"{name}": {encode(value) if isinstance(value, str) else int(value)}' for name, value in fact.items()) + "}"
 
 
 def own_directory(path):
@@ -72,19 +86,13 @@ class Keeper:
     def __init__(self, directory, notify):
         self.directory = directory
         self.notify_path = notify
-        self.spec = json.loads(self.read("spec.json"))
+        self.spec = from_json(self.read("spec.json"))
         self.spec["env"].update({name: os.environ[name] for name in self.spec.get("inherit", ()) if name in os.environ})
         attempt(os.rename, self.path("room"), self.path("journal"))
         self.journal, self.written = os.open(self.path("journal"), os.O_WRONLY | os.O_CREAT, 0o600), 0
         self.log = Log(self.path("log"), self.spec["rank"])
-        self.child = 0
-        self.stopping = None
-        self.kill_at = None
-        self.began = None
-        self.lease_look = 0.0
-        self.beat_at = 0.0
-        self.look_at = 0.0
-        self.told = False
+        self.child, self.stopping, self.kill_at, self.began, self.told = 0, None, None, None, False
+        self.lease_look = self.beat_at = self.look_at = 0.0
 
     def path(self, name):
         return os.path.join(self.directory, name)
@@ -98,7 +106,7 @@ class Keeper:
         work has set aside: where the work has used up all that its disk or its quota has, its end is still told.
         """
         fact["at_ms"] = self.now_ms()
-        self.written += os.pwrite(self.journal, (json.dumps(fact) + "\n").encode(), self.written)
+        self.written += os.pwrite(self.journal, (to_json(fact) + "\n").encode(), self.written)
         os.fsync(self.journal)
         if self.spec.get("news"):  # a file of our name there tells a server on another machine, which else looks at everything now and then
             return attempt(os.mknod, os.path.join(self.spec["news"], f"{self.spec['id']}.{self.spec['rank']}"))
@@ -121,7 +129,7 @@ class Keeper:
         signal.set_wakeup_fd(wake_write)
         for number in signals:
             signal.signal(number, lambda heard, _: self.heard(heard))
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _ctypes.call_function(_ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl"), (PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
         self.began = (int(time.time() * 1000), time.monotonic())
         self.write(event="starting", pid=os.getpid(), boot_id=self.spec["boot_id"])
         try:
@@ -300,7 +308,7 @@ class Keeper:
     def stop_asked(self):
         """Whether `stop.json` is there; what it says is kept."""
         try:
-            self.stopping = json.loads(self.read("stop.json"))
+            self.stopping = from_json(self.read("stop.json"))
         except (OSError, ValueError):
             return bool(self.stopping)
         return True
@@ -353,11 +361,7 @@ class Log:
         self.rank = rank
         self.partial = {"out": b"", "err": b""}
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        self.offset = 0
-        self.file = None
-        self.size = 0
-        self.lost = ""
-        self.unseen = False
+        self.offset, self.file, self.size, self.lost, self.unseen = 0, None, 0, "", False
 
     def feed(self, stream, chunk):
         lines = (self.partial[stream] + chunk).split(b"\n")
@@ -460,8 +464,11 @@ def oom_kills(groups):
 
 
 def describe(code):
-    name = next((each.name for each in signal.Signals if each == -code), f"signal {-code}")
-    return f"exited with {code}" if code >= 0 else f"ended by {name}"
+    if code >= 0:
+        return f"exited with {code}"
+    from signal import Signals  # their usual names
+
+    return "ended by " + next((each.name for each in Signals if each == -code), f"signal {-code}")
 
 
 def locked(handle):
@@ -478,18 +485,15 @@ def locked(handle):
     return False
 
 
-def main():
-    notify, directory = sys.argv[1], sys.stdin.readline().strip()
+def main(notify, directory):
     if not directory:
         return
     sys.stderr = open(os.path.join(directory, "keeper.err"), "a", encoding="utf-8")
     lock = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if not locked(lock):
-        return  # another keeper has it: starting is idempotent
-    if os.path.exists(os.path.join(directory, "journal")):
-        return  # it was started before, by one that is gone: never twice
+    if not locked(lock) or os.path.exists(os.path.join(directory, "journal")):
+        return  # another keeper has it, or it was started before, by one that is gone: starting is idempotent, and never twice
     return Keeper(directory, notify).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1], sys.stdin.readline().strip()))

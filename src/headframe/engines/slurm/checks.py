@@ -158,7 +158,7 @@ async def _asked(rest: SlurmRest, setup: EngineSetup, node: SlurmNode, at: Path,
     for _ in range(int(PROBE_S / LOOK_S)):
         look_anew(answer.parent)
         if answer.exists():
-            return list(_told(answer.read_text(errors="replace").splitlines(), mark, setup, node.name))
+            return list(told(answer.read_text(errors="replace").splitlines(), mark, setup, node.name))
         await asyncio.sleep(LOOK_S)
     await rest.cancel(number, setup.user)
     mend = f"is {setup.shared} the same directory on {node.name}, and may {setup.user} write there? `scontrol show job {number}` says what Slurm made of it"
@@ -176,7 +176,8 @@ def _laid(at: Path, mark: str, setup: EngineSetup) -> None:
     give(at, owner_of(setup.user))
 
 
-def _told(lines: list[str], mark: str, setup: EngineSetup, node: str) -> Iterator[EngineFinding]:
+def told(lines: list[str], mark: str, setup: EngineSetup, node: str) -> Iterator[EngineFinding]:
+    """What the probe's answer says of its machine and of the cluster; its first line is the mark that it found on the shared path."""
     if not lines or lines[0].strip() != mark:
         yield _bad("shared path", f"{node} sees another {setup.shared} than the server: it did not find there what was written here", "mount the same file system there (NFS and the like) under the same path")  # fmt: skip
         return
@@ -187,14 +188,14 @@ def _told(lines: list[str], mark: str, setup: EngineSetup, node: str) -> Iterato
     else:
         yield _good("python", f"{said['python']} on {node}")
     if "podman" not in said:
-        yield _limited("podman", f"not installed on {node}: work with an `image` fails there", "apt install podman crun")
+        yield _limited("podman", f"not installed on {node}: work with an `image` fails there", "apt install podman crun uidmap passt")
     yield from _configured(_conf(lines))
 
 
 def _conf(lines: list[str]) -> dict[str, str]:
-    """`scontrol show config`, as a job saw it."""
+    """`scontrol show config`, as a job saw it. Later versions list what there may be several of (`Epilog[0]`); the first says that there is one."""
     pairs = (line.removeprefix("conf ").partition("=") for line in lines if line.startswith("conf "))
-    return {key.strip().lower(): value.strip() for key, _, value in pairs if value}
+    return {key.strip().lower().removesuffix("[0]"): value.strip() for key, _, value in pairs if value}
 
 
 def _configured(conf: dict[str, str]) -> Iterator[EngineFinding]:
@@ -237,8 +238,13 @@ def _configured(conf: dict[str, str]) -> Iterator[EngineFinding]:
         )
     else:
         yield _good("hand-over", conf["epilog"])
-    if "tmpfs" not in conf.get("jobcontainertype", ""):
-        yield _limited("private /tmp", "jobs share their machine's /tmp", "set JobContainerType=job_container/tmpfs and PrologFlags=contain")
+    yield _own_tmp(conf.get("jobcontainertype") or conf.get("namespacetype", ""))  # as it was and is called
+
+
+def _own_tmp(plugin: str) -> EngineFinding:
+    if "tmpfs" in plugin:
+        return _good("private /tmp", plugin)
+    return _limited("private /tmp", "jobs share their machine's /tmp", "set JobContainerType=job_container/tmpfs and PrologFlags=contain")
 
 
 def _switches(plugin: str) -> Iterator[EngineFinding]:

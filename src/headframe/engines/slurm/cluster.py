@@ -1,7 +1,7 @@
 """The files of a new Slurm cluster: pure text, from what an operator says of it. Nothing here touches a machine.
 
 Machines are dynamic nodes: none is listed in slurm.conf, so one joins (`slurmd -Z`) and leaves (`scontrol delete`) without a restart, and the file is the same on all of them. What a
-machine has is found on it by the script that it runs once. Settings: https://slurm.schedmd.com/dynamic_nodes.html, cgroup.conf.html, jwt.html; tried on 22.05.
+machine has is found on it by the script that it runs once. Settings: https://slurm.schedmd.com/dynamic_nodes.html, cgroup.conf.html, jwt.html; tried on 22.05, 24.11 and 26.05.
 """
 
 import base64
@@ -180,7 +180,9 @@ if [ -n "$PREFIX" ]; then
   exec slurmd -D -N "$NAME" -f "$CONF" -Z --conf "$SAID"
 fi
 install -d -m 755 /var/lib/slurm "/var/lib/slurm/slurmd.$NAME" /var/log/slurm /etc/systemd/system/slurmd.service.d
-printf '[Service]\nExecStart=\nExecStart=/usr/sbin/slurmd -D -s -N %s -Z --conf "%s"\n' "$NAME" "$SAID" >/etc/systemd/system/slurmd.service.d/headframe.conf
+MODE='-D -s'
+if systemctl cat slurmd | grep -q '^Type=notify'; then MODE=--systemd; fi  # from 23.11 on it tells systemd itself when it is up
+printf '[Service]\nExecStart=\nExecStart=/usr/sbin/slurmd %s -N %s -Z --conf "%s"\n' "$MODE" "$NAME" "$SAID" >/etc/systemd/system/slurmd.service.d/headframe.conf
 systemctl daemon-reload
 systemctl enable -q munge slurmd
 systemctl restart munge slurmd

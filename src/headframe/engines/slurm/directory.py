@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pwd
+import py_compile
 import shlex
 import shutil
 import tarfile
@@ -29,6 +30,8 @@ from headframe.model.ids import AllocationId, ProjectId, VolumeId, WorkloadId, i
 from headframe.model.states import Reason
 from headframe.model.work import Allocation, LogLine, Mount, Workload
 
+KEEPER = "headframe_keeper"
+"""What our keeper is called as a module on the shared path."""
 BEAT_S = 10
 PORT_FIRST, PORTS = 15_000, 15_000
 """Rank 0 listens on one of these, below what kernels hand out to clients."""
@@ -77,10 +80,9 @@ class Shared:
         self.news.mkdir(exist_ok=True)
         self.news.chmod(0o1733)  # all may leave word, none may see who else did
         text = Path(supervisor.__file__).read_bytes()
-        self.keeper = self.root / "keeper" / f"{hashlib.sha256(text).hexdigest()[:16]}.py"
+        self.keeper = self.root / "keeper" / hashlib.sha256(text).hexdigest()[:16]
         if not self.keeper.exists():
-            write_private(self.keeper, text)
-            self.keeper.chmod(0o644)
+            _lay_keeper(self.keeper, text)
 
     def of(self, allocation: AllocationId) -> "Held":
         """One allocation's directory."""
@@ -259,10 +261,23 @@ class Held:
         write_private(at, msgspec.json.encode(done), durable=False)
 
 
+def _lay_keeper(at: Path, text: bytes) -> None:
+    """The keeper as a module, compiled for machines with the server's version of Python: others compile it each time."""
+    new = at.with_name(f"{at.name}.{os.getpid()}")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    write_private(new / f"{KEEPER}.py", text)
+    py_compile.compile(str(new / f"{KEEPER}.py"), dfile=f"{KEEPER}.py", invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    for path in (new, *new.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    with contextlib.suppress(OSError):  # another server may have been first
+        new.rename(at)
+
+
 def script(setup: EngineSetup, keeper: Path, held: Path, ranks: int) -> str:
     """What Slurm runs: our own text and paths, and nothing that a tenant wrote."""
-    launch = f"{shlex.quote(setup.python)} -I -S {shlex.quote(str(keeper))} -"
-    rank = 'cd -P "$HEADFRAME_HELD/by-node/$SLURMD_NODENAME" && pwd | ' + launch
+    where = 'os.path.realpath(os.path.expandvars("$HEADFRAME_HELD/by-node/$SLURMD_NODENAME"))'
+    rank = f"import os, sys; sys.path.append({str(keeper)!r}); import {KEEPER}; sys.exit({KEEPER}.main('-', {where}))"
     begin = "exec srun --ntasks-per-node=1 --kill-on-bad-exit=1 --mpi=none " if ranks > 1 else "exec "
     return "\n".join(
         (
@@ -271,7 +286,7 @@ def script(setup: EngineSetup, keeper: Path, held: Path, ranks: int) -> str:
             f"HEADFRAME_HELD={shlex.quote(str(held))}; export HEADFRAME_HELD",
             'ln -sn "job-$SLURM_JOB_ID" "$HEADFRAME_HELD/claim" 2>/dev/null || { [ -L "$HEADFRAME_HELD/claim" ]; exit; }  # another job runs it: never twice',
             '[ -e "$HEADFRAME_HELD/stop.json" ] && exit 0',
-            f"{begin}/bin/sh -c {shlex.quote(rank)}",
+            f"{begin}{shlex.quote(setup.python)} -I -S -c {shlex.quote(rank)}",
             "",
         )
     )

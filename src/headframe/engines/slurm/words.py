@@ -1,6 +1,6 @@
 """Slurm's REST interface in our words, pure: what is asked of it in each of its dialects, and what it answers.
 
-Seen on v0.0.38 (Slurm 22.05, Debian 12) and, in recorded answers, v0.0.42 to v0.0.45 (24.11 to 26.05); what differs is hidden here.
+Seen on v0.0.38 (Slurm 22.05, Debian 12), v0.0.42 (24.11, Debian 13) and v0.0.45 (26.05) themselves, in recorded answers on those between; what differs is hidden here.
 """
 
 import re
