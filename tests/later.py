@@ -33,12 +33,9 @@ exec "$@"
 def missing():
     """What this machine lacks."""
     gone = [name for name in ("mmdebstrap", "unshare", "pivot_root") if shutil.which(name, path=slurm.PLACES) is None]
-    apart = (
-        []
-        if not Path(sys.base_prefix).is_relative_to("/usr") or Path(sys.base_prefix).is_relative_to("/usr/local")
-        else ["a Python that is not the system's"]
-    )
-    return [*gone, *apart, *([] if os.geteuid() == 0 else ["root"])]
+    if sys.base_prefix == "/usr":  # which is not seen there, as the tree has its own
+        gone.append("a Python that is not the system's")
+    return gone if os.geteuid() == 0 else [*gone, "root"]
 
 
 def tree(suite):
@@ -52,16 +49,8 @@ def tree(suite):
             new = TREES / f"{suite}.new"
             shutil.rmtree(new, ignore_errors=True)
             # A mirror may lag behind, and the later suites' lists are signed for a week: this is for tests.
-            fetched = [
-                "mmdebstrap",
-                "--quiet",
-                "--variant=minbase",
-                '--aptopt=Acquire::Check-Valid-Until "false"',
-                f"--include={wanted}",
-                suite,
-                str(new),
-            ]
-            subprocess.run(fetched, check=True)
+            lag = '--aptopt=Acquire::Check-Valid-Until "false"'
+            subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", lag, f"--include={wanted}", suite, str(new)], check=True)
             new.rename(made)
     return made
 
@@ -69,9 +58,8 @@ def tree(suite):
 def inside(suite, command, **how):
     """The command, there: in a mount namespace of its own, whose root is the tree."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    told = {**env, "PATH": f"{Path(sys.executable).parent}:{slurm.PLACES}", "SEEN": " ".join(SEEN), "PROJECT": str(PROJECT)}
-    told |= {"PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-ec", ENTER, "sh", str(tree(suite)), *command], env=told, **how)
+    env |= {"PATH": f"{Path(sys.executable).parent}:{slurm.PLACES}", "SEEN": " ".join(SEEN), "PROJECT": str(PROJECT)}
+    return subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-ec", ENTER, "sh", str(tree(suite)), *command], env=env, **how)
 
 
 def main():

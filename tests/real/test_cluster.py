@@ -71,6 +71,7 @@ class Made(Slurm):
         self._until(name, lambda: "idle" in self.run("sinfo", "-h", "-n", name, "-o", "%t", check=False))
 
     def leave(self, name):
+        self._until(f"{name}'s jobs to be over", lambda: not self.run("squeue", "-h", "-w", name, check=False).split())
         self.kill(f"slurmd-{name}")
         if name in self.run("sinfo", "-h", "-N", "-o", "%N"):
             self.run("scontrol", "delete", f"NodeName={name}")

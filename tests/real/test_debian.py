@@ -89,7 +89,7 @@ class Farm:
 
     def start(self, name, run, more=""):
         body = "\n  ".join(run.strip().splitlines())
-        self.tenant.submit(f"name: {name}\nrun: |\n  {body}\nresources: {{gpu: 1, cpu: 1, memory: 100MB, disk: 10MB}}\n{more}")
+        self.tenant.submit(f"name: {name}\nrun: |\n  {body}\nresources: {{gpu: 1, cpu: 1, memory: 200MB, disk: 10MB}}\n{more}")
 
     def ended(self, name, limit_s=240):
         wait_for(lambda: self.tenant.workload(name).workload.ended_ms, limit_s, 0.5)
@@ -134,7 +134,8 @@ def test_a_job_has_its_own_card_memory_and_tmp(farm):
 
 def test_an_image_runs_rootless_with_crun_in_its_jobs_cgroup_and_sees_its_own_card(farm):
     farm.start("boxed", "id -u; ls /dev/nvidia*; dd if=/dev/zero of=/dev/null bs=300M count=1 2>/dev/null || echo refused", "image: localhost/tool:1")
-    assert farm.ended("boxed").state == "succeeded", [line.text for line in farm.tenant.logs("boxed").lines]
+    ended = farm.ended("boxed")
+    assert ended.state == "succeeded", (ended.detail, [line.text for line in farm.tenant.logs("boxed").lines])
     assert farm.says("boxed") in (["0", "/dev/nvidia0", "refused"], ["0", "/dev/nvidia1", "refused"])
     assert not [line.text for line in farm.tenant.logs("boxed").lines if "cgroupv2 manager" in line.text]
 

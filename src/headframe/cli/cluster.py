@@ -165,7 +165,7 @@ def _done(*command: str) -> None:
     with err.status(" ".join(command)):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        fail(f"{' '.join(command)}: {done.stderr.strip()[:300]}", "`journalctl -u slurmctld` says why; `--replace` tries again", 1)
+        fail(f"{' '.join(command)}: {done.stderr.strip()[:300]}", "`journalctl -xe` says why; `--replace` tries again", 1)
 
 
 def _started() -> None:
