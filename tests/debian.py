@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import later
+
 PROJECT = Path(__file__).parent.parent
 SHARED = (PROJECT, Path(sys.base_prefix))  # read there under the same paths: the product as it stands here, and its Python
 NET, BRIDGE = "10.77.0", "hfdeb"
@@ -70,7 +72,7 @@ class Debian:
             path.unlink(missing_ok=True)
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         shutil.rmtree(tree, ignore_errors=True)
-        subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES.replace(' ', ',')}", self.suite, tree], check=True)
+        later.fetch(self.suite, PACKAGES.split(), tree)
         files = {
             "root/.ssh/authorized_keys": key.with_suffix(".pub").read_text(),
             "etc/hosts": "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES.items()),

@@ -15,7 +15,8 @@ import slurm
 PROJECT = Path(__file__).parent.parent
 TREES = Path(os.environ.get("HEADFRAME_TREES", "/var/cache/headframe-trees"))
 STABLE = "trixie"
-SUITES = {STABLE: "24.11", "forky": "26.05"}
+SUITES = (STABLE, "forky")
+"""With Slurm 24.11 and 26.05."""
 MORE = "ca-certificates crun gcc iproute2 libc6-dev netavark podman procps python3 runc slirp4netns uidmap"
 SEEN = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", str(PROJECT), sys.base_prefix)
 """This machine's, under the same paths: the product as it stands here, and its Python."""
@@ -38,6 +39,12 @@ def missing():
     return gone if os.geteuid() == 0 else [*gone, "root"]
 
 
+def fetch(suite, packages, where):
+    """A minimal Debian with these packages. A mirror may lag behind, and the later suites' lists are signed for a week: this is for tests."""
+    lag = '--aptopt=Acquire::Check-Valid-Until "false"'
+    subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", lag, f"--include={','.join(packages)}", suite, str(where)], check=True)
+
+
 def tree(suite):
     """Where it lies; made the first time, whole or not at all, by one of those who want it."""
     made = TREES / suite
@@ -45,12 +52,9 @@ def tree(suite):
     with (TREES / f"{suite}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
-            wanted = ",".join([*slurm.PACKAGES.values(), *slurm.PLUGINS.values(), *MORE.split()])
             new = TREES / f"{suite}.new"
             shutil.rmtree(new, ignore_errors=True)
-            # A mirror may lag behind, and the later suites' lists are signed for a week: this is for tests.
-            lag = '--aptopt=Acquire::Check-Valid-Until "false"'
-            subprocess.run(["mmdebstrap", "--quiet", "--variant=minbase", lag, f"--include={wanted}", suite, str(new)], check=True)
+            fetch(suite, [*slurm.PACKAGES.values(), *slurm.PLUGINS.values(), *MORE.split()], new)
             new.rename(made)
     return made
 

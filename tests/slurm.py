@@ -5,6 +5,7 @@ that claim GPUs which are not there (links to /dev/null stand in for the device 
 """
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -37,6 +38,7 @@ def missing():
     return gone + [package for plugin, package in PLUGINS.items() if not any((folder / plugin).exists() for folder in folders)]
 
 
+@functools.cache
 def release():
     """(22, 5) of slurm-wlm 22.05.8."""
     told = subprocess.run([which("slurmctld"), "-V"], capture_output=True, text=True, check=True).stdout

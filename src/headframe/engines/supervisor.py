@@ -3,7 +3,7 @@
 It imports nothing of Headframe and outlives the server. Everything it does is written with fsync before it counts: `journal`
 says what happened, the lock on `lock` says that it is alive, `stop.json` is how it is told to end the work. Run as
 ``python -I -S supervisor.py NOTIFY_SOCKET`` with the directory, which holds `spec.json`, as one line on standard input: a keeper
-can so be started ahead of its work, and one whose server goes away before it has any just ends.
+can so be started ahead of its work, and one whose server goes away before it has any just ends. Slurm's jobs import it and call `main`.
 """
 
 # A third of what a job's keeper cost was imports: of ctypes, json and signal, which bring regular expressions and enumerations, this is what they are written on.

@@ -267,11 +267,17 @@ def _lay_keeper(at: Path, text: bytes) -> None:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     write_private(new / f"{KEEPER}.py", text)
-    py_compile.compile(str(new / f"{KEEPER}.py"), dfile=f"{KEEPER}.py", invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compiled = Path(str(py_compile.compile(str(new / f"{KEEPER}.py"), dfile=f"{KEEPER}.py", invalidation_mode=mode, doraise=True)))
+    write_private(compiled, compiled.read_bytes())  # on disk before anybody is told to use it
     for path in (new, *new.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    with contextlib.suppress(OSError):  # another server may have been first
+    try:
         new.rename(at)
+    except OSError:
+        shutil.rmtree(new)
+        if not at.exists():  # else another server was first
+            raise
 
 
 def script(setup: EngineSetup, keeper: Path, held: Path, ranks: int) -> str:
