@@ -11,7 +11,7 @@ from functools import cache
 from typing import Protocol
 
 from headframe.placement import kernels, slots, vectors
-from headframe.placement.kernels import Ints, Members, Scores, Shapes, Slots
+from headframe.placement.kernels import Arrays, Ints, Members, Scores, Shapes, Slots
 
 SEEN_AT_ONCE = ("refresh", "cheapest")
 """What `vectors.py` has in place of `slots.py`."""
@@ -20,9 +20,10 @@ SEEN_AT_ONCE = ("refresh", "cheapest")
 class Code(Protocol):
     """The functions that `Index` calls."""
 
-    place: Callable[[int, Slots, Members, Shapes, Scores, Ints], int]
-    put: Callable[[int, int, Slots, Members, Shapes, Scores, Ints], None]
-    move: Callable[[int, Ints, Slots, Members, Scores], None]
+    arrays: Callable[[Slots, Members, Shapes, Scores, Ints], Arrays]
+    place: Callable[[int, Arrays], int]
+    put: Callable[[int, int, Arrays], None]
+    move: Callable[[int, Ints, Arrays], None]
     refresh: Callable[[int, Slots, Shapes, Scores], None]
     reprice: Callable[[Scores], None]
     account: Callable[[Ints, int, Scores], None]
@@ -34,6 +35,7 @@ def plain() -> Code:
     """The kernels without machine code: what looks at many states by NumPy, the rest as Python runs it. Ready at once, the same answers."""
     space: dict[str, object] = {**vars(kernels), **vars(slots), **{name: getattr(vectors, name) for name in SEEN_AT_ONCE}}
     space |= {name: types.FunctionType(f.__code__, space, name, f.__defaults__) for name, f in _own(slots).items() if name not in SEEN_AT_ONCE}
+    space["arrays"] = Arrays
     return types.SimpleNamespace(**space)  # pyright: ignore[reportReturnType]
 
 
@@ -41,6 +43,8 @@ def plain() -> Code:
 def compiled() -> Code:
     """The kernels as machine code."""
     import numba
+
+    from headframe.placement.boxed import boxed
 
     functions = {**_own(kernels), **_own(slots)}
     # Numba looks for changes in a function's own file only, but machine code holds what it calls too: name the version.
@@ -50,6 +54,7 @@ def compiled() -> Code:
         fresh = types.FunctionType(function.__code__, space, name, function.__defaults__)
         fresh.__qualname__ = f"{name}_{version}"
         space[name] = numba.njit(cache=True)(fresh)
+    space["arrays"] = boxed
     return types.SimpleNamespace(**space)  # pyright: ignore[reportReturnType]
 
 

@@ -22,6 +22,7 @@ from headframe.placement.kernels import (
     PAGE,
     PLACED,
     SHAPE_WIDTH,
+    Arrays,
     Ints,
     Members,
     Scores,
@@ -60,13 +61,18 @@ class Index:
         self.scores: Scores = tables(demand, kinds, (NUMBER[policy], *self._largest), weights or Weights(), memo)
         self._known: dict[Hashable, int] = {}
         self._out = np.zeros(3, dtype=np.int64)
+        self._arrays = self._all()
         for node in range(nodes):
-            self.code.move(node, rows[node], self.slots, self.members, self.scores)
+            self.code.move(node, rows[node], self._arrays)
+
+    def _all(self) -> Arrays:
+        return self.code.arrays(self.slots, self.members, self.shapes, self.scores, self._out)
 
     def learn(self, demand: Demand, weights: Weights) -> None:
         """Score by another demand from now on; where everything is stays known."""
         policy = (NUMBER[self.policy], *self._largest)
         self.scores = tables(demand, self.scores.kind, policy, weights, len(self.scores.memo_key))
+        self._arrays = self._all()
         self.shapes.epoch[:] = -1
         for slot in np.nonzero(self.slots.count)[0]:
             self.code.account(self.slots.row[slot], int(self.slots.count[slot]), self.scores)
@@ -89,7 +95,7 @@ class Index:
 
     def set(self, node: int, row: Ints) -> None:
         """Put a node into a state."""
-        self.code.move(node, row, self.slots, self.members, self.scores)
+        self.code.move(node, row, self._arrays)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._known
@@ -111,13 +117,13 @@ class Index:
         """Put one rank where it costs least; None where it fits nowhere."""
         if self.policy is Policy.RANDOM:
             return self._anywhere(shape)
-        node = self.code.place(shape, self.slots, self.members, self.shapes, self.scores, self._out)
+        node = self.code.place(shape, self._arrays)
         return Placed(node, int(self._out[0]), int(self._out[1])) if node >= 0 else None
 
     def put(self, shape: int, node: int) -> Placed:
         """Put one rank on a node that it fits on."""
         self.code.refresh(shape, self.slots, self.shapes, self.scores)
-        self.code.put(node, shape, self.slots, self.members, self.shapes, self.scores, self._out)
+        self.code.put(node, shape, self._arrays)
         return Placed(node, int(self._out[0]), int(self._out[1]))
 
     def costs(self, shape: int) -> Ints:

@@ -103,6 +103,16 @@ class Scores(NamedTuple):
     scratch: Ints
 
 
+class Arrays(NamedTuple):
+    """Everything that a placement reads and writes; `out` is what it says beside the node."""
+
+    slots: Slots
+    members: Members
+    shapes: Shapes
+    scores: Scores
+    out: Ints
+
+
 # Indices into Slots.size.
 USED_PAGES, LOG_END, LIVE, PLACED = range(4)
 

@@ -22,6 +22,7 @@ from headframe.placement.kernels import (
     PLACED,
     SURCHARGE,
     USED_PAGES,
+    Arrays,
     Ints,
     Members,
     Scores,
@@ -163,8 +164,9 @@ def _log(slot: int, s: Slots) -> None:
     s.size[LOG_END] += 1
 
 
-def move(node: int, row: Ints, s: Slots, m: Members, p: Scores) -> None:
+def move(node: int, row: Ints, a: Arrays) -> None:
     """Put a node into the slot of its new state. `row` must not be a view of the slots."""
+    s, m, p = a.slots, a.members, a.scores
     old = m.slot[node]
     if old >= 0:
         if same(s.row[old], row):
@@ -304,10 +306,11 @@ def cheapest(shape: int, s: Slots, h: Shapes, p: Scores) -> int:
     return best
 
 
-def place(shape: int, s: Slots, m: Members, h: Shapes, p: Scores, out: Ints) -> int:
+def place(shape: int, a: Arrays) -> int:
     """Place one rank where it costs least: returns the node's rank or -1; `out` gets the column of the card that a fraction
     went to, what was free on it, and the slot the node came from.
     """
+    s, h, p = a.slots, a.shapes, a.scores
     if p.policy[0] == OURS and s.size[PLACED] & 7 == 0:
         reprice(p)
     refresh(shape, s, h, p)
@@ -315,15 +318,16 @@ def place(shape: int, s: Slots, m: Members, h: Shapes, p: Scores, out: Ints) -> 
     if slot < 0:
         return -1
     node = s.root[slot]
-    put(node, shape, s, m, h, p, out)
+    put(node, shape, a)
     return node
 
 
-def put(node: int, shape: int, s: Slots, m: Members, h: Shapes, p: Scores, out: Ints) -> None:
+def put(node: int, shape: int, a: Arrays) -> None:
     """Place one rank on a given node, whose slot the shape's book is up to date with."""
-    slot = m.slot[node]
+    s, h, p, out = a.slots, a.shapes, a.scores, a.out
+    slot = a.members.slot[node]
     c, pick = s.row[slot, CLASS], h.pick[shape, slot]
     out[0], out[1], out[2] = pick, s.row[slot, pick], slot
     taken(s.row[slot], p.kind[c], h.need[shape], h.mask[shape, c], h.watts[shape, c], pick, p.scratch[0])
     s.size[PLACED] += 1
-    move(node, p.scratch[0], s, m, p)
+    move(node, p.scratch[0], a)
