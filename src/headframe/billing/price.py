@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from headframe.model.fleet import Gpu
 from headframe.model.money import PriceList, Quote, QuoteLine
 from headframe.model.people import Project
 from headframe.model.units import MILLI, cost_nano, gpus, mib
@@ -69,9 +68,9 @@ def hold_s(spec: Spec) -> int:
     return min(spec.max_duration_s, HOLD_MAX_S) or HOLD_ROLLING_S
 
 
-def quote(prices: PriceList, spec: Spec, cards: Iterable[Gpu], project: Project, *, lines: bool = False) -> Quote:
-    """The quote for `spec` over the cards that could serve it; the hold covers the dearest of them. With its `lines` where somebody is to read it."""
-    rates = sorted((spec_rate_nano(prices, spec, model), model) for model in {card.model for card in cards} or {""})
+def quote(prices: PriceList, spec: Spec, models: Iterable[str], project: Project, *, lines: bool = False) -> Quote:
+    """The quote for `spec` over the models of cards that could serve it; the hold covers the dearest of them. With its `lines` where somebody is to read it."""
+    rates = sorted((spec_rate_nano(prices, spec, model), model) for model in models or ("",))
     covers_s = hold_s(spec)
     return Quote(
         name=spec.name, tier=spec.tier, price_version=prices.version,

@@ -21,8 +21,12 @@ class GpuPrice(msgspec.Struct, frozen=True, kw_only=True):
 
     def nano(self, tier: Tier) -> int:
         """The price of this tier."""
-        by_tier = {Tier.ON_DEMAND: self.on_demand_nano, Tier.SPOT: self.spot_nano, Tier.RESERVED: self.reserved_nano}
-        return by_tier[tier]
+        if tier is Tier.ON_DEMAND:
+            return self.on_demand_nano
+        if tier is Tier.SPOT:
+            return self.spot_nano
+        assert tier is Tier.RESERVED, "no other tier is sold by time"
+        return self.reserved_nano
 
 
 class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
@@ -38,9 +42,14 @@ class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
 
     def of(self, model: str) -> GpuPrice:
         """The price of a model, however its name is spelled, else that of `*`."""
-        plain = _plain(model)
-        found = next((price for price in self.gpus if _plain(price.model) == plain), None)
-        return found or next(price for price in self.gpus if price.model == ANY_MODEL)
+        plain, other = _plain(model), None
+        for price in self.gpus:
+            if _plain(price.model) == plain:
+                return price
+            if price.model == ANY_MODEL:
+                other = price
+        assert other, "a list always has a price for any model"
+        return other
 
 
 @lru_cache(maxsize=1024)

@@ -15,11 +15,11 @@ from headframe.model.ids import AllocationId, NodeId, WorkloadId
 from headframe.model.report import Policy
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, faded
-from headframe.model.work import Part, Refusal, Resources, Spec, Tier, Workload
+from headframe.model.work import GpuRequest, Part, Refusal, Resources, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.classes import UNUSABLE, Class, Classes, by_index, like, likely
 from headframe.placement.compiled import Code, plain
-from headframe.placement.fit import Room, cards_of, changed, part_of, refuse, room_idle, room_now
+from headframe.placement.fit import Room, cards_of, changed, matches, part_of, refuse, room_idle, room_now
 from headframe.placement.horizon import NEVER_MS, Horizon, lost_since
 from headframe.placement.index import Index, Placed
 from headframe.placement.kernels import CLASS, CPU, FX, GPUS, HELD, NEVER, Ints
@@ -35,6 +35,8 @@ LEARN_FIRST, LEARN_MAX = 500, 20_000
 AT_HAND, IMAGE_MINUTES, CACHE_MINUTES = FX // 60, 1, 3
 """What a minute of loading costs, of an hour's work, and how many an image or a cache on a node saves: 20 GB come in three minutes over a gigabit line."""
 IMAGES_MAX = 256
+ANSWERS_MAX = 10_000
+"""How many answers about the idle fleet are kept."""
 KEPT = 1
 CLOSED = {state: 0 if state is NodeState.READY else KEPT + number for number, state in enumerate(NodeState, 1)}
 """The column HELD: 0 for a node that takes work, KEPT in this plan for someone, or the state that it is in."""
@@ -57,9 +59,9 @@ class Fleet:
         self._since_learned = 0
         self._learn_after = LEARN_FIRST
         self._idle: list[tuple[Room, int]] | None = None
-        self._kinds: list[Gpu] | None = None
         self.kept: dict[WorkloadId, tuple[NodeId, ...]] = {}  # for whom the last plan kept which nodes
         self.idle_answers: dict[tuple[Resources, int], tuple[Part, ...] | tuple[Refusal, ...]] = {}
+        self._models: dict[GpuRequest, tuple[str, ...]] = {}
         self._shapes: dict[Resources, int] = {}
         self._images: dict[str, dict[NodeId, None]] = {}
         self.classes: Classes
@@ -114,10 +116,10 @@ class Fleet:
         row = self._row(node)
         if row is None:
             return False
-        was = self.index.slots.row[self.index.members.slot[rank]]
-        if not np.array_equal(row[[CLASS, HELD]], was[[CLASS, HELD]]) or ((row[GPUS:] < 0) != (was[GPUS:] < 0)).any():
+        was, now = self.index.row(rank).tolist(), row.tolist()  # a few numbers: quicker than arrays
+        if (now[CLASS], now[HELD], [milli < 0 for milli in now[GPUS:]]) != (was[CLASS], was[HELD], [milli < 0 for milli in was[GPUS:]]):
             self._idle = None
-        self._back += max(0, int(np.maximum(row[GPUS:], 0).sum() - np.maximum(was[GPUS:], 0).sum()))
+        self._back += max(0, sum(milli for milli in now[GPUS:] if milli > 0) - sum(milli for milli in was[GPUS:] if milli > 0))
         self.index.set(rank, row)
         self._look_ahead(rank)
         return True
@@ -274,7 +276,7 @@ class Fleet:
         if self._idle is not None:
             return self._idle
         self.idle_answers.clear()
-        self._kinds = None
+        self._models.clear()
         rows = self.index.rows()
         there = np.nonzero(rows[:, HELD] != CLOSED[NodeState.RETIRED])[0]
         _, first, count = np.unique(rows[there, CLASS], return_index=True, return_counts=True)
@@ -283,13 +285,15 @@ class Fleet:
         ]  # fmt: skip
         return self._idle
 
-    def kinds(self) -> list[Gpu]:
-        """One card of each kind on nodes that are not retired."""
+    def models(self, request: GpuRequest) -> tuple[str, ...]:
+        """What cards that would do are called, of nodes that are not retired."""
         rooms = self.idle_rooms()
-        if self._kinds is None:
-            found = {like(gpu): gpu for room, _ in rooms for gpu in room.gpus.values() if gpu.id in room.gpu_milli}
-            self._kinds = [found[key] for key in sorted(found)]
-        return self._kinds
+        if request not in self._models:
+            if len(self._models) >= ANSWERS_MAX:
+                self._models.clear()
+            found = {gpu.model for room, _ in rooms for gpu in room.gpus.values() if gpu.id in room.gpu_milli and matches(request, gpu)}
+            self._models[request] = tuple(sorted(found))
+        return self._models[request]
 
     def hold(self, rank: int, until_ms: int) -> None:
         """Keep a node for one workload for the rest of this plan; others may use it only if they end by `until_ms`."""

@@ -104,9 +104,11 @@ def lost_since(cards: Sequence[Gpu], usable: Container[GpuId], holders: Iterable
 
 def _of_both(one: int, other: int) -> int:
     """A card that two hold."""
-    if KEPT in (one, other):
-        return KEPT
-    return max((at for at in (one, other) if at != FREE), default=FREE)
+    if one == FREE:
+        return other
+    if other == FREE:
+        return one
+    return KEPT if KEPT in (one, other) else max(one, other)
 
 
 def lost_since_ms(allocation: Allocation, workload: Workload | None) -> int:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 from typing_extensions import TypeIs
 
-from headframe.model.fleet import SLACK_MS, Gpu
+from headframe.model.fleet import SLACK_MS
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import AllocationState, NodeState, Reason
 from headframe.model.units import MILLI, MS_PER_HOUR, duration, gpus
-from headframe.model.work import Allocation, Network, Part, Refusal, Resources, Spec, Tier, Workload
+from headframe.model.work import Allocation, GpuRequest, Network, Part, Refusal, Resources, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.fit import No, Room, refuse, take
-from headframe.placement.fleet import Fleet, cheapest
+from headframe.placement.fleet import ANSWERS_MAX, Fleet, cheapest
 from headframe.placement.horizon import STOP_MS
 from headframe.placement.kernels import NEVER
 from headframe.placement.order import Order
@@ -31,7 +31,6 @@ emptied instead, and where nobody says how long work takes, another node looks b
 """
 RETIRED = frozenset({NodeState.RETIRED})
 FOREVER_MS = 1 << 50
-ANSWERS_MAX = 10_000
 _NO_NODES = Refusal(rule="fleet", need="a node", have="0 nodes", nodes=0, change="enrol a machine: `headframe up`")
 _EMPTIED = (
     Refusal(rule="fillers", need="nodes without fillers", have="fillers that are stopping", nodes=0, change="starts by itself within seconds"),
@@ -130,11 +129,11 @@ def at_most(world: World, spec: Spec) -> Spec:
     return msgspec.structs.replace(spec, resources=need)
 
 
-def kinds(world: World) -> list[Gpu]:
-    """One card of each kind that the fleet has."""
+def models(world: World, request: GpuRequest) -> tuple[str, ...]:
+    """The fleet's models of cards that `request` would take."""
     fleet = Fleet.of(world)
     fleet.sync()
-    return fleet.kinds()
+    return fleet.models(request)
 
 
 _Shape = tuple[Resources, int, Network]

@@ -49,8 +49,7 @@ from headframe.model.states import AllocationState, Reason, WorkloadState
 from headframe.model.units import money, parse_usd
 from headframe.model.work import Spec, Workload
 from headframe.model.world import World
-from headframe.placement import are_parts, at_most, explain, feasible, kinds
-from headframe.placement.fit import matches
+from headframe.placement import are_parts, at_most, explain, feasible, models
 from headframe.reconcile.jobs import stop
 from headframe.server.enrol import enrol
 from headframe.server.machines import engines
@@ -104,8 +103,7 @@ def _priced(world: World, spec: Spec, project: Project, now_ms: int, *, lines: b
     answer = feasible(world, fewest)
     if not are_parts(answer):
         raise Infeasible("; ".join(map(str, answer)))
-    cards = [gpu for gpu in kinds(world) if matches(spec.resources.gpu, gpu)]
-    needed = cards if spec.resources.gpu.milli else []
+    needed = models(world, spec.resources.gpu) if spec.resources.gpu.milli else ()
     prices = price_at(world.prices(), now_ms)
     if spec.max_price_nano:
         cheapest = quote(prices, at_most(world, fewest), needed, project).rate_min_nano
