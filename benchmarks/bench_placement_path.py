@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import gc
+import random
 import resource
 import statistics
 import sys
@@ -18,7 +19,7 @@ import msgspec
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from headframe.engines.base import Sight
 from headframe.model.command import CreateProject, Found, GrantCredit, Submit
-from headframe.model.ids import AllocationId
+from headframe.model.ids import WORKLOAD_ENTROPY_BYTES, AllocationId, workload_id
 from headframe.model.states import AllocationState, WorkloadState
 from headframe.model.work import Allocation, Part, Share, Tier
 from headframe.placement import explain, plan
@@ -113,8 +114,10 @@ class Stopwatch:
             self.seconds += (time.perf_counter() - began) * self.on
 
 
-async def path(nodes, count, batch):
-    """Submit `count` jobs in batches and grant them, every commit fsynced to SQLite before it is answered."""
+async def path(nodes, count, batch, part):
+    """Submit `count` jobs in batches and grant them, every commit fsynced to SQLite before it is answered. Yields for each `part` of them jobs a second: submitted and
+    granted, submitted alone, and what the store alone would take.
+    """
     with tempfile.TemporaryDirectory() as root:
         store = open_store(f"sqlite:///{root}/store.db")
         desk = Desk(store, lambda: NOW_MS, at_once)
@@ -133,7 +136,7 @@ async def path(nodes, count, batch):
         tick = Tick(desk, engine, lambda: NOW_MS)
         epoch = store.lead("bench", store.lease()).epoch
         await tick.run(epoch)
-        done, submit_s, took = 0, 0.0, 0.0
+        done, submit_s, took, chance = 0, 0.0, 0.0, random.Random(1)
         calm()
         stored = Stopwatch(store.commit)
         store.commit = stored
@@ -144,7 +147,16 @@ async def path(nodes, count, batch):
 
             def all_of(world, now, first=first, done=done):
                 for n in range(first, done):
-                    yield from decide(world, Submit(id=f"wl-{n}", project_id=PROJECT, key_id="op", spec=spec(gpus=1, name=f"j{n}")), now)
+                    yield from decide(
+                        world,
+                        Submit(
+                            id=workload_id(NOW_MS + n // 5, chance.randbytes(WORKLOAD_ENTROPY_BYTES)),
+                            project_id=PROJECT,
+                            key_id="op",
+                            spec=spec(gpus=1, name=f"j{n}"),
+                        ),
+                        now,
+                    )
 
             await desk.write(all_of)
             submit_s += time.perf_counter() - start
@@ -153,9 +165,11 @@ async def path(nodes, count, batch):
             engine.asked, stored.on = True, False
             await tick.run(epoch)
             engine.asked, stored.on = False, True
+            if done % part == 0:
+                yield part / took, part / submit_s, part / stored.seconds
+                submit_s, took, stored.seconds = 0.0, 0.0, 0.0
         assert not desk.world.queued
         store.close()
-        return count / took, count / submit_s, count / stored.seconds
 
 
 def main():
@@ -194,12 +208,18 @@ def main():
     impossible = job(6, gpus=8, cpu=129)
     median, worst, why = timed(lambda: explain(world, impossible, NOW_MS + 10**6), 20)
     print(f"why not, over the whole fleet: {median:.1f} ms, worst {worst:.1f} ms (goal < 50 ms): {why[0]}")
-    rate, submits, store = asyncio.run(path(nodes, 20_000, 2_000))
-    print(
-        f"submitted, durable (SQLite, synchronous=FULL) and granted, in batches of 2,000: {rate:,.0f}/s; submitting alone {submits:,.0f}/s (goal 5,000/s)\n"
-        f"the store alone would take {store:,.0f}/s of those here and now: {rate / store:.2f} of it"
-    )
+    asyncio.run(submitted(nodes))
     print(f"memory at the end: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MB")
+
+
+async def submitted(nodes):
+    print("submitted, durable (SQLite, synchronous=FULL) and granted, in batches of 2,000 (goal 5,000/s):")
+    done = 0
+    async for rate, submits, store in path(nodes, 8 * nodes, 2_000, min(20_000, 8 * nodes)):
+        print(
+            f"{rate:10,.0f}/s after {done:,} jobs; submitting alone {submits:,.0f}/s; the store alone would take {store:,.0f}/s of those here and now: {rate / store:.2f} of it"
+        )
+        done += 20_000
 
 
 if __name__ == "__main__":

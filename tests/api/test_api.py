@@ -40,6 +40,13 @@ def test_the_same_idempotency_key_gets_the_stored_answer_and_one_workload(tenant
     assert len([item for item in tenant.workloads() if item.workload.name == "once"]) == 1
 
 
+def test_jobs_without_a_name_that_come_together_are_called_differently(tenant):
+    file = "run: 'true'\nresources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}"
+    made = [tenant.submit(file).workload for _ in range(5)]
+    assert len({each.name for each in made}) == 5
+    assert all(each.name == f"job-{each.id[-6:]}" for each in made)
+
+
 def test_the_same_idempotency_key_with_another_body_is_refused(tenant):
     for name, status in (("a", 201), ("b", 422)):
         answer = raw(tenant, "POST", "/v1/workloads", json={"file": tiny(f"other-{name}")}, headers={"Idempotency-Key": "k2"})

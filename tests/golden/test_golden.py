@@ -15,7 +15,7 @@ from support import Server, wait_for
 HERE = Path(__file__).parent
 SCRIPTS = sorted(HERE.glob("*.txt"))
 CHANGING = [  # what differs from run to run, and what stands for it
-    (r"wl-[0-9a-z]{16}", "wl-ID"),
+    (r"wl-[0-9a-z]{20}", "wl-ID"),
     (r"pr-[0-9a-z]{16}", "pr-ID"),
     (r"hf_\w+", "hf_KEY"),
     (r"\b[0-9a-z]{16}\b", "KEYID"),

@@ -25,6 +25,7 @@ GatewayId = NewType("GatewayId", str)
 PostingId = NewType("PostingId", str)
 
 ENTROPY_BYTES = 10
+WORKLOAD_ENTROPY_BYTES, SECONDS_BYTES = 7, 5
 _MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ALLOCATION = re.compile(r"^wl-[a-z0-9-]{1,80}\.[1-9][0-9]{0,8}$", re.ASCII)
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u to misread
@@ -36,10 +37,12 @@ def base32(data: bytes) -> str:
     return "".join(_ALPHABET[(number >> (5 * place)) & 31] for place in reversed(range(digits)))
 
 
-def workload_id(entropy: bytes) -> WorkloadId:
-    """``wl-`` and 16 characters of the 10 bytes given."""
-    assert len(entropy) == ENTROPY_BYTES, len(entropy)
-    return WorkloadId("wl-" + base32(entropy))
+def workload_id(at_ms: int, entropy: bytes) -> WorkloadId:
+    """``wl-``, 8 characters of the second since 1970 and 12 of the 7 bytes given. Allocations, usage and entries are named by it, so new rows lie beside
+    each other in a store's indexes: ids of chance alone changed a page of each index per row, which took longer the more rows there were.
+    """
+    assert len(entropy) == WORKLOAD_ENTROPY_BYTES, len(entropy)
+    return WorkloadId(f"wl-{base32((at_ms // 1000).to_bytes(SECONDS_BYTES, 'big'))}{base32(entropy)}")
 
 
 def allocation_id(workload: WorkloadId, attempt: int) -> AllocationId:

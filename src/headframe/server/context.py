@@ -19,7 +19,7 @@ from headframe.model.agent import Miner
 from headframe.model.command import Command
 from headframe.model.errors import BadRequest, HeadframeError, IdempotencyMismatch, InFlight, NotFound, Unauthenticated
 from headframe.model.event import Event
-from headframe.model.ids import ENTROPY_BYTES, base32
+from headframe.model.ids import ENTROPY_BYTES, WORKLOAD_ENTROPY_BYTES, WorkloadId, base32, workload_id
 from headframe.model.people import Scope
 from headframe.model.power import Reading
 from headframe.model.world import World
@@ -119,6 +119,10 @@ class Context:
     def _heard(self, _events: Sequence[Event]) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def new_workload(self) -> WorkloadId:
+        """A new id that nobody can guess, later in order than those of the seconds before."""
+        return workload_id(self.clock_ms(), secrets.token_bytes(WORKLOAD_ENTROPY_BYTES))
 
     def refuse_signal(self) -> None:
         """Count a signal that was not taken: an alarm rises with it."""

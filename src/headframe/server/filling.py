@@ -15,7 +15,7 @@ from headframe.dispatch.shed import Rung, shed
 from headframe.dispatch.survey import NO_LIMIT_W, Held, Problem, Survey, asic_groups, filler_of, loads, mines, posture_id, shed_always
 from headframe.model.event import Draft, Kind
 from headframe.model.fleet import Gpu, Grade, Rack
-from headframe.model.ids import ENTROPY_BYTES, AllocationId, KeyId, NodeId, RackId, allocation_id, workload_id
+from headframe.model.ids import WORKLOAD_ENTROPY_BYTES, AllocationId, KeyId, NodeId, RackId, allocation_id, workload_id
 from headframe.model.people import Project
 from headframe.model.power import Asic, AsicState, Filler, LoadClass, Posture, filler_id
 from headframe.model.states import OWN_FAULTS, AllocationState, GpuState, NodeState, Reason, WorkloadState
@@ -269,7 +269,7 @@ def _begun(world: World, survey: Survey, model: str, filler: Filler, most: int, 
 
 def _start(world: World, gpu: Gpu, filler: Filler, now_ms: int) -> Draft:
     spec = _spec(filler, gpu)
-    key = workload_id(hashlib.sha256(f"{spec.name} {now_ms}".encode()).digest()[:ENTROPY_BYTES])
+    key = workload_id(now_ms, hashlib.sha256(f"{spec.name} {now_ms}".encode()).digest()[:WORKLOAD_ENTROPY_BYTES])
     workload = Workload(id=key, project_id=HOUSE, key_id=KeyId("Headframe"), name=spec.name, spec=spec, state=WorkloadState.STARTING, attempt=1,
                         submitted_ms=now_ms, queued_ms=now_ms)  # fmt: skip
     part = Part(rank=0, node_id=gpu.node_id, shares=(Share(gpu_id=gpu.id, index=gpu.index, model=gpu.model, milli=MILLI),), cpu_milli=filler.cpu_milli,

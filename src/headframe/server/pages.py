@@ -1,6 +1,5 @@
 """The console's routes: sign-in, pages, and the two forms that write. Reads the world, renders, decides nothing."""
 
-import secrets
 from importlib.resources import files
 from typing import Annotated, Any
 from urllib.parse import quote as url_quote
@@ -15,7 +14,7 @@ from headframe.console.floor import COLOURS, floor
 from headframe.model.api import Bill
 from headframe.model.command import StopWorkload, Submit
 from headframe.model.errors import BadRequest, Forbidden, HeadframeError, Unauthenticated
-from headframe.model.ids import ENTROPY_BYTES, GpuId, workload_id
+from headframe.model.ids import GpuId
 from headframe.model.money import Entry, Quote, Usage
 from headframe.model.people import ALLOWS, Project, Scope
 from headframe.model.states import WorkloadState
@@ -167,9 +166,9 @@ async def new(context: Context, request: Req, data: Form) -> Response[str]:
 
 
 async def _submit(context: Context, request: Req, project: Project, text: str) -> str:
-    key = workload_id(secrets.token_bytes(ENTROPY_BYTES))
+    key = context.new_workload()
     spec = parse(text).spec
-    named = spec if spec.name else msgspec.structs.replace(spec, name=f"job-{key[3:9]}")
+    named = spec if spec.name else msgspec.structs.replace(spec, name=f"job-{key[-6:]}")
     command = Submit(id=key, project_id=project.id, key_id=request.user.key.id, spec=named)
     await context.desk.write(lambda world, now_ms: decide(world, command, now_ms))
     return key

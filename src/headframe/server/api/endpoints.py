@@ -1,6 +1,5 @@
 """Endpoints: apply, list, show, stop; and what gateways say and hear."""
 
-import secrets
 from typing import Annotated, Any
 
 import msgspec
@@ -13,7 +12,7 @@ from headframe.model.api import SubmitBody
 from headframe.model.command import ApplyEndpoint, StopEndpoint, TakeReport
 from headframe.model.endpoint import Endpoint, EndpointState, GatewayAnswer, GatewayReport, Granted, Served, Table
 from headframe.model.errors import BadRequest, Forbidden, NotFound, Unavailable
-from headframe.model.ids import ENTROPY_BYTES, GatewayId, KeyId, allocation_id, allowance_id, workload_id
+from headframe.model.ids import GatewayId, KeyId, allocation_id, allowance_id
 from headframe.model.people import Scope
 from headframe.model.serving import Pricing
 from headframe.model.serving_api import EndpointList, EndpointView, ReplicaView
@@ -47,7 +46,7 @@ async def apply(context: Context, request: Request[Principal, Any, Any], data: S
         raise Forbidden("tokens are sold by the operator: all projects can ask such an endpoint, and its machines' time is nobody's bill")
     workdir_known(context, data.workdir)
     project = project_for(context.world, request.user, data.project)
-    fresh = workload_id(secrets.token_bytes(ENTROPY_BYTES))
+    fresh = context.new_workload()
     command = ApplyEndpoint(id=fresh, project_id=project.id, key_id=request.user.key.id, spec=parsed.spec, workdir_digest=data.workdir)
 
     def answer(world: World) -> EndpointView:

@@ -1,7 +1,6 @@
 """The fleet as sold: nodes, offers, prices."""
 
 import re
-import secrets
 from typing import Annotated, Any
 
 from litestar import Request, Router, get, post, put
@@ -11,7 +10,7 @@ from headframe.model.api import CheckBody, NodeBody, NodeHours, NodePage, NodeRe
 from headframe.model.command import MoveNode, Qualify, SetNode, SetPrices
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import ENTROPY_BYTES, NodeId, RackId, workload_id
+from headframe.model.ids import NodeId, RackId
 from headframe.model.money import PriceList
 from headframe.model.people import Scope
 from headframe.model.states import GpuState, NodeState, Service
@@ -125,7 +124,7 @@ async def check_node(context: Context, request: Request[Principal, Any, Any], no
     def answer(world: World) -> NodeView:
         return node_view(world, world.nodes[key], with_work=True)
 
-    command = Qualify(node_id=key, depth=data.depth, id=workload_id(secrets.token_bytes(ENTROPY_BYTES)), by=request.user.key.id)
+    command = Qualify(node_id=key, depth=data.depth, id=context.new_workload(), by=request.user.key.id)
     return await context.write(request, command, answer)
 
 

@@ -1,7 +1,6 @@
 """Workloads: quote, submit, list, show, stop, remove, logs."""
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
@@ -15,7 +14,7 @@ from headframe.billing.price import price_at, rate_nano
 from headframe.model.api import LogPage, QuoteView, SubmitBody, WorkloadPage, WorkloadView
 from headframe.model.command import StopWorkload, Submit
 from headframe.model.errors import BadRequest, Conflicting, NotFound
-from headframe.model.ids import ENTROPY_BYTES, AllocationId, WorkloadId, allocation_id, workload_id
+from headframe.model.ids import AllocationId, WorkloadId, allocation_id
 from headframe.model.people import Scope
 from headframe.model.states import WORKLOAD_ENDS, WorkloadState
 from headframe.model.work import JOB, WORKSPACE, Allocation, Workload
@@ -52,8 +51,8 @@ async def submit(context: Context, request: Request[Principal, Any, Any], data: 
         raise BadRequest(f"this file is of type {parsed.spec.type}", "apply it: `headframe apply -f`, POST /v1/endpoints")
     workdir_known(context, data.workdir)
     project = project_for(context.world, request.user, data.project)
-    key = workload_id(secrets.token_bytes(ENTROPY_BYTES))
-    spec = parsed.spec if parsed.spec.name else msgspec.structs.replace(parsed.spec, name=f"job-{key[3:9]}")
+    key = context.new_workload()
+    spec = parsed.spec if parsed.spec.name else msgspec.structs.replace(parsed.spec, name=f"job-{key[-6:]}")
     command = Submit(id=key, project_id=project.id, key_id=request.user.key.id, spec=spec, workdir_digest=data.workdir)
 
     def answer(world: World) -> WorkloadView:
