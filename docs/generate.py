@@ -91,7 +91,7 @@ def api() -> str:
     ]
     out = [
         "# HTTP API\n\nGenerated from the routes. The OpenAPI document is served at `/schema/openapi.json`.\n\nEvery write takes an `Idempotency-Key`: "
-        "the same key and body get the stored answer, another body is 422, one in flight 409.\nRefusals are RFC 9457 problems with a stable `code` and a `next_step`.\n",
+        "for seven days the same key and body get the stored answer, another body is 422, one in flight 409.\nRefusals are RFC 9457 problems with a stable `code` and a `next_step`.\n",
         "| Method | Path | Scope | What |",
         "| --- | --- | --- | --- |",
     ]

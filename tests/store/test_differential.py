@@ -35,6 +35,7 @@ OPERATIONS = {
     "events",
     "lead",
     "reply",
+    "forget replies",
     "hours",
     "load",
     "version",
@@ -150,16 +151,19 @@ queries = st.builds(
     before=st.sampled_from([None, (2, "wl-2"), (1, "e1")]),
     limit=st.integers(1, 3),
 )
+commits = st.tuples(
+    st.just("commit"), st.lists(st.lists(rows, max_size=3), min_size=1, max_size=3), st.integers(0, 9), st.integers(-1, 9), st.integers(0, 3)
+)
 operations = st.one_of(
-    st.tuples(
-        st.just("commit"), st.lists(st.lists(rows, max_size=3), min_size=1, max_size=3), st.integers(0, 9), st.integers(-1, 9), st.integers(0, 3)
-    ),
+    commits,
+    commits.map(tuple),  # twice as often
     st.tuples(st.just("get"), st.sampled_from([Workload, Allocation, Project, Entry, Usage, Served, Allowance]), st.integers(0, 1)),
     st.builds(lambda kind: ("page", kind, Query()), st.sampled_from([Workload, Allocation, Project, Entry, Usage, Served])),
     st.tuples(st.just("page"), st.sampled_from([Workload, Allocation, Project, Entry, Usage, Served]), queries),
     st.tuples(st.just("events"), st.integers(0, 5), st.integers(1, 4), st.sampled_from([None, "pr-0", ""]), st.sampled_from([None, "s1"])),
     st.tuples(st.just("lead"), st.sampled_from(["a", "b"]), st.booleans()),
     st.tuples(st.just("reply"), st.integers(0, 3)),
+    st.tuples(st.just("forget replies"), st.integers(0, 2), st.integers(1, 3)),
     st.builds(
         lambda kept, *asked: ("hours", kept, *asked),
         st.lists(st.builds(hour, st.integers(0, 1), st.integers(0, 3), st.integers(1, 60)), max_size=3),
@@ -197,7 +201,7 @@ def answer(store, operation):
                 )
                 for n, group in enumerate(groups)
             ]
-            replies = [Reply(key=f"k{reply}", request_hash="h", status=201, body=b"{}", at_ms=1)] if reply else []
+            replies = [Reply(key=f"k{reply}", request_hash="h", status=201, body=b"{}", at_ms=reply % 3)] if reply else []
             current = store.lease().epoch
             guard = None if epoch < 0 else current if epoch else current + 1
             return store.commit(events, base, guard, replies)
@@ -212,6 +216,10 @@ def answer(store, operation):
             return store.lead(holder, store.lease() if fresh else Lease(holder="x", epoch=99, beat=99))
         case ("reply", n):
             return store.reply(f"k{n}")
+        case ("forget replies", before_ms, n):
+            known = store.reply(f"k{n}")
+            store.forget_replies(before_ms)
+            return (known is not None and store.reply(f"k{n}") is None) or None
         case ("hours", kept, forget_before_ms, n, since_ms, limit):
             last = {(each.node_id, each.hour_ms): each for each in kept}  # of one call each hour is told once
             store.keep_hours(list(last.values()), forget_before_ms)
@@ -297,6 +305,17 @@ def test_the_database_itself_refuses_to_change_history(tmp_path, table):
             db.exec_driver_sql(statement)
 
 
+def test_stored_answers_are_forgotten_a_few_at_a_time_and_those_that_are_younger_stay(tmp_path, monkeypatch):
+    import headframe.store.sql as sql
+
+    monkeypatch.setattr(sql, "FORGOTTEN_AT_ONCE", 2)
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    replies = [Reply(key=f"k{n}", request_hash="h", status=201, body=b"{}", at_ms=n) for n in range(8)]
+    store.commit([Event(seq=1, at_ms=1, kind=Kind.NODE_CHANGED, subject="s", text="t")], 0, None, replies)
+    store.forget_replies(5)
+    assert [n for n in range(8) if store.reply(f"k{n}")] == [5, 6, 7]
+
+
 def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
     store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
     with store._engine.begin() as db:
@@ -308,8 +327,8 @@ def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
 
 LATER = """
 from alembic import op
-revision = "0008"
-down_revision = "0007"
+revision = "0009"
+down_revision = "0008"
 
 
 def upgrade():
@@ -329,7 +348,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0008_later.py").write_text(LATER)
+    (later / "versions" / "0009_later.py").write_text(LATER)
     with monkeypatch.context() as newer:
         newer.setattr(opening, "MIGRATIONS", later)
         migrated = open_store(f"sqlite:///{path}")
@@ -337,7 +356,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
         with migrated._engine.connect() as db:
             assert "later" in {row[1] for row in db.exec_driver_sql("PRAGMA table_info(node)")}
         migrated.close()
-    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0007.bak'}").dump() == before
+    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0008.bak'}").dump() == before
     with pytest.raises(StoreMismatch, match="newer"):
         open_store(f"sqlite:///{path}")
 
@@ -385,14 +404,14 @@ def test_an_older_postgresql_store_is_copied_into_a_schema_of_its_own_before_it_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0008_later.py").write_text(LATER)
+    (later / "versions" / "0009_later.py").write_text(LATER)
     monkeypatch.setattr(opening, "MIGRATIONS", later)
     migrated = open_store(postgres.url)
     assert migrated.dump() == before
     with migrated._engine.connect() as db:
-        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0007.entry").scalar() == 1
-        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0007.alembic_version").scalar() == "0007"
-        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0008"
+        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0008.entry").scalar() == 1
+        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0008.alembic_version").scalar() == "0008"
+        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0009"
     migrated.close()
 
 

@@ -13,6 +13,8 @@ from headframe.server.watch import MINUTES_MAX, Watch
 LOOK_S = 20.0
 KEPT_MS = 400 * 24 * MS_PER_HOUR
 """A year and a month: the same month last year can still be seen."""
+REPLIES_KEPT_MS = 7 * 24 * MS_PER_HOUR
+"""How long the answer to a request with an Idempotency-Key is known: a client repeats one within minutes."""
 BATCH = 200
 """So many machines are worked out before others get their turn."""
 _log = logging.getLogger("headframe")
@@ -42,3 +44,4 @@ async def _keep(desk: Desk, watch: Watch, hour: int) -> None:
             await asyncio.to_thread(desk.store.keep_hours, batch, forget_before_ms)
             batch = []
     await asyncio.to_thread(desk.store.keep_hours, batch, forget_before_ms)
+    await asyncio.to_thread(desk.store.forget_replies, (hour + 1) * MS_PER_HOUR - REPLIES_KEPT_MS)

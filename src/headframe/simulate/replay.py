@@ -97,6 +97,9 @@ class Forgetful:
         del key
         return None
 
+    def forget_replies(self, before_ms: int) -> None:
+        del before_ms
+
     def lease(self) -> Lease:
         return self.lease_now
 

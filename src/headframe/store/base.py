@@ -96,6 +96,10 @@ class Store(Protocol):
         """The stored answer to an idempotent request."""
         ...
 
+    def forget_replies(self, before_ms: int) -> None:
+        """Forget stored answers of before then; others' writes may come between."""
+        ...
+
     def lease(self) -> Lease:
         """Who leads now; epoch 0 when nobody ever did."""
         ...

@@ -120,6 +120,10 @@ class MemoryStore:
     def reply(self, key: str) -> Reply | None:
         return self._replies.get(key)
 
+    def forget_replies(self, before_ms: int) -> None:
+        with self._lock:
+            self._replies = {key: reply for key, reply in self._replies.items() if reply.at_ms >= before_ms}
+
     def lease(self) -> Lease:
         return self._lease
 

@@ -21,6 +21,8 @@ from headframe.store.tables import APPEND_ONLY, NOUNS, control, event, gpu_held,
 
 BUSY_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 15_000
+FORGOTTEN_AT_ONCE = 1_000
+"""Stored answers, in one transaction: some milliseconds, in which nobody else writes."""
 _encode = msgspec.json.Encoder().encode
 _hour = msgspec.json.Decoder(NodeHour)
 _event = msgspec.json.Decoder(Event)
@@ -105,6 +107,13 @@ class SqlStore:
         with self._read() as db:
             row = db.execute(sa.select(reply).where(reply.c.key == key)).mappings().first()
         return Reply(**row) if row else None
+
+    def forget_replies(self, before_ms: int) -> None:
+        oldest = sa.select(reply.c.key).where(reply.c.at_ms < before_ms).order_by(reply.c.at_ms).limit(FORGOTTEN_AT_ONCE)
+        gone = FORGOTTEN_AT_ONCE
+        while gone == FORGOTTEN_AT_ONCE:
+            with self._write() as db:
+                gone = db.execute(sa.delete(reply).where(reply.c.key.in_(oldest))).rowcount
 
     def lease(self) -> Lease:
         with self._read() as db:

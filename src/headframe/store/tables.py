@@ -78,6 +78,7 @@ reply = sa.Table(
     sa.Column("status", sa.Integer, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Index("reply_by_time", "at_ms"),
 )  # fmt: skip
 
 
