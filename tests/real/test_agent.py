@@ -239,5 +239,7 @@ def test_what_the_miners_of_a_far_machine_say_is_read_there_and_shown_here(serve
         operator.set_site(operator.sites().items[0].name, SiteBody(tariff="name: flat\nenergy: [{price: 0.01}]\n"))
         operator.tell_coin("RVN", CoinBody(price_usd=0.02, network_hs=5e12, block_s=60, reward=2500))
         operator.set_filler(STAND_IN.replace("stats: t-rex", f"stats: t-rex\nport: {free_port()}"))
-        shown = wait_for(lambda: (row := operator.fillers().items[0]).read and row, limit_s=90)
-        assert (shown.cards, shown.read, shown.promised) == (2, 90e6, 100e6)
+        shown = wait_for(
+            lambda: (row := operator.fillers().items[0]).read == 90e6 and row, limit_s=90
+        )  # the two miners may answer one after the other
+        assert (shown.cards, shown.promised) == (2, 100e6)

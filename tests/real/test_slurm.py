@@ -454,7 +454,10 @@ def test_nothing_that_a_tenant_writes_reaches_slurm_and_all_of_it_reaches_the_wo
     [
         ({"key_file": "/nonexistent/key"}, "conflict", "can't be read"),
         ({"url": "unix:/nonexistent/socket"}, "conflict", "does not answer"),
-        ({"url": "ftp://x"}, "bad_request", "url is slurmrestd's"),
+        *(
+            ({"url": url}, "bad_request", "url is slurmrestd's")
+            for url in ("ftp://x", "http://", "http://[::", "http://a:99999", "http://a:b", "http://\u00fc:1", "unix:x")
+        ),
         ({"shared": "relative/path"}, "bad_request", "absolute path"),
         ({"shared": "/a/../etc"}, "bad_request", "absolute path"),
         ({"python": "/nonexistent/python"}, "conflict", "does not run on"),

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 import uvicorn
+import uvloop
 
 from headframe.engines.base import Engine
 from headframe.engines.joined import JoinedEngine
@@ -148,7 +149,7 @@ def run(config: Config, hooks: Hooks) -> None:
     check_exposure(config.host, secure=config.secure, otherwise="give --tls-cert and --tls-key, or --tls-self-signed, or bind to 127.0.0.1")
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(config), bound(config.host, config.port) as listening:
-        asyncio.run(_serve(config, hooks, listening))
+        uvloop.run(_serve(config, hooks, listening))
 
 
 async def _serve(config: Config, hooks: Hooks, listening: socket.socket) -> None:

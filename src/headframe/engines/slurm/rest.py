@@ -5,12 +5,11 @@ import base64
 import hashlib
 import hmac
 import re
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
+import httpcore
 import msgspec
 
 from headframe.engines.slurm.words import (
@@ -34,9 +33,10 @@ from headframe.model.errors import Unavailable
 
 T = TypeVar("T")
 TOKEN_S = 1800
-CONNECTIONS_MAX = 16
+CONNECTIONS_MAX, IDLE_S = 16, 5.0
 CONNECT_S, ANSWER_S = 3.0, 30.0
 """A controller under load answers late; one that is away does not take the connection."""
+_WAITS = {"timeout": {"connect": CONNECT_S, "read": ANSWER_S, "write": ANSWER_S, "pool": ANSWER_S}}
 
 
 class Pinged(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,15 +60,14 @@ def token(key: bytes, user: str, now_s: int) -> str:
 class SlurmRest:
     """One cluster's slurmrestd. Raises Unavailable where nothing answers, SlurmRefused where the answer is no."""
 
-    def __init__(self, setup: EngineSetup, clock_ms: Callable[[], int], *, verify: bool | ssl.SSLContext = True) -> None:
+    def __init__(self, setup: EngineSetup, clock_ms: Callable[[], int]) -> None:
         self._setup = setup
         self._clock_ms = clock_ms
         path = setup.url.removeprefix("unix:") if setup.url.startswith("unix:") else None
-        limits = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX)
-        self._http = httpx.AsyncClient(
-            base_url="http://slurmrestd" if path else setup.url, timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S), trust_env=False,
-            transport=httpx.AsyncHTTPTransport(uds=path, limits=limits) if path else httpx.AsyncHTTPTransport(verify=verify, limits=limits),
-        )  # fmt: skip
+        self._url = "http://slurmrestd" if path else setup.url.rstrip("/")
+        self._http = httpcore.AsyncConnectionPool(
+            max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX, keepalive_expiry=IDLE_S, uds=path
+        )
         self._tokens: dict[str, tuple[str, int]] = {}
         self.dialect = ""
 
@@ -134,14 +133,19 @@ class SlurmRest:
 
     async def _call(self, method: str, path: str, said: Any = None, user: str = "") -> bytes:
         who = user or self._setup.user
-        headers = {"X-SLURM-USER-NAME": who, "X-SLURM-USER-TOKEN": self._token(who), "Content-Type": "application/json"}
+        headers: dict[bytes | str, bytes | str] = {
+            "X-SLURM-USER-NAME": who,
+            "X-SLURM-USER-TOKEN": self._token(who),
+            "Content-Type": "application/json",
+        }
         try:
-            answer = await self._http.request(method, path, headers=headers, content=None if said is None else msgspec.json.encode(said))
-        except httpx.HTTPError as error:
+            content = None if said is None else msgspec.json.encode(said)
+            answer = await self._http.request(method, self._url + path, headers=headers, content=content, extensions=_WAITS)
+        except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.UnsupportedProtocol) as error:
             raise Unavailable(f"slurmrestd at {self._setup.url} does not answer: {type(error).__name__}: {error}") from error
-        if answer.status_code in {401, 502, 503, 504} and not answer.content:
-            raise Unavailable(f"slurmrestd at {self._setup.url} answers HTTP {answer.status_code}")
-        no = refused(answer.status_code, answer.content)
+        if answer.status in {401, 502, 503, 504} and not answer.content:
+            raise Unavailable(f"slurmrestd at {self._setup.url} answers HTTP {answer.status}")
+        no = refused(answer.status, answer.content)
         if no is not None:
             raise Unavailable(f"Slurm's controller does not answer: {no}") if away(no) else no
         return answer.content

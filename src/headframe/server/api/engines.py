@@ -3,6 +3,7 @@
 import getpass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from litestar import Request, Router, delete, get, post
 from litestar.params import Parameter
@@ -84,7 +85,7 @@ def _setup(data: EngineBody, now_ms: int) -> EngineSetup:
     for what, path in (("shared", data.shared), ("key_file", data.key_file), ("python", data.python)):
         if not path.startswith("/") or len(path) > PATH_MAX or not path.isprintable() or ".." in Path(path).parts:
             raise BadRequest(f"{what} is an absolute path of at most {PATH_MAX} printable characters")
-    if not data.url.startswith(("http://", "https://", "unix:/")) or len(data.url) > PATH_MAX or not data.url.isprintable():
+    if not _is_address(data.url):
         raise BadRequest("url is slurmrestd's: http://…, https://… or unix:/path/to/its.sock")
     if data.accounts and "{project}" not in data.accounts:
         raise BadRequest("accounts names each project's own, such as hf-{project}")
@@ -94,6 +95,19 @@ def _setup(data: EngineBody, now_ms: int) -> EngineSetup:
     user = data.user or getpass.getuser()
     return EngineSetup(id=SLURM_ID, url=data.url, key_file=data.key_file, user=user, shared=data.shared, partition=data.partition, python=data.python,
                        accounts=data.accounts, created_ms=now_ms)  # fmt: skip
+
+
+def _is_address(url: str) -> bool:
+    """Whether it has the form of slurmrestd's address."""
+    if len(url) > PATH_MAX or not url.isprintable():
+        return False
+    if url.startswith("unix:"):
+        return url.startswith("unix:/")
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and url.isascii()
+    except ValueError:  # no port, or no address
+        return False
 
 
 def _named(context: Context, engine: str) -> EngineSetup:
