@@ -11,6 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from headframe.client import ApiError
 from headframe.model.api import EngineBody, ServiceBody
 from headframe.model.people import Scope
 from headframe.model.states import Service
@@ -54,12 +55,21 @@ class House:
         self.projects = {project.name: project.id for project in self.operator.projects().items}
         self.uids = {project.name: self.slurm.account(f"hf-{project.id}") for project in self.operator.projects().items}
         self.slurm.run("scontrol", "reconfigure")
-        self.operator.add_engine(
-            EngineBody(url=self.slurm.url, key_file=str(self.slurm.key), shared=str(self.root / "shared"), python=PYTHON, accounts="hf-{project}")
-        )
+        wait_for(self._added, 60)
         (here,) = (view.node.name for view in self.operator.nodes() if view.node.engine == "local")
         self.operator.move_node(here, ServiceBody(to=Service.DRAIN, why="all work is to be Slurm's"))
         wait_for(lambda: any(view.node.engine == "slurm" and view.node.state == "ready" for view in self.operator.nodes()), 60)
+
+    def _added(self):
+        """Whether Slurm is an engine now. Since 23.11 its machines are not there for a moment after `reconfigure`, as all daemons are started anew: then it is tried again."""
+        try:
+            self.operator.add_engine(
+                EngineBody(url=self.slurm.url, key_file=str(self.slurm.key), shared=str(self.root / "shared"), python=PYTHON, accounts="hf-{project}")
+            )
+        except ApiError as refused:
+            assert "none is up" in refused.problem.detail, refused
+            return False
+        return True
 
     def __exit__(self, *_):
         if getattr(self, "server", None) is not None and self.server.process and self.server.process.poll() is None:
