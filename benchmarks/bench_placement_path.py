@@ -214,12 +214,13 @@ def main():
 
 async def submitted(nodes):
     print("submitted, durable (SQLite, synchronous=FULL) and granted, in batches of 2,000 (goal 5,000/s):")
-    done = 0
-    async for rate, submits, store in path(nodes, 8 * nodes, 2_000, min(20_000, 8 * nodes)):
+    done, count = 0, min(100_000, 8 * nodes)
+    part = min(20_000, count)
+    async for rate, submits, store in path(nodes, count, 2_000, part):
         print(
             f"{rate:10,.0f}/s after {done:,} jobs; submitting alone {submits:,.0f}/s; the store alone would take {store:,.0f}/s of those here and now: {rate / store:.2f} of it"
         )
-        done += 20_000
+        done += part
 
 
 if __name__ == "__main__":

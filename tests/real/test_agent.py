@@ -242,4 +242,4 @@ def test_what_the_miners_of_a_far_machine_say_is_read_there_and_shown_here(serve
         shown = wait_for(
             lambda: (row := operator.fillers().items[0]).read == 90e6 and row, limit_s=90
         )  # the two miners may answer one after the other
-        assert (shown.cards, shown.promised) == (2, 100e6)
+        assert (shown.cards, shown.read, shown.promised) == (2, 90e6, 100e6)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httptools
+import uvloop
 
 from headframe.client.gateway import GatewayClient
 from headframe.client.http import ApiError, Unreachable
@@ -208,12 +209,7 @@ def run(config: Config, opened: Callable[[], None]) -> None:
     check_exposure(config.host, secure=config.tls_cert is not None, otherwise="give --tls-cert and --tls-key, or bind to 127.0.0.1")
     config.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     with alone(config.data / "gateway.lock", f"another gateway works in {config.data}", "stop it, or give this one its own --data"):
-        try:
-            import uvloop
-        except ImportError:
-            asyncio.run(_run(config, opened))
-        else:
-            uvloop.run(_run(config, opened))
+        uvloop.run(_run(config, opened))
 
 
 async def _run(config: Config, opened: Callable[[], None]) -> None:

@@ -4,8 +4,9 @@ One `Fleet` belongs to one world and follows it: the world notes which nodes wer
 What a plan hands out is written into the rows at once and the nodes noted as touched, so the next look finds the truth again.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,11 +16,11 @@ from headframe.model.ids import AllocationId, NodeId, WorkloadId
 from headframe.model.report import Policy
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, faded
-from headframe.model.work import GpuRequest, Part, Refusal, Resources, Spec, Tier, Workload
+from headframe.model.work import Part, Resources, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.classes import UNUSABLE, Class, Classes, by_index, like, likely
 from headframe.placement.compiled import Code, plain
-from headframe.placement.fit import Room, cards_of, changed, matches, part_of, refuse, room_idle, room_now
+from headframe.placement.fit import Room, cards_of, changed, part_of, refuse, room_idle, room_now
 from headframe.placement.horizon import NEVER_MS, Horizon, lost_since
 from headframe.placement.index import Index, Placed
 from headframe.placement.kernels import CLASS, CPU, FX, GPUS, HELD, NEVER, Ints
@@ -27,6 +28,7 @@ from headframe.placement.power import drawn_w
 from headframe.placement.racks import Racks, lemon
 from headframe.placement.score import Demand, Wanted, Weights
 
+T = TypeVar("T")
 LOOK_AHEAD_FROM = 64
 """Nodes from which looking ahead is worth its time, and machine code worth its memory; in smaller fleets the other terms of the score
 decide alone."""
@@ -60,8 +62,7 @@ class Fleet:
         self._learn_after = LEARN_FIRST
         self._idle: list[tuple[Room, int]] | None = None
         self.kept: dict[WorkloadId, tuple[NodeId, ...]] = {}  # for whom the last plan kept which nodes
-        self.idle_answers: dict[tuple[Resources, int], tuple[Part, ...] | tuple[Refusal, ...]] = {}
-        self._models: dict[GpuRequest, tuple[str, ...]] = {}
+        self._idle_answers: dict[Hashable, Any] = {}
         self._shapes: dict[Resources, int] = {}
         self._images: dict[str, dict[NodeId, None]] = {}
         self.classes: Classes
@@ -275,8 +276,7 @@ class Fleet:
         """One idle room of each class with nodes that are not retired, and how many nodes are in it."""
         if self._idle is not None:
             return self._idle
-        self.idle_answers.clear()
-        self._models.clear()
+        self._idle_answers.clear()
         rows = self.index.rows()
         there = np.nonzero(rows[:, HELD] != CLOSED[NodeState.RETIRED])[0]
         _, first, count = np.unique(rows[there, CLASS], return_index=True, return_counts=True)
@@ -285,15 +285,14 @@ class Fleet:
         ]  # fmt: skip
         return self._idle
 
-    def models(self, request: GpuRequest) -> tuple[str, ...]:
-        """What cards that would do are called, of nodes that are not retired."""
+    def idle_answer(self, key: Hashable, ask: Callable[[Sequence[tuple[Room, int]]], T]) -> T:
+        """What `ask` says of the idle rooms, remembered by `key` while they stay as they are."""
         rooms = self.idle_rooms()
-        if request not in self._models:
-            if len(self._models) >= ANSWERS_MAX:
-                self._models.clear()
-            found = {gpu.model for room, _ in rooms for gpu in room.gpus.values() if gpu.id in room.gpu_milli and matches(request, gpu)}
-            self._models[request] = tuple(sorted(found))
-        return self._models[request]
+        if key not in self._idle_answers:
+            if len(self._idle_answers) >= ANSWERS_MAX:
+                self._idle_answers.clear()
+            self._idle_answers[key] = ask(rooms)
+        return self._idle_answers[key]
 
     def hold(self, rank: int, until_ms: int) -> None:
         """Keep a node for one workload for the rest of this plan; others may use it only if they end by `until_ms`."""

@@ -15,8 +15,8 @@ from headframe.model.states import AllocationState, NodeState, Reason
 from headframe.model.units import MILLI, MS_PER_HOUR, duration, gpus
 from headframe.model.work import Allocation, GpuRequest, Network, Part, Refusal, Resources, Spec, Tier, Workload
 from headframe.model.world import World
-from headframe.placement.fit import No, Room, refuse, take
-from headframe.placement.fleet import ANSWERS_MAX, Fleet, cheapest
+from headframe.placement.fit import No, Room, matches, refuse, take
+from headframe.placement.fleet import Fleet, cheapest
 from headframe.placement.horizon import STOP_MS
 from headframe.placement.kernels import NEVER
 from headframe.placement.order import Order
@@ -101,12 +101,7 @@ def feasible(world: World, spec: Spec) -> tuple[Part, ...] | tuple[Refusal, ...]
     """Where `spec` would go in the idle fleet (parts), or why never (refusals)."""
     fleet = Fleet.of(world)
     fleet.sync()
-    rooms, key = fleet.idle_rooms(), (spec.resources, spec.nodes)
-    if key not in fleet.idle_answers:
-        if len(fleet.idle_answers) >= ANSWERS_MAX:
-            fleet.idle_answers.clear()
-        fleet.idle_answers[key] = _feasible(spec, rooms)
-    return fleet.idle_answers[key]
+    return fleet.idle_answer((spec.resources, spec.nodes), lambda rooms: _feasible(spec, rooms))
 
 
 def _feasible(spec: Spec, rooms: Sequence[tuple[Room, int]]) -> tuple[Part, ...] | tuple[Refusal, ...]:
@@ -130,10 +125,14 @@ def at_most(world: World, spec: Spec) -> Spec:
 
 
 def models(world: World, request: GpuRequest) -> tuple[str, ...]:
-    """The fleet's models of cards that `request` would take."""
+    """What cards that `request` would take are called, of nodes that are not retired."""
     fleet = Fleet.of(world)
     fleet.sync()
-    return fleet.models(request)
+    return fleet.idle_answer(request, lambda rooms: _models(request, rooms))
+
+
+def _models(request: GpuRequest, rooms: Sequence[tuple[Room, int]]) -> tuple[str, ...]:
+    return tuple(sorted({gpu.model for room, _ in rooms for gpu in room.gpus.values() if gpu.id in room.gpu_milli and matches(request, gpu)}))
 
 
 _Shape = tuple[Resources, int, Network]

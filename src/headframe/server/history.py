@@ -21,7 +21,7 @@ _log = logging.getLogger("headframe")
 
 
 async def keep_hours(desk: Desk, watch: Watch, clock_ms: Callable[[], int]) -> None:
-    """For ever: each hour once it is over. One that can't be written now is tried again while its minutes are in memory."""
+    """For ever: each hour once it is over, and forgets what is old, stored answers too. One that can't be written now is tried again while its minutes are in memory."""
     kept = clock_ms() // MS_PER_HOUR - 1
     while True:
         await asyncio.sleep(LOOK_S)
