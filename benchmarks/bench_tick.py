@@ -1,4 +1,4 @@
-"""The tick's cost with 10,000 idle GPUs and one change (goal < 5 ms), beside a look at every node once."""
+"""The tick's cost with 10,000 idle GPUs and one change (goal < 5 ms), beside a look at every node once; and with a full fleet and 10,000 jobs that wait."""
 
 import asyncio
 import statistics
@@ -16,7 +16,7 @@ from headframe.simulate.world import at_once
 from headframe.store.memory import MemoryStore
 from support import NOW_MS, PROJECT, gpu, key, node, spec
 
-NODES, ROUNDS = 1250, 60
+NODES, ROUNDS, WAITING = 1250, 60, 10_000
 
 
 async def main():
@@ -46,9 +46,22 @@ async def main():
         began = time.perf_counter()
         sum(free.whole for free in desk.world.free.values())
         looks.append(time.perf_counter() - began)
+
+    def full(world, now):
+        for n in range(NODES + WAITING):
+            yield from decide(world, Submit(id=f"wl-full-{n:05}", project_id=PROJECT, key_id="op", spec=spec(gpus=8, name=f"full-{n}")), now)
+
+    await desk.write(full)
+    await tick.run(lease.epoch)
+    long = []
+    for _ in range(ROUNDS):
+        clock[0] += 1000
+        began = time.perf_counter()
+        await tick.run(lease.epoch)
+        long.append(time.perf_counter() - began)
     one, nothing, look = (statistics.median(values) * 1000 for values in (changed, idle, looks))
     print(
-        f"tick, 10,000 GPUs on {NODES} nodes: one change {one:.2f} ms, nothing {nothing:.2f} ms; summing every node's free GPUs once {look:.3f} ms; ratio to the goal of 5 ms {one / 5:.2f}"
+        f"tick, 10,000 GPUs on {NODES} nodes: one change {one:.2f} ms, nothing {nothing:.2f} ms; summing every node's free GPUs once {look:.3f} ms; ratio to the goal of 5 ms {one / 5:.2f}; nothing, with {len(desk.world.queued):,} waiting, {statistics.median(long) * 1000:.2f} ms"
     )
 
 

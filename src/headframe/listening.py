@@ -1,6 +1,7 @@
 """Where processes of ours listen, and how they are reached there."""
 
 import socket
+from urllib.parse import urlsplit
 
 from headframe.model.errors import Conflicting
 
@@ -10,6 +11,15 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 def url_at(host: str, port: int, *, secure: bool) -> str:
     """How clients write it."""
     return f"{'https' if secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def is_web_address(url: str) -> bool:
+    """Whether it has the form of an address that is reached by HTTP."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and url.isascii() and url.isprintable()
+    except ValueError:  # no port, or no address
+        return False
 
 
 def check_exposure(host: str, *, secure: bool, otherwise: str) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from headframe.model.command import Enrol, MoveGpu
 from headframe.model.fleet import Gpu, Graded
 from headframe.model.health import Cause, Finding, Level, Report, Sample, Xid
-from headframe.model.states import AllocationState, GpuState, Reason
+from headframe.model.states import AllocationState, GpuState, Reason, WorkloadState
 from headframe.model.work import Facts, Observation
 from headframe.placement import plan
 from headframe.reconcile.cards import cards
@@ -169,7 +169,7 @@ def test_cards_that_broke_lately_are_chosen_last_among_equals_and_say_so():
     commit(world, jobs(world, Facts(observations=(over,)), NOW_MS))
     assert [world.gpus[key].faults for key in sorted(world.gpus)] == [0.5, 0.5, 0, 0]
     assert world.nodes["node-0"].faults == 1
-    del world.queued[workload.id]
+    world.put(msgspec.structs.replace(world.workloads[workload.id], state=WorkloadState.CANCELLED))
     world.put(job(2, gpus=2))
     (grant,) = plan(world, NOW_MS).grants
     assert [share.gpu_id for share in grant.parts[0].shares] == ["GPU-0-2", "GPU-0-3"]

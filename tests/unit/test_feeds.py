@@ -248,6 +248,7 @@ def test_feeds_are_looked_at_as_often_as_they_say(world):
     [
         ("feeds: [{name: A, form: prices, url: 'https://x', market: m}]", "name"), ("feeds: [{name: a, form: soap, url: 'https://x'}]", "form"),
         ("feeds: [{name: a, form: prices, url: 'ftp://x', market: m}]", "url"), ("feeds: [{name: a, form: prices, url: 'https://x'}]", "market"),
+        ("feeds: [{name: a, form: prices, url: 'http://[::', market: m}]", "url"), ("feeds: [{name: a, form: prices, url: 'https://', market: m}]", "url"),
         ("feeds: [{name: a, form: coin, url: 'https://x'}]", "coin"), ("feeds: [{name: a, form: signals, url: 'https://x', every: 1s}]", "every"),
         ("feeds: [{name: a, form: signals, url: 'https://x', every: soon}]", "feeds"), ("feeds: 3", "feeds"), ("feeds: [{name: a, form: signals, url: 'https://x'}, {name: a, form: signals, url: 'https://y'}]", "name"),
         ("feeds: [{name: a, form: signals, url: 'https://x', tokn: y}]", "tokn"), ("{", "feeds"),

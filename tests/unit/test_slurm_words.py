@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headframe.data import text
 from headframe.engines.slurm.checks import told
-from headframe.engines.slurm.engine import reason_of
+from headframe.engines.slurm.engine import AWAY_MS, pause_s, reason_of
 from headframe.engines.slurm.machines import kind_of, machine, sold_as
 from headframe.engines.slurm.topology import leaves
 from headframe.engines.slurm.words import (
@@ -323,3 +323,9 @@ def test_how_a_cluster_is_set_up_is_read_in_each_versions_words(epilog, namespac
     assert (found["hand-over"], found["private /tmp"]) == ("good", "good")
     found = {each.what: each.verdict for each in told(["mark", "conf SelectType = select/cons_tres", "conf Epilog = (null)"], "mark", SETUP, "n1")}
     assert (found["hand-over"], found["private /tmp"]) == ("limited", "limited")
+
+
+def test_looks_that_take_long_or_fail_are_more_seldom_but_a_controller_is_never_thought_away_for_that():
+    assert [pause_s(took, 0) for took in (0.01, 0.1, 0.2)] == [2.0, 2.0, 4.0]
+    assert pause_s(0.01, 2) == 4.0
+    assert pause_s(3600, 0) == pause_s(0, 9) <= AWAY_MS / 2000

@@ -1,6 +1,7 @@
 """What tenants ask for and what they are given: specifications, workloads, allocations, refusals, observations."""
 
 from enum import StrEnum
+from typing import NamedTuple
 
 import msgspec
 
@@ -42,7 +43,7 @@ class Network(StrEnum):
     REQUIRED = "required"
 
 
-class GpuRequest(msgspec.Struct, frozen=True, kw_only=True):
+class GpuRequest(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """GPUs per node: `milli` thousandths (a fraction of one card, or whole cards), of a model or a memory range, and on demand
     of at least a compute capability (such as 8.0), a grade and a PCIe width in lanes; `p2p` asks for cards that reach each
     other's memory, `sharing` how a fraction is to be kept apart, `mig` for instances of that profile.
@@ -64,7 +65,7 @@ class GpuRequest(msgspec.Struct, frozen=True, kw_only=True):
         return f"{gpus(self.milli)} GPU ({kind})" if self.milli else "no GPU"
 
 
-class Resources(msgspec.Struct, frozen=True, kw_only=True):
+class Resources(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     """What each node of the workload needs. `exclusive` asks for the whole machine, which then has just the cards asked for;
     `arch` is the processor's (x86_64, aarch64); `tolerations` are taints that it does not mind; a `gang` is several machines that are started as one; what is
     `reached` serves others.
@@ -181,6 +182,30 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
     cost_nano: int = 0
     credited_nano: int = 0
     closed: bool = False
+
+    @property
+    def alike(self) -> "Alike":
+        """What it has in common with those that wait for the same."""
+        spec = self.spec
+        return Alike(
+            spec.tier, self.project_id, spec.priority, spec.resources, spec.nodes, spec.nodes_min, spec.network, spec.max_duration_s, spec.volumes
+        )
+
+
+class Alike(NamedTuple):
+    """All of a workload that placement looks at but its age: where one is refused for want of room or of quota, so are all others that are alike (HTCondor calls
+    them an autocluster).
+    """
+
+    tier: Tier
+    project_id: ProjectId
+    priority: int
+    resources: Resources
+    nodes: int
+    nodes_min: int
+    network: Network
+    max_duration_s: int
+    volumes: tuple[Mount, ...]
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@
 give, so a tick costs what changed. `begin`/`rollback` let a writer try decisions before the store has accepted them.
 """
 
+import bisect
 import heapq
 from collections.abc import Callable, Iterable
 from operator import attrgetter
@@ -34,7 +35,7 @@ from headframe.model.people import Key, Project, User
 from headframe.model.power import Asic, Coin, Filler, MarketDay, Posture, Signal
 from headframe.model.states import WORKLOAD_ENDS, AllocationState, GpuState, WorkloadState
 from headframe.model.units import MILLI
-from headframe.model.work import Allocation, Part, Workload
+from headframe.model.work import Alike, Allocation, Part, Workload
 
 
 class Free:
@@ -104,6 +105,7 @@ class World:
         self.free: dict[NodeId, Free] = {}
         self.node_gpus: dict[NodeId, dict[GpuId, Gpu]] = {}
         self.queued: dict[WorkloadId, Workload] = {}
+        self.waiting: dict[Alike, list[tuple[int, WorkloadId]]] = {}
         self.unsettled: dict[AllocationId, Allocation] = {}
         self.closing: dict[WorkloadId, Workload] = {}
         self.names: dict[tuple[ProjectId, str], WorkloadId] = {}
@@ -253,7 +255,8 @@ class World:
 
     def _index_workload(self, old: Workload | None, new: Workload | None) -> None:
         if old is not None:
-            self.queued.pop(old.id, None)
+            if self.queued.pop(old.id, None):
+                self._index_waiting(old, waits=False)
             self.closing.pop(old.id, None)
             self.names.pop((old.project_id, old.name), None)
             if old.endpoint_id:
@@ -268,6 +271,18 @@ class World:
         self.names[new.project_id, new.name] = new.id
         if new.state is WorkloadState.QUEUED:
             self.queued[new.id] = new
+            self._index_waiting(new, waits=True)
+
+    def _index_waiting(self, workload: Workload, *, waits: bool) -> None:
+        """Those that wait, with what they have in common, oldest first."""
+        alike, key = workload.alike, (workload.queued_ms, workload.id)
+        there = self.waiting.setdefault(alike, [])
+        if waits:
+            bisect.insort(there, key)
+            return
+        del there[bisect.bisect_left(there, key)]
+        if not there:
+            del self.waiting[alike]
 
     def _index_endpoint(self, old: Endpoint | None, new: Endpoint | None) -> None:
         if old is not None:

@@ -17,7 +17,7 @@ TURN_MS = 1000
 
 def grows(world: World, now_ms: int, admit: Callable[[Allocation], Admit]) -> Allocation | None:
     """The one whose turn it is, if it is to be stopped and start again. `admit` has the last word on what would then be held instead of it."""
-    if not world.small or any(workload.spec.tier is not Tier.HOUSE for workload in world.queued.values()):
+    if not world.small or any(alike.tier is not Tier.HOUSE for alike in world.waiting):
         return None
     if any(allocation.state is AllocationState.GRANTED for allocation in world.unsteady.values()):
         return None

@@ -5,13 +5,16 @@ So a project that floods the queue does not push others back, and one that was i
 orders the work of one project: nobody gets ahead of others by asking for it.
 """
 
+import bisect
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from headframe.model.ids import ProjectId, WorkloadId
 from headframe.model.people import recent_use_milli_h
 from headframe.model.units import MS_PER_HOUR
-from headframe.model.work import Allocation, Tier, Workload
+from headframe.model.work import Alike, Allocation, Tier, Workload
 from headframe.model.world import World
 
 TIER_ORDER = {Tier.RESERVED: 0, Tier.ON_DEMAND: 1, Tier.SERVED: 1, Tier.SPOT: 2, Tier.HOUSE: 3, Tier.FILLER: 4}
@@ -20,22 +23,28 @@ WAIT_LIMIT_MS = 24 * MS_PER_HOUR
 
 
 class Order:
-    """An iterator over the queue that listens: `granted` moves a project back."""
+    """An iterator over the queue that listens: `granted` moves a project back, `pass_over` leaves out what is alike. It costs what it yields, not what waits."""
 
     def __init__(self, world: World, now_ms: int) -> None:
         self._world = world
         self._now_ms = now_ms
         self._share: dict[ProjectId, float] = {}
-        groups: dict[tuple[int, bool], list[Workload]] = {}
-        for workload in world.queued.values():
-            late = now_ms - workload.queued_ms >= WAIT_LIMIT_MS
-            groups.setdefault((TIER_ORDER[workload.spec.tier], not late), []).append(workload)
         self._given = dict[ProjectId, int]()
-        self._groups = [(not on_time, groups[tier, on_time]) for tier, on_time in sorted(groups)]
+        self._passed = set[Alike]()
 
     def __iter__(self) -> Iterator[Workload]:
-        for late, group in self._groups:
-            yield from sorted(group, key=lambda workload: (workload.queued_ms, workload.id)) if late else self._fairly(group)
+        tiers: dict[int, list[Alike]] = {}
+        for alike in self._world.waiting:
+            tiers.setdefault(TIER_ORDER[alike.tier], []).append(alike)
+        for _, there in sorted(tiers.items()):
+            lines = [(alike, self._world.waiting[alike]) for alike in there]
+            late = {alike: bisect.bisect_left(line, (self._now_ms - WAIT_LIMIT_MS + 1,)) for alike, line in lines}
+            yield from self._all_of(_Queue([_Line(alike, line, 0, late[alike], 0) for alike, line in lines], self._passed))
+            yield from self._fairly([_Line(alike, line, late[alike], len(line), alike.priority) for alike, line in lines])
+
+    def pass_over(self, workload: Workload) -> None:
+        """Yield no other that is alike."""
+        self._passed.add(workload.alike)
 
     def granted(self, workload: Workload) -> None:
         """Count what was given."""
@@ -51,26 +60,27 @@ class Order:
         """Thousandths of GPUs that a project holds, with what it was given here."""
         return self._world.gpu_use_milli.get(project_id, 0) + self._given.get(project_id, 0)
 
-    def _fairly(self, group: list[Workload]) -> Iterator[Workload]:
-        queues: dict[ProjectId, list[tuple[int, int, WorkloadId, Workload]]] = {}
-        for workload in group:
-            queues.setdefault(workload.project_id, []).append((-workload.spec.priority, workload.queued_ms, workload.id, workload))
-        for queue in queues.values():
-            queue.sort(key=lambda item: item[:3], reverse=True)
+    def _fairly(self, lines: "Sequence[_Line]") -> Iterator[Workload]:
+        projects: dict[ProjectId, list[_Line]] = {}
+        for line in lines:
+            projects.setdefault(line.alike.project_id, []).append(line)
+        queues = {project: _Queue(there, self._passed) for project, there in projects.items()}
         if len(queues) == 1:
-            yield from (item[3] for queue in queues.values() for item in reversed(queue))
+            yield from self._all_of(*queues.values())
             return
-        heap = [(self._of(project), *queue[-1][1:3], project) for project, queue in queues.items()]
+        heap = [(self._of(project), *head, project) for project, queue in queues.items() if (head := queue.head())]
         heapq.heapify(heap)
         while heap:
             share, _, _, project = heapq.heappop(heap)
             queue = queues[project]
-            if share != self._of(project):  # it was given something since: look again
-                heapq.heappush(heap, (self._of(project), *queue[-1][1:3], project))
-                continue
-            yield queue.pop()[3]
-            if queue:
-                heapq.heappush(heap, (self._of(project), *queue[-1][1:3], project))
+            if share == self._of(project) and (key := queue.pop()):  # else it was given something since: look again
+                yield self._world.queued[key]
+            if head := queue.head():
+                heapq.heappush(heap, (self._of(project), *head, project))
+
+    def _all_of(self, queue: "_Queue") -> Iterator[Workload]:
+        while key := queue.pop():
+            yield self._world.queued[key]
 
     def _of(self, project_id: ProjectId) -> tuple[bool, float]:
         """Whether a project has its guarantee already, and its share."""
@@ -78,3 +88,42 @@ class Order:
         if project_id not in self._share:
             self._share[project_id] = recent_use_milli_h(project, self._now_ms) + self._world.gpu_use_milli.get(project_id, 0)
         return self.held(project_id) >= project.guaranteed_gpus_milli, self._share[project_id]
+
+
+class _Line(msgspec.Struct):
+    """Workloads that are alike, oldest first: those from `at` to before `end`."""
+
+    alike: Alike
+    there: Sequence[tuple[int, WorkloadId]]
+    at: int
+    end: int
+    priority: int
+
+
+class _Queue:
+    """Several lines as one, highest priority first, then oldest; without those that are `passed` over, now or later."""
+
+    def __init__(self, lines: Sequence[_Line], passed: set[Alike]) -> None:
+        self._lines = [line for line in lines if line.at < line.end]
+        self._passed = passed
+        self._heap = [(-line.priority, *line.there[line.at], number) for number, line in enumerate(self._lines)]
+        heapq.heapify(self._heap)
+
+    def head(self) -> tuple[int, WorkloadId] | None:
+        """Since when the next one waits, and its id; None where there is none."""
+        while self._heap and self._lines[self._heap[0][3]].alike in self._passed:
+            heapq.heappop(self._heap)
+        return self._heap[0][1:3] if self._heap else None
+
+    def pop(self) -> WorkloadId | None:
+        """The next one's id; it is taken."""
+        if self.head() is None:
+            return None
+        priority, _, key, number = self._heap[0]
+        line = self._lines[number]
+        line.at += 1
+        if line.at < line.end:
+            heapq.heapreplace(self._heap, (priority, *line.there[line.at], number))
+        else:
+            heapq.heappop(self._heap)
+        return key

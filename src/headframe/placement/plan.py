@@ -13,7 +13,7 @@ from headframe.model.fleet import SLACK_MS
 from headframe.model.ids import NodeId, ProjectId, WorkloadId
 from headframe.model.states import AllocationState, NodeState, Reason
 from headframe.model.units import MILLI, MS_PER_HOUR, duration, gpus
-from headframe.model.work import Allocation, GpuRequest, Network, Part, Refusal, Resources, Spec, Tier, Workload
+from headframe.model.work import Alike, Allocation, GpuRequest, Network, Part, Refusal, Resources, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.fit import No, Room, matches, refuse, take
 from headframe.placement.fleet import Fleet, cheapest
@@ -75,6 +75,7 @@ def plan(world: World, now_ms: int, admit: Admit | None = None, *, reasons: bool
         if until is not None and until():
             break
         made.consider(workload)
+    made.refuse_alike()
     for grant in made.grants:
         made.fleet.ran(world.workloads[grant.workload_id].spec, grant.parts)
     made.fleet.kept = {kept.workload_id: kept.nodes for kept in made.kept}
@@ -171,6 +172,8 @@ class _Made:
         self.kept: list[Kept] = []
         self.refusals: dict[WorkloadId, tuple[Refusal, ...]] = {}
         self.rates: dict[ProjectId, int] = {}
+        self._alike: dict[Alike, tuple[Refusal, ...]] = {}
+        self._for_all = False  # whether the last refusal holds for all that are alike
         self._full: dict[_Shape, tuple[Refusal, ...]] = {}
         self._too_long: dict[_Shape, int] = {}
         self._hopeless: dict[tuple[_Shape, bool], float] = {}
@@ -184,10 +187,21 @@ class _Made:
         sized, answer = self.sized(workload) if workload.spec.nodes_min else (workload, self._place(workload))
         if not isinstance(answer, Grant):
             self.refusals[workload.id] = answer
+            if self._for_all:
+                self._alike[workload.alike] = answer
+                self.order.pass_over(workload)
             return
         self.grants.append(answer)
         self.order.granted(sized)
         self.lending.promise(sized)
+
+    def refuse_alike(self) -> None:
+        """Tell those that were passed over what the first of them was told."""
+        granted = {grant.workload_id for grant in self.grants}
+        for alike, answer in self._alike.items() if self.reasons else ():
+            for _, key in self.world.waiting[alike]:
+                if key not in granted:
+                    self.refusals.setdefault(key, self._resting(self.world.queued[key]) or answer)
 
     def sized(self, workload: Workload) -> tuple[Workload, Grant | tuple[Refusal, ...]]:
         """An elastic gang as large as it starts now, or as soon as fillers have gone; nobody else makes room for more nodes than it needs."""
@@ -217,13 +231,13 @@ class _Made:
 
     def _place(self, workload: Workload, *, gladly: bool = False) -> Grant | tuple[Refusal, ...]:
         """Where it goes, or why nowhere; what would only be had `gladly` is not seen to."""
-        if workload.not_before_ms > self.now_ms:
-            wait_s = (workload.not_before_ms - self.now_ms + 999) // 1000
-            after = "giving way" if workload.reason is Reason.PREEMPTED else "a failed attempt"
-            return (Refusal(rule="back-off", need=f"a pause after {after}", have=f"{wait_s} s to go", nodes=0,
-                            change="starts by itself then"),)  # fmt: skip
+        self._for_all = False
+        resting = self._resting(workload)
+        if resting:
+            return resting
         over = self._over_quota(workload)
         if over is not None:
+            self._for_all = True
             return (over,)
         if workload.spec.homed:
             return self._where_its_volumes_are(workload)
@@ -238,6 +252,14 @@ class _Made:
         if not parts:
             return () if gladly else self._refused(workload, shape)
         return self._admitted(workload, parts)
+
+    def _resting(self, workload: Workload) -> tuple[Refusal, ...]:
+        if workload.not_before_ms <= self.now_ms:
+            return ()
+        wait_s = (workload.not_before_ms - self.now_ms + 999) // 1000
+        after = "giving way" if workload.reason is Reason.PREEMPTED else "a failed attempt"
+        return (Refusal(rule="back-off", need=f"a pause after {after}", have=f"{wait_s} s to go", nodes=0,
+                        change="starts by itself then"),)  # fmt: skip
 
     def _set_aside(self, workload: Workload, among: Sequence[int] = ()) -> tuple[Part, ...]:
         """A place on nodes that its project has reserved."""
@@ -291,8 +313,10 @@ class _Made:
     def _refused(self, workload: Workload, shape: _Shape) -> tuple[Refusal, ...]:
         if shape not in self._full:
             self._full[shape] = _why_not(workload.spec, self.fleet, self.windows, self.now_ms) if self.reasons else ()
-        if len(self.kept) < KEPT_FOR_MAX and workload.id in self.world.queued:
+        kept = len(self.kept)
+        if kept < KEPT_FOR_MAX and workload.id in self.world.queued:
             self._see_to(workload)
+        self._for_all = len(self.kept) == kept
         return self._full[shape]
 
     def _see_to(self, workload: Workload) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from headframe.listening import is_web_address
 from headframe.model.command import Command, TakeSignal, TellCoin, TellMarket
 from headframe.model.errors import BadRequest
 from headframe.model.fleet import Site
@@ -66,7 +67,7 @@ def _checked(feed: Feed) -> None:
         raise BadRequest(f"feeds: name: {feed.name[:50]!r}", "lower-case letters, digits and dashes, at most 42")
     if feed.form not in FORMS:
         raise BadRequest(f"feeds: {feed.name}: no form {feed.form[:40]!r}", f"one of {', '.join(FORMS)}")
-    if not feed.url.startswith(("https://", "http://", "file:///")):
+    if not is_web_address(feed.url) and not feed.url.startswith("file:///"):
         raise BadRequest(f"feeds: {feed.name}: url: {feed.url[:80]!r}", "an address that begins with https://, http:// or file:///")
     if feed.every_s < EVERY_LEAST_S:
         raise BadRequest(f"feeds: {feed.name}: every: {feed.every}", f"{EVERY_LEAST_S} s at least")

@@ -62,10 +62,11 @@ def running(world: World) -> list[Allocation]:
 
 def give_way(world: World, now_ms: int) -> Iterator[Draft]:
     """Stop those checks whose cards something in the queue could use: to be asked after the plan, of what it left waiting."""
-    if not world.queued:
+    checks = running(world) if world.queued else []
+    if not checks:
         return
     waiting = [each for each in world.queued.values() if each.not_before_ms <= now_ms][:QUEUE_LOOKED_AT]
-    for check in running(world):
+    for check in checks:
         if check.state is not AllocationState.STOPPING and any(_fits(world, check, each) for each in waiting):
             yield stop(world, check, Reason.PREEMPTED, now_ms)
 

@@ -1,7 +1,7 @@
 """A Slurm cluster as an engine: what is wanted is sent to it, what its jobs' keepers wrote on the shared path is what happened.
 
-Slurm says which machines and jobs live, the journals say what the work did. Two looks are taken: at Slurm every LOOK_S, and at the shared path whenever a
-keeper leaves word. A start whose answer was lost is sent again only after a look that did not show it; a job that comes twice finds the directory
+Slurm says which machines and jobs live, the journals say what the work did. Two looks are taken: at Slurm every LOOK_S, more seldom where a look takes long, and at the
+shared path whenever a keeper leaves word. A start whose answer was lost is sent again only after a look that did not show it; a job that comes twice finds the directory
 claimed and ends. While the controller is away work goes on, nothing is lost, and nothing new is sent.
 """
 
@@ -35,6 +35,8 @@ from headframe.model.units import MILLI
 from headframe.model.work import Allocation, LogLine, Workload
 
 LOOK_S, LOOK_MAX_S, NEWS_S, IDLE_S = 2.0, 5.0, 0.1, 1.0
+LOOK_SHARE = 0.05
+"""At most this share of the time goes into looks: each is answered with all jobs that Slurm still remembers, thousands where they are short."""
 AWAY_MS = 10_000
 """A controller that has not answered for so long is away: nothing new goes there."""
 SILENT_MS = 300_000
@@ -289,6 +291,7 @@ class Line:
                 self._answered_ms = 0
                 await asyncio.sleep(IDLE_S)
                 continue
+            began_ms = self._clock_ms()
             try:
                 await self._look()
                 failed = 0
@@ -296,7 +299,7 @@ class Line:
             except (HeadframeError, SlurmRefused, msgspec.DecodeError, OSError) as error:
                 failed += 1
                 _log.warning("Slurm does not answer: %s; work goes on, nothing new is sent", error) if failed == 3 else None
-            await asyncio.sleep(min(LOOK_MAX_S, LOOK_S * max(1, failed)))
+            await asyncio.sleep(pause_s((self._clock_ms() - began_ms) / 1000, failed))
 
     async def _look(self) -> None:
         began_ms = self._clock_ms()
@@ -441,6 +444,11 @@ class Line:
     async def _cancel(self, job: SlurmJob) -> None:
         with contextlib.suppress(HeadframeError, SlurmRefused):
             await self.rest.cancel(job.job_id, job.user_name or self.setup.user)
+
+
+def pause_s(took_s: float, failed: int) -> float:
+    """How long after a look that took so long, and so many that failed before it, the next one is."""
+    return min(LOOK_MAX_S, max(LOOK_S * max(1, failed), took_s / LOOK_SHARE))
 
 
 def reason_of(no: SlurmRefused) -> Reason:

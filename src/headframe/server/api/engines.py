@@ -3,12 +3,12 @@
 import getpass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from litestar import Request, Router, delete, get, post
 from litestar.params import Parameter
 
 from headframe.engines.slurm.checks import examine
+from headframe.listening import is_web_address
 from headframe.model.api import EngineBody, EngineFinding, EngineList, EngineView, Reconciliation
 from headframe.model.command import AddEngine, RemoveEngine
 from headframe.model.engine import EngineSetup
@@ -99,15 +99,7 @@ def _setup(data: EngineBody, now_ms: int) -> EngineSetup:
 
 def _is_address(url: str) -> bool:
     """Whether it has the form of slurmrestd's address."""
-    if len(url) > PATH_MAX or not url.isprintable():
-        return False
-    if url.startswith("unix:"):
-        return url.startswith("unix:/")
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and url.isascii()
-    except ValueError:  # no port, or no address
-        return False
+    return len(url) <= PATH_MAX and (is_web_address(url) or (url.startswith("unix:/") and url.isprintable()))
 
 
 def _named(context: Context, engine: str) -> EngineSetup:
