@@ -18,7 +18,7 @@ from go_rand import GoRand
 from headframe.placement.compiled import compiled
 from headframe.placement.index import Index
 from headframe.placement.kernels import GPUS, MILLI
-from headframe.placement.score import Demand, Wanted, knapsack, quiet_solver, remnant_values
+from headframe.placement.score import FGD_COVERED, Demand, Wanted, knapsack, quiet_solver, remnant_values
 
 DATA = Path(__file__).parent / "data" / "openb"
 VARIANTS = ("default", "cpu050", "gpushare40", "gpuspec10", "gpuspec33", "multigpu20")
@@ -129,7 +129,7 @@ def at_points(curve):
 def stranded(trace, policy, seed, step=5):
     """The fragmentation curve: share of all GPUs that is free and that the next request (at random) cannot use, by arrived."""
     index, arrived, marks, curve = trace.index(policy, seed), 0, 0, []
-    typical = trace.demand.typical()
+    typical = trace.demand.typical(FGD_COVERED)
     often = np.array([w.often for w in typical]) / sum(w.often for w in typical)
     for p in trace.arrivals(seed):
         arrived += p[2] * p[3]

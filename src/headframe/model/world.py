@@ -106,6 +106,7 @@ class World:
         self.node_gpus: dict[NodeId, dict[GpuId, Gpu]] = {}
         self.queued: dict[WorkloadId, Workload] = {}
         self.waiting: dict[Alike, list[tuple[int, WorkloadId]]] = {}
+        self._line: dict[WorkloadId, list[tuple[int, WorkloadId]]] = {}
         self.unsettled: dict[AllocationId, Allocation] = {}
         self.closing: dict[WorkloadId, Workload] = {}
         self.names: dict[tuple[ProjectId, str], WorkloadId] = {}
@@ -256,7 +257,7 @@ class World:
     def _index_workload(self, old: Workload | None, new: Workload | None) -> None:
         if old is not None:
             if self.queued.pop(old.id, None):
-                self._index_waiting(old, waits=False)
+                self._leave_line(old)
             self.closing.pop(old.id, None)
             self.names.pop((old.project_id, old.name), None)
             if old.endpoint_id:
@@ -271,18 +272,15 @@ class World:
         self.names[new.project_id, new.name] = new.id
         if new.state is WorkloadState.QUEUED:
             self.queued[new.id] = new
-            self._index_waiting(new, waits=True)
+            self._line[new.id] = line = self.waiting.setdefault(new.alike, [])
+            bisect.insort(line, (new.queued_ms, new.id))
 
-    def _index_waiting(self, workload: Workload, *, waits: bool) -> None:
-        """Those that wait, with what they have in common, oldest first."""
-        alike, key = workload.alike, (workload.queued_ms, workload.id)
-        there = self.waiting.setdefault(alike, [])
-        if waits:
-            bisect.insort(there, key)
-            return
-        del there[bisect.bisect_left(there, key)]
-        if not there:
-            del self.waiting[alike]
+    def _leave_line(self, workload: Workload) -> None:
+        """It waits no more; where it was the last of those that are alike, so is their line."""
+        line = self._line.pop(workload.id)
+        del line[bisect.bisect_left(line, (workload.queued_ms, workload.id))]
+        if not line:
+            del self.waiting[workload.alike]
 
     def _index_endpoint(self, old: Endpoint | None, new: Endpoint | None) -> None:
         if old is not None:

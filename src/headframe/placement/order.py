@@ -73,14 +73,13 @@ class Order:
         while heap:
             share, _, _, project = heapq.heappop(heap)
             queue = queues[project]
-            if share == self._of(project) and (key := queue.pop()):  # else it was given something since: look again
+            if share == self._of(project) and (key := next(queue, None)):  # else it was given something since: look again
                 yield self._world.queued[key]
             if head := queue.head():
                 heapq.heappush(heap, (self._of(project), *head, project))
 
     def _all_of(self, queue: "_Queue") -> Iterator[Workload]:
-        while key := queue.pop():
-            yield self._world.queued[key]
+        return map(self._world.queued.__getitem__, queue)
 
     def _of(self, project_id: ProjectId) -> tuple[bool, float]:
         """Whether a project has its guarantee already, and its share."""
@@ -101,7 +100,7 @@ class _Line(msgspec.Struct):
 
 
 class _Queue:
-    """Several lines as one, highest priority first, then oldest; without those that are `passed` over, now or later."""
+    """An iterator over several lines as one, highest priority first, then oldest; without those that are `passed` over, now or later."""
 
     def __init__(self, lines: Sequence[_Line], passed: set[Alike]) -> None:
         self._lines = [line for line in lines if line.at < line.end]
@@ -115,10 +114,12 @@ class _Queue:
             heapq.heappop(self._heap)
         return self._heap[0][1:3] if self._heap else None
 
-    def pop(self) -> WorkloadId | None:
-        """The next one's id; it is taken."""
+    def __iter__(self) -> Iterator[WorkloadId]:
+        return self
+
+    def __next__(self) -> WorkloadId:
         if self.head() is None:
-            return None
+            raise StopIteration
         priority, _, key, number = self._heap[0]
         line = self._lines[number]
         line.at += 1
