@@ -120,6 +120,13 @@ def test_stop_ends_the_whole_tree_daemons_too(engine, tmp_path):
             os.kill(pid, 0)
 
 
+def test_work_that_has_ended_by_itself_was_not_stopped_though_it_was_to_be(tmp_path):
+    """Its keeper sees both at once: the end, and that it was asked to stop a moment before."""
+    keeper, at = keeper_of(tmp_path, "one", """echo '{"reason": "node-lost", "grace_s": 0}' >../stop.json""")
+    keeper.wait(20)
+    assert (read_journal(at)[-1].reason, read_journal(at)[-1].exit_code) == ("finished", 0)
+
+
 def test_who_ignores_the_term_signal_is_killed_after_grace(engine):
     do(engine.start(allocation(), work(run="trap '' TERM; echo ready; while :; do sleep 0.1; done")))
     wait_for(lambda: "ready" in text(engine))

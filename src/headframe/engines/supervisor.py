@@ -243,9 +243,10 @@ class Keeper:
                     os.close(fd)
                     del open_pipes[fd]
             if code is None:
-                self.enforce()
-                code = self.reap()
+                code = self.reap()  # first: what has ended by itself was not stopped
                 drain_until = time.monotonic() + DRAIN_S
+            if code is None:
+                self.enforce()
         for fd in open_pipes:
             os.close(fd)
         self.log.flush()

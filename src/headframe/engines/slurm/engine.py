@@ -36,7 +36,7 @@ from headframe.model.work import Allocation, LogLine, Workload
 
 LOOK_S, LOOK_MAX_S, NEWS_S, IDLE_S = 2.0, 5.0, 0.1, 1.0
 LOOK_SHARE = 0.05
-"""At most this share of the time goes into looks: each is answered with all jobs that Slurm still remembers, thousands where they are short."""
+"""Of the time that goes into looks, as far as LOOK_MAX_S allows: each is answered with all jobs that Slurm still remembers, thousands where they are short."""
 AWAY_MS = 10_000
 """A controller that has not answered for so long is away: nothing new goes there."""
 SILENT_MS = 300_000
