@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -125,6 +127,20 @@ def test_work_that_has_ended_by_itself_was_not_stopped_though_it_was_to_be(tmp_p
     keeper, at = keeper_of(tmp_path, "one", """echo '{"reason": "node-lost", "grace_s": 0}' >../stop.json""")
     keeper.wait(20)
     assert (read_journal(at)[-1].reason, read_journal(at)[-1].exit_code) == ("finished", 0)
+
+
+def test_work_of_which_slurm_has_ended_a_part_is_not_finished_though_the_rest_ends_well(tmp_path):
+    """Slurm ends a job by a signal to all of its processes: where a command is ended first, its shell may go on, and exit with 0, before it has its own."""
+    keeper, at = keeper_of(tmp_path, "one", f"sleep 600 & echo $! >{tmp_path}/pid; wait; echo ended >{tmp_path}/shell; exit 0")
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    keeper.send_signal(signal.SIGSTOP)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+    wait_for((tmp_path / "shell").exists)
+    wait_for(lambda: "Z" in [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] for pid in supervisor.descendants(keeper.pid)])
+    keeper.send_signal(signal.SIGTERM)
+    keeper.send_signal(signal.SIGCONT)
+    keeper.wait(20)
+    assert read_journal(at)[-1].reason == "preempted"
 
 
 def test_who_ignores_the_term_signal_is_killed_after_grace(engine):

@@ -183,8 +183,7 @@ class Keeper:
         if self.stopping:
             reason, detail = self.stopping["reason"], f"stopped: {self.stopping['reason']}"
         self.log.close()
-        if self.log.lost:
-            detail = "; ".join(part for part in (detail, f"lines of its log are lost: {self.log.lost}") if part)
+        detail = "; ".join(part for part in (detail, self.log.lost and f"lines of its log are lost: {self.log.lost}") if part)
         self.write(event="ended", reason=reason, exit_code=code if code >= 0 else 128 - code, detail=detail)
         return 0 if reason == "finished" else 1
 
@@ -235,6 +234,7 @@ class Keeper:
             poller.register(fd, select.POLLIN)
         open_pipes, code, drain_until = dict(pipes), None, None
         while code is None or (open_pipes and time.monotonic() < drain_until):
+            before = len(open_pipes)
             for fd, _ in poller.poll(self.timeout_ms(code, drain_until)):
                 if fd == wake:
                     os.read(wake, 4096)
@@ -243,9 +243,9 @@ class Keeper:
                     os.close(fd)
                     del open_pipes[fd]
             if code is None:
-                code = self.reap()  # first: what has ended by itself was not stopped
+                code = self.reap()  # first, as what has ended by itself was not stopped; but what tells us to end has told the work so too
                 drain_until = time.monotonic() + DRAIN_S
-            if code is None:
+            if self.told or (code is None and len(open_pipes) == before):  # a pipe that closes may be its end, of which we hear next
                 self.enforce()
         for fd in open_pipes:
             os.close(fd)
