@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-
 from pathlib import Path
 
 import msgspec
@@ -127,6 +126,16 @@ def test_work_that_has_ended_by_itself_was_not_stopped_though_it_was_to_be(tmp_p
     keeper, at = keeper_of(tmp_path, "one", """echo '{"reason": "node-lost", "grace_s": 0}' >../stop.json""")
     keeper.wait(20)
     assert (read_journal(at)[-1].reason, read_journal(at)[-1].exit_code) == ("finished", 0)
+
+
+def test_work_that_has_ended_well_is_finished_though_slurm_ends_what_it_left_behind(tmp_path):
+    keeper, at = keeper_of(tmp_path, "one", f"sleep 600 & echo $! >{tmp_path}/pid; exit 0")
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
+    left = int((tmp_path / "pid").read_text())
+    wait_for(lambda: supervisor.descendants(keeper.pid) == [left])
+    keeper.send_signal(signal.SIGTERM)
+    keeper.wait(20)
+    assert read_journal(at)[-1].reason == "finished"
 
 
 def test_work_of_which_slurm_has_ended_a_part_is_not_finished_though_the_rest_ends_well(tmp_path):

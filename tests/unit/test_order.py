@@ -1,5 +1,7 @@
 """The queue: who comes first, and what is alike is looked at once."""
 
+from unittest import mock
+
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,6 @@ from headframe.model.states import WorkloadState
 from headframe.model.work import Tier
 from headframe.model.world import World
 from headframe.placement import plan
-from headframe.placement.fleet import Fleet
 from headframe.placement.order import WAIT_LIMIT_MS, Order
 from support import HOUR, NOW_MS, PROJECT, elastic, fleet, job, put, running
 
@@ -65,19 +66,11 @@ def busy(requests, holders, quota, guaranteed, set_aside):
 @given(waiting, held, st.integers(0, 3), st.integers(0, 4), st.sampled_from([0, 0, 1, -1]))
 def test_what_is_passed_over_for_being_alike_would_have_been_refused(requests, holders, quota, guaranteed, set_aside):
     """The same plan, with each one looked at."""
-
-    class Thorough(Order):
-        def pass_over(self, workload):
-            del workload
-
-    import headframe.placement.plan as module
-
     quick = plan(busy(requests, holders, quota, guaranteed, set_aside), NOW_MS + 100)
-    module.Order = Thorough
-    try:
-        thorough = plan(busy(requests, holders, quota, guaranteed, set_aside), NOW_MS + 100)
-    finally:
-        module.Order = Order
+    looks = []
+    with mock.patch.object(Order, "pass_over"):
+        thorough = plan(busy(requests, holders, quota, guaranteed, set_aside), NOW_MS + 100, until=lambda: looks.append(0))
+    assert len(looks) == len(requests)
     assert (quick.grants, quick.evictions, quick.kept) == (thorough.grants, thorough.evictions, thorough.kept)
     assert {key: [no.rule for no in why] for key, why in quick.refusals.items()} == {
         key: [no.rule for no in why] for key, why in thorough.refusals.items()
@@ -112,12 +105,10 @@ def test_those_that_wait_come_by_lateness_share_priority_and_age_whatever_came_a
         assert keys == sorted(keys)
 
 
-def test_a_queue_of_thousands_that_are_alike_is_refused_by_looking_at_one(monkeypatch):
+def test_a_queue_of_thousands_that_are_alike_is_refused_by_looking_at_one():
     world = put(fleet(nodes=1, queue=[job(n, gpus=1) for n in range(2000)]), running(9999, [0], 8))
-    asked = []
-    place = Fleet.place
-    monkeypatch.setattr(Fleet, "place", lambda *given, **named: asked.append(given) or place(*given, **named))
-    made = plan(world, NOW_MS + 10_000)
-    assert len(asked) == 1
+    looks = []
+    made = plan(world, NOW_MS + 10_000, until=lambda: looks.append(0))
+    assert len(looks) == 1
     assert len(made.refusals) == 2000
     assert len(set(made.refusals.values())) == 1

@@ -245,8 +245,8 @@ class Keeper:
             if code is None:
                 code = self.reap()  # first, as what has ended by itself was not stopped; but what tells us to end has told the work so too
                 drain_until = time.monotonic() + DRAIN_S
-            if self.told or (code is None and len(open_pipes) == before):  # a pipe that closes may be its end, of which we hear next
-                self.enforce()
+                if self.told or (code is None and len(open_pipes) == before):  # a pipe that closes may be its end, of which we hear next
+                    self.enforce()
         for fd in open_pipes:
             os.close(fd)
         self.log.flush()
