@@ -25,7 +25,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif("HEADFRAME_CHAOS_JOBS" not in
 JOBS, KILLS, NODES = int(os.environ.get("HEADFRAME_CHAOS_JOBS", "0")), int(os.environ.get("HEADFRAME_CHAOS_KILLS", "8")), 8
 SEED = int(os.environ.get("HEADFRAME_CHAOS_SEED", "1"))
 LIMIT_S = 120 + JOBS * 3
-SLURMS_OWN = {"it was billed, and Slurm has no job of it in this time", "not as many GPUs", "longer in Slurm"}
+SLURMS_OWN = {
+    "it was billed, and Slurm has no job of it in this time",
+    "Slurm has the job, but not when it ran",
+    "not as many GPUs",
+    "longer in Slurm",
+}
 """What is missing in Slurm's accounts when its controller or their keeper was killed before it was written there; and where a job ended while its controller was away, they have it go on until that was
 back. What may never be is that the ledger has more."""
 WORK = """import fcntl, os, sys, time
@@ -110,7 +115,7 @@ def submitted(chaos, tenant):
 
 def lost(books):
     """Attempts that Slurm's accounts have no job of."""
-    return sum(each.theirs_s is None for each in books.differences)
+    return sum(each.theirs_gpus is None for each in books.differences)
 
 
 def states(tenant):

@@ -275,8 +275,12 @@ def ledger(n, seconds, gpus_held=2):
     return msgspec.structs.replace(held, state=AllocationState.ENDED, ended_ms=NOW_MS + int(seconds * 1000))
 
 
-def account(n, seconds, gpus_held=2):
-    return Accounted(job_id=n, name=f"hf-wl-{n}.1", start_s=NOW_MS // 1000, end_s=NOW_MS // 1000 + seconds, gpus=gpus_held, state="COMPLETED")
+def account(n, seconds, gpus_held=2, start_s=NOW_MS // 1000):
+    return Accounted(job_id=n, name=f"hf-wl-{n}.1", start_s=start_s, end_s=NOW_MS // 1000 + seconds, gpus=gpus_held, state="COMPLETED")
+
+
+NO_VAL = 0xFFFFFFFE
+"""What Slurm's C has for a number that it does not know; 26.05 has written it for the start of a job whose controller was killed."""
 
 
 @pytest.mark.parametrize(
@@ -290,11 +294,15 @@ def account(n, seconds, gpus_held=2):
         ([], [account(1, 100)], "Slurm ran it, and the ledger has no such attempt in this time"),
         ([ledger(1, 100)], [account(1, 101), account(1, 0)], None),
         ([], [account(1, 1)], None),
+        ([ledger(1, 100)], [account(1, 101, start_s=NO_VAL)], "Slurm has the job, but not when it ran"),
+        ([ledger(1, 100)], [account(1, 101, start_s=NO_VAL), account(1, 101)], None),
+        ([], [account(1, 101, start_s=NO_VAL)], None),
     ],
 )
 def test_the_ledger_and_slurms_accounts_differ_where_they_do(ours, theirs, why):
     found = differences(ours, theirs, NOW_MS - 1000, NOW_MS + 10**9)
     assert [each.why for each in found.differences] == ([why] if why else [])
+    assert found.theirs_s >= 0
 
 
 def test_a_type_that_names_its_form_is_sold_as_that_one():

@@ -40,31 +40,33 @@ def differences(ours: Sequence[Allocation], theirs: Sequence[Accounted], since_m
         if job.name.startswith(NAMED) and job.end_s:
             jobs.setdefault(job.name.removeprefix(NAMED), []).append(job)
     longest = {
-        key: max(group, key=lambda job: (job.end_s - job.start_s, job.job_id))
+        key: max(group, key=lambda job: (job.seconds is not None, job.seconds or 0.0, job.job_id))
         for key, group in jobs.items() if key in ended or (key not in mine and max(job.end_s for job in group) * 1000 <= until_ms)
     }  # fmt: skip
     found = [each for key in sorted(ended.keys() | longest.keys()) if (each := _difference(ended.get(key), longest.get(key), key)) is not None]  # pyright: ignore[reportArgumentType, reportCallIssue]
     both = ended.keys() & longest.keys()
     return Reconciliation(
         since_ms=since_ms, allocations=len(both), ours_s=round(sum(_seconds(ended[key]) for key in both), 3),  # pyright: ignore[reportArgumentType]
-        theirs_s=float(sum(longest[key].end_s - longest[key].start_s for key in both)), differences=tuple(found),
+        theirs_s=sum(longest[key].seconds or 0.0 for key in both), differences=tuple(found),
     )  # fmt: skip
 
 
 def _difference(mine: Allocation | None, job: Accounted | None, key: str) -> Difference | None:
     ours_s = _seconds(mine) if mine else None
-    theirs_s = float(job.end_s - job.start_s) if job else None
+    theirs_s = job.seconds if job else None
     gpus = mine.gpu_milli // MILLI if mine else None
     why = ""
     if mine is None:
         why = "Slurm ran it, and the ledger has no such attempt in this time"
     elif job is None:
         why = "it was billed, and Slurm has no job of it in this time"
+    elif theirs_s is None:
+        why = "Slurm has the job, but not when it ran"
     elif gpus != job.gpus:
         why = "not as many GPUs"
-    elif ours_s is not None and theirs_s is not None and not -ROUND_S <= theirs_s - ours_s <= AROUND_S + ROUND_S:
+    elif ours_s is not None and not -ROUND_S <= theirs_s - ours_s <= AROUND_S + ROUND_S:
         why = "longer in the ledger" if ours_s > theirs_s else "longer in Slurm"
-    if not why or (mine is None and theirs_s is not None and theirs_s <= ROUND_S):
+    if not why or (mine is None and (theirs_s or 0.0) <= ROUND_S):
         return None
     return Difference(allocation_id=key, workload=mine.workload_id if mine else "", ours_s=ours_s, theirs_s=theirs_s, ours_gpus=gpus,
                       theirs_gpus=job.gpus if job else None, why=why)  # fmt: skip

@@ -115,6 +115,11 @@ class Accounted(msgspec.Struct, frozen=True, kw_only=True):
     gpus: int
     state: str
 
+    @property
+    def seconds(self) -> float | None:
+        """How long it ran, once it has ended. None where Slurm does not know: 26.05 has a start in the year 2106 (its C's word for no number) for some jobs whose controller was killed."""
+        return float(self.end_s - self.start_s) if self.end_s >= self.start_s else None
+
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What Slurm is asked to start: `script` on exactly these `nodes`, each with so many cores, so much memory and such GPUs."""
