@@ -18,7 +18,7 @@ from headframe.model.states import AllocationState, WorkloadState
 from headframe.model.work import Allocation, Part, Share, Spec, Tier, Workload
 from headframe.store.base import Lease, Query, Reply
 from headframe.store.memory import MemoryStore
-from headframe.store.open import open_store
+from headframe.store.open import PAGE_BYTES, WAL_PAGES, open_store
 from support import gpu, node
 
 ids = st.integers(0, 4)
@@ -420,6 +420,18 @@ def test_an_acknowledged_commit_is_on_disk_with_full_sync(tmp_path):
     with store._engine.connect() as db:
         assert db.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert db.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+
+
+def test_what_was_written_comes_into_its_place_while_the_store_is_open_and_no_commit_waits_for_it(tmp_path):
+    path = tmp_path / "a.db"
+    store = open_store(f"sqlite:///{path}")
+    small = path.stat().st_size
+    for done in range(0, 6000, 600):
+        store.commit([Event(seq=done + n, at_ms=1, kind=Kind.NODE_CHANGED, subject="s", text="t" * 2000) for n in range(1, 601)], done)
+    store._log._thread.submit(lambda: None).result(timeout=10)  # what was asked of it before has ended
+    assert path.stat().st_size > small + 1_000_000
+    assert path.with_name("a.db-wal").stat().st_size < WAL_PAGES * PAGE_BYTES
+    store.close()
 
 
 def test_a_refusal_changes_nothing(tmp_path):

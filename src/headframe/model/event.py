@@ -1,4 +1,7 @@
-"""Events: what happened and the rows it left behind. The world is a fold over these."""
+"""Events: what happened and the rows it left behind. The world is a fold over these.
+
+Rows hold values and nothing that refers back, so Python's collector of cycles, which would look at each of a hundred thousand, is told to leave them out (`gc=False`).
+"""
 
 from enum import StrEnum
 
@@ -75,7 +78,7 @@ class Kind(StrEnum):
     REFUNDED = "refunded"
 
 
-class Draft(msgspec.Struct, frozen=True, kw_only=True):
+class Draft(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A decision, not yet committed: it becomes an event when the store has given it a place in the order."""
 
     kind: Kind
@@ -85,7 +88,7 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[Row, ...] = ()
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A committed decision. `seq` orders all events; `rows` are the nouns as they are after it."""
 
     seq: int

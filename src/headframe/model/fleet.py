@@ -39,7 +39,7 @@ UNKNOWN_GPU_W = 300
 """What a card whose limit is not known is taken to draw at most: an assumption, above the 220 W of the median consumer card."""
 
 
-class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
+class Site(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="site"):
     """A building with a power contract. With `defragment`, work that keeps checkpoints is moved together where that lets others
     start; without it, moves are only proposed. With `shadow`, what is wrong with cards is told but nothing is done about it.
     With `check_new`, cards get their first work once they have been checked; with `check_idle`, machines that stand idle are checked again.
@@ -61,7 +61,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, tag="site"):
     reached_w: dict[str, float] = {}
 
 
-class Rack(msgspec.Struct, frozen=True, kw_only=True, tag="rack"):
+class Rack(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="rack"):
     """A rack at a site. `power_limit_w` is what its breaker carries (continuously: 80 % of its rating), `cooling_limit_w` the heat
     that can be taken away; 0 is not known, and does not limit. `airflow_m3_s` of air at `supply_c` is what it follows from, where that was told.
     """
@@ -89,7 +89,7 @@ DIALS_OUT = frozenset({JOINED})
 """Those whose machines nobody reaches unless they have an address."""
 
 
-class NodeGraded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NodeGraded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """When and how a machine was last checked, what its cards are good for together (None where it has none), why not more, and what was measured
     of the machine itself (10^9 bytes/s, 10^6 bytes/s, gigabits/s), and which of a vendor's own tests it did not pass.
     """
@@ -105,7 +105,7 @@ class NodeGraded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     evidence: tuple[str, ...] = ()
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True, tag="node"):
+class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="node"):
     """A machine, known by its own serial, never by its address. `taints` keep away work that does not tolerate them; `idle_w` is
     drawn by the machine without its cards' work; `faults` counts what broke under work here, older faults counting less
     (as of `faults_ms`). `address` is where what it serves is reached, empty for this machine itself; `owner` who gets what it brings, empty for the operator. `why` says why it is in its state; work that is still there at `drain_ms` has to go (0: it may finish).
@@ -141,7 +141,7 @@ SLACK_MS = 60_000
 """Work that is to be over by a time is asked to be over so much earlier: it is told to stop, and given a grace."""
 
 
-class Reservation(msgspec.Struct, frozen=True, kw_only=True, tag="reservation"):
+class Reservation(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="reservation"):
     """Nodes set aside from a time to a time: for a project's reserved work, or with no project for maintenance, when nothing may
     run there. With `evict`, what is still there at the start is stopped. `closed` once it is over or cancelled.
     """
@@ -157,7 +157,7 @@ class Reservation(msgspec.Struct, frozen=True, kw_only=True, tag="reservation"):
     closed: bool = False
 
 
-class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
+class Volume(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="volume"):
     """A project's directory that outlives its workloads; it lies on one node, and work that mounts it goes there. A cache (models, data sets) has one such row for each node that
     has it: work prefers those nodes. What nothing has mounted for `delete_s` since `used_ms` is deleted (0: never).
     """
@@ -173,7 +173,7 @@ class Volume(msgspec.Struct, frozen=True, kw_only=True, tag="volume"):
     removed: bool = False
 
 
-class RigCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RigCard(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """A card as an inventory lists it; what it does not say is empty, and only the probe knows its link."""
 
     index: int
@@ -186,7 +186,7 @@ class RigCard(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     power_limit_w: int = 0
 
 
-class Rig(msgspec.Struct, frozen=True, kw_only=True, tag="rig"):
+class Rig(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="rig"):
     """A machine that an inventory lists, awaited until it joins as `node_id`: where it stands, how it is reached by people, what is said
     to be in it. `memory_mib` 0 is not known.
     """
@@ -208,7 +208,7 @@ class Rig(msgspec.Struct, frozen=True, kw_only=True, tag="rig"):
     node_id: NodeId = NodeId("")
 
 
-class Graded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Graded(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """When and how a card was last checked: why it has its grade, what would raise it, what was measured (10^9 bytes/s, 10^12 operations/s
     at 16 bits) beside what its model is known for, and as what it was checked: a change of these ends the grade. The link is as it was under
     load (0: not known): one that is worse in service has to be looked at. `caps` are its speeds under power limits, from its last sweep.
@@ -233,7 +233,7 @@ class Graded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     caps: dict[str, tuple[tuple[float, float], ...]] | None = None
 
 
-class Gpu(msgspec.Struct, frozen=True, kw_only=True, tag="gpu"):
+class Gpu(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="gpu"):
     """A card, known by its UUID. `pcie_width` is in lanes (0: not known); cards of one `p2p` domain (not empty) reach each other's
     memory directly; `mig` is the profile of a MIG instance, which is a card of its own here; `max_w` its power limit; `why` says why it is in its state,
     `concern` what is wrong with it in service, by the rule `concern_rule`; a suspect card with one was taken out by that rule.
@@ -282,7 +282,7 @@ def plain_model(model: str) -> str:
     return "".join(filter(str.isalnum, text))
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class Machine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A machine that an engine brings with it, and the name of the rack it is in, "" where that is not told."""
 
     node: Node
@@ -290,7 +290,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     rack: str = ""
 
 
-class Down(msgspec.Struct, frozen=True, kw_only=True):
+class Down(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why a machine gets nothing new: it is `lost`, or else its own system sets it aside."""
 
     lost: bool

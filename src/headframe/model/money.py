@@ -11,7 +11,7 @@ from headframe.model.work import Tier
 ANY_MODEL = "*"
 
 
-class GpuPrice(msgspec.Struct, frozen=True, kw_only=True):
+class GpuPrice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """US$ per whole GPU and hour, by tier; `model` may be `*` for every model without a price of its own."""
 
     model: str
@@ -29,7 +29,7 @@ class GpuPrice(msgspec.Struct, frozen=True, kw_only=True):
         return self.reserved_nano
 
 
-class PriceList(msgspec.Struct, frozen=True, kw_only=True, tag="price_list"):
+class PriceList(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="price_list"):
     """One version of all prices, in force from `effective_ms` until the next. Never changed, only followed."""
 
     id: str
@@ -57,7 +57,7 @@ def _plain(model: str) -> str:
     return model if model == ANY_MODEL else "".join(filter(str.isalnum, model.lower())).replace("nvidia", "").replace("geforce", "")
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True, tag="usage"):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="usage"):
     """What one allocation used between two instants, at one pinned price."""
 
     id: UsageId
@@ -87,7 +87,7 @@ class EntryKind(StrEnum):
     MINED = "mined"
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True, tag="entry"):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="entry"):
     """One side of a posting; the entries of a posting sum to zero, and none is ever changed."""
 
     id: str
@@ -101,7 +101,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, tag="entry"):
     memo: str
 
 
-class CardYield(msgspec.Struct, frozen=True, kw_only=True):
+class CardYield(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A card's hour: watt-hours at the meter and what they cost, what was sold of it, what it mined; `measured` where the watts were read."""
 
     gpu_id: GpuId
@@ -112,7 +112,7 @@ class CardYield(msgspec.Struct, frozen=True, kw_only=True):
     measured: bool
 
 
-class NodeYield(msgspec.Struct, frozen=True, kw_only=True, tag="node_yield"):
+class NodeYield(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="node_yield"):
     """A machine's hour: its cards', and what the machine itself drew. `owner` is who gets what it brings, "" the operator."""
 
     id: str
@@ -139,7 +139,7 @@ REVENUE_ACCOUNT = "operator/revenue"
 WRITTEN_OFF_ACCOUNT = "operator/written-off"
 
 
-class QuoteLine(msgspec.Struct, frozen=True, kw_only=True):
+class QuoteLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One priced thing of a quote."""
 
     what: str
@@ -148,7 +148,7 @@ class QuoteLine(msgspec.Struct, frozen=True, kw_only=True):
     amount_nano: int
 
 
-class Quote(msgspec.Struct, frozen=True, kw_only=True):
+class Quote(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a workload would cost per hour, at least and at most, over the models that could run it."""
 
     name: str
@@ -163,7 +163,7 @@ class Quote(msgspec.Struct, frozen=True, kw_only=True):
     waits: tuple[str, ...] = ()
 
 
-class InvoiceLine(msgspec.Struct, frozen=True, kw_only=True):
+class InvoiceLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one workload cost in a month."""
 
     workload_id: WorkloadId
@@ -173,7 +173,7 @@ class InvoiceLine(msgspec.Struct, frozen=True, kw_only=True):
     amount_nano: int
 
 
-class Invoice(msgspec.Struct, frozen=True, kw_only=True):
+class Invoice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A month of one project: a fold over its ledger entries."""
 
     project_id: ProjectId

@@ -43,7 +43,7 @@ class Network(StrEnum):
     REQUIRED = "required"
 
 
-class GpuRequest(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
+class GpuRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=True):
     """GPUs per node: `milli` thousandths (a fraction of one card, or whole cards), of a model or a memory range, and on demand
     of at least a compute capability (such as 8.0), a grade and a PCIe width in lanes; `p2p` asks for cards that reach each
     other's memory, `sharing` how a fraction is to be kept apart, `mig` for instances of that profile.
@@ -65,7 +65,7 @@ class GpuRequest(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
         return f"{gpus(self.milli)} GPU ({kind})" if self.milli else "no GPU"
 
 
-class Resources(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
+class Resources(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=True):
     """What each node of the workload needs. `exclusive` asks for the whole machine, which then has just the cards asked for;
     `arch` is the processor's (x86_64, aarch64); `tolerations` are taints that it does not mind; a `gang` is several machines that are started as one; what is
     `reached` serves others.
@@ -82,7 +82,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, cache_hash=True):
     reached: bool = False
 
 
-class Mount(msgspec.Struct, frozen=True, kw_only=True):
+class Mount(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A volume of the project and where it is seen; a cache is one on each node of its own, filled again where it is not."""
 
     volume: str
@@ -90,14 +90,14 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     cache: bool = False
 
 
-class Retry(msgspec.Struct, frozen=True, kw_only=True):
+class Retry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Which ends are tried again, and how often at most."""
 
     on: tuple[Reason, ...] = (Reason.PREEMPTED, Reason.NODE_LOST, Reason.NODE_FAULT)
     attempts: int = 5
 
 
-class Spec(msgspec.Struct, frozen=True, kw_only=True):
+class Spec(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A parsed workload file. Sizes are per node, `max_price_nano` is US$ per hour for the whole workload; with `nodes_min`
     an attempt may have from that to `nodes` nodes; what nobody has used for
     `idle_s` is stopped, and its volumes are deleted once nothing has mounted them for `delete_s` (0: never).
@@ -152,7 +152,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         return any(not mount.cache for mount in self.volumes)
 
 
-class Workload(msgspec.Struct, frozen=True, kw_only=True, tag="workload"):
+class Workload(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="workload"):
     """One submitted job, with what it has cost so far. `held_nano` is what its pending hold still covers; `closed` once
     it has ended, everything it used is billed and the rest of the hold is given back. `preempted` counts the attempts that gave
     way to others or to its own growth, which are not held against it. A replica has its endpoint's id and revision; from `drain_ms` on it gets no new requests.
@@ -208,7 +208,7 @@ class Alike(NamedTuple):
     volumes: tuple[Mount, ...]
 
 
-class Share(msgspec.Struct, frozen=True, kw_only=True):
+class Share(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`milli` thousandths of one GPU; the model is copied here so that pricing needs no look-up, and for a fraction how it is kept
     apart from the others.
     """
@@ -220,7 +220,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     sharing: Sharing = Sharing.EXCLUSIVE
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
+class Part(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One rank of an allocation: what it holds of one node, and where it is reached if it serves something (an empty host is this machine, port 0 is nowhere)."""
 
     rank: int
@@ -233,7 +233,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
 
 
-class Allocation(msgspec.Struct, frozen=True, kw_only=True, tag="allocation"):
+class Allocation(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="allocation"):
     """The GPUs, on one or more nodes, held whole by one attempt.
 
     Times are the node's own. `metered_ms` is how far usage has been recorded; `settled` once the end has been billed too.
@@ -268,7 +268,7 @@ class Allocation(msgspec.Struct, frozen=True, kw_only=True, tag="allocation"):
         return any(share.gpu_id == gpu for part in self.parts for share in part.shares)
 
 
-class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+class Refusal(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Why `nodes` candidates said no: the rule, what is needed, the best there is, and what would change it."""
 
     rule: str
@@ -282,7 +282,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.rule}: {where} refused: needs {self.need}, best has {self.have}; {self.change}"
 
 
-class Observation(msgspec.Struct, frozen=True, kw_only=True):
+class Observation(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an engine sees of one allocation, by the node's clock. Hearing it twice, late or out of order is harmless. `unclean` cards could
     not be handed over to it.
     """
@@ -298,7 +298,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     seen_ms: int = 0
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class Facts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Everything the engines saw in one look: when each node was last heard of, the allocations seen, and since when expected
     ones have not been, and what is wrong with cards, worst first (a card without an entry was not heard of); what checks that ended told; machines that
     engines bring, and those that are to get nothing new; what gateways say of endpoints; since when workspaces have not been used; what power sites have left; and whether what looks at everything is due.
@@ -317,7 +317,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     checked: dict[AllocationId, tuple[CardFacts | HostFacts, ...]] = {}
 
 
-class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+class LogLine(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One captured line; `next` is the cursor to ask for what follows."""
 
     at_ms: int

@@ -20,8 +20,8 @@ CONNECT_TIMEOUT_S = 5
 POOL_SIZE = 8
 PAGE_BYTES = 8192
 """Events are of one to two thousand bytes, of which SQLite's usual 4,096 waste much. A store keeps what it was made with."""
-WAL_PAGES = 5000
-"""40 MB are written one after the other before they are put in their places: with SQLite's usual 4 MB, each batch of a thousand jobs would wait for that."""
+WAL_PAGES = 15_000
+"""Pages go to a log first, and into their places beside what goes on (`store/log.py`). Only where that can't keep up, and the log has grown to 120 MB, does a commit wait for it."""
 
 
 def open_store(url: str) -> SqlStore:

@@ -16,6 +16,7 @@ from headframe.model.people import Project
 from headframe.model.work import Allocation
 from headframe.model.world import over
 from headframe.store.base import PAGE_MAX, Lease, Query, R, Reply, Snapshot, columns, latest_rows
+from headframe.store.log import Log
 from headframe.store.memory import holds
 from headframe.store.tables import APPEND_ONLY, NOUNS, control, event, gpu_held, hour, reply
 
@@ -47,6 +48,7 @@ class SqlStore:
         kept = kept.on_conflict_do_update(index_elements=["node_id", "hour_ms"], set_={"body": kept.excluded.body})
         self._keep = _Many(kept, engine, hour.c.keys())
         self._reply = _Many(sa.insert(reply), engine, reply.c.keys())
+        self._log = Log(engine)
 
     def load(self) -> Snapshot:
         with self._read() as db:
@@ -65,6 +67,7 @@ class SqlStore:
             self._put(db, latest_rows(events))
             self._tell(db, [(e.seq, e.at_ms, e.project_id, e.subject, _encode(e)) for e in events])
             self._reply(db, [msgspec.structs.astuple(r) for r in replies])
+        self._log.grew(len(events))
 
     def events(self, after: int, limit: int, project_id: str | None = None, subject: str | None = None) -> list[Event]:
         query = sa.select(event.c.body).where(event.c.seq > after).order_by(event.c.seq).limit(min(limit, PAGE_MAX))
@@ -128,6 +131,7 @@ class SqlStore:
             return mine if done.rowcount else None
 
     def close(self) -> None:
+        self._log.close()
         self._engine.dispose()
 
     def dump(self) -> dict[str, object]:
