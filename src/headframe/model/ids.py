@@ -29,12 +29,13 @@ WORKLOAD_ENTROPY_BYTES, SECONDS_BYTES = 7, 5
 _MACHINE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ALLOCATION = re.compile(r"^wl-[a-z0-9-]{1,80}\.[1-9][0-9]{0,8}$", re.ASCII)
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u to misread
+_PAIRS = [first + second for first in _ALPHABET for second in _ALPHABET]
 
 
 def base32(data: bytes) -> str:
     """Crockford base32, lower case, no padding; 10 bytes give 16 characters."""
     number, digits = int.from_bytes(data, "big"), (len(data) * 8 + 4) // 5
-    return "".join(_ALPHABET[(number >> (5 * place)) & 31] for place in reversed(range(digits)))
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in range(10 * ((digits - 1) // 2), -1, -10)])[-digits:]
 
 
 def workload_id(at_ms: int, entropy: bytes) -> WorkloadId:

@@ -29,7 +29,7 @@ class GpuPrice(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.reserved_nano
 
 
-class PriceList(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="price_list"):
+class PriceList(msgspec.Struct, frozen=True, kw_only=True, gc=False, cache_hash=True, tag="price_list"):
     """One version of all prices, in force from `effective_ms` until the next. Never changed, only followed."""
 
     id: str
@@ -42,14 +42,19 @@ class PriceList(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag="price_
 
     def of(self, model: str) -> GpuPrice:
         """The price of a model, however its name is spelled, else that of `*`."""
-        plain, other = _plain(model), None
-        for price in self.gpus:
-            if _plain(price.model) == plain:
-                return price
-            if price.model == ANY_MODEL:
-                other = price
-        assert other, "a list always has a price for any model"
-        return other
+        return _priced(self, model)
+
+
+@lru_cache(maxsize=1024)
+def _priced(prices: PriceList, model: str) -> GpuPrice:
+    plain, other = _plain(model), None
+    for price in prices.gpus:
+        if _plain(price.model) == plain:
+            return price
+        if price.model == ANY_MODEL:
+            other = price
+    assert other, "a list always has a price for any model"
+    return other
 
 
 @lru_cache(maxsize=1024)

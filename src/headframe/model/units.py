@@ -6,6 +6,7 @@ Parsing takes what people write ("32GB", "12h", "1.50") and gives integers; the 
 import re
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import lru_cache
 
 NANO_PER_USD = 1_000_000_000
 MS_PER_HOUR = 3_600_000
@@ -34,6 +35,7 @@ def parse_usd(text: str) -> int:
     return int(Fraction(cleaned) * NANO_PER_USD)
 
 
+@lru_cache(maxsize=1024)  # thousands of jobs of one batch cost the same
 def money(amount_nano: int) -> str:
     """Nano-dollars with as many places as the amount needs to be seen: "$12.35", "$0.0121", "$0.000005"."""
     amount = abs(amount_nano)

@@ -19,6 +19,7 @@ from headframe.model.event import Draft, Event, Kind
 from headframe.model.fleet import Volume
 from headframe.model.health import CardFacts, Finding, HostFacts
 from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, VolumeId, allocation_id
+from headframe.model.money import PriceList
 from headframe.model.people import Project
 from headframe.model.power import Budget
 from headframe.model.states import AllocationState, Reason, WorkloadState
@@ -196,8 +197,9 @@ def grants(world: World, now_ms: int, budgets: Mapping[SiteId, Budget] = Mapping
     if not world.queued:
         return
     made = plan(world, now_ms, admitter(world, now_ms, budgets), reasons=False)
+    prices = price_at(world.prices(), now_ms)
     for grant in made.grants:
-        yield from _granted(world, grant, now_ms)
+        yield from _granted(world, grant, prices, now_ms)
     for eviction in made.evictions:
         yield stop(world, world.allocations[eviction.allocation_id], Reason.PREEMPTED, now_ms)
     if world.queued and not world.unsteady and any(site.defragment for site in world.sites.values()):
@@ -256,9 +258,9 @@ def _short_nano(workload: Workload, rate: int) -> int:
     return max(0, rate * limit_s // 3600 - workload.held_nano)
 
 
-def _granted(world: World, grant: Grant, now_ms: int) -> Iterator[Draft]:
+def _granted(world: World, grant: Grant, prices: PriceList, now_ms: int) -> Iterator[Draft]:
     workload = world.workloads[grant.workload_id]
-    rate = rate_nano(price_at(world.prices(), now_ms), grant.parts, workload.spec.tier)
+    rate = rate_nano(prices, grant.parts, workload.spec.tier)
     short = _short_nano(workload, rate)
     attempt = workload.attempt + 1
     if short:
