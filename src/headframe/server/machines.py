@@ -7,8 +7,8 @@ import msgspec
 from headframe.model.command import AddEngine, Enrol, RemoveEngine
 from headframe.model.errors import Conflicting, NotFound
 from headframe.model.event import Draft, Kind
-from headframe.model.fleet import SLURM, Machine, Rack
-from headframe.model.ids import RackId
+from headframe.model.fleet import SLURM, Machine, Node, Rack
+from headframe.model.ids import NodeId, RackId
 from headframe.model.states import GpuState, NodeState
 from headframe.model.units import counted
 from headframe.model.work import Facts
@@ -58,23 +58,50 @@ def _removed(world: World, command: RemoveEngine) -> Draft:
 
 def machines(world: World, facts: Facts, now_ms: int) -> Iterator[Draft]:
     """Each draft is to be applied to the world before the next is asked for."""
+    if not facts.machines:
+        return
+    known = _Known(world)
     for each in facts.machines:
-        known = world.nodes.get(each.node.id)
-        if known is None or known.state is not NodeState.RETIRED:
-            yield from _machine(world, each, now_ms)
+        there = world.nodes.get(each.node.id)
+        if there is None or there.state is not NodeState.RETIRED:
+            yield from _machine(world, each, known, now_ms)
 
 
-def _machine(world: World, each: Machine, now_ms: int) -> Iterator[Draft]:
-    rack = _rack(world, each.rack, now_ms)
-    if rack.id not in world.racks:
+class _Known:
+    """The fleet by what machines are told apart by, looked at once for all that are told: they are thousands."""
+
+    def __init__(self, world: World) -> None:
+        self.names: dict[str, set[NodeId]] = {}
+        for node in world.nodes.values():
+            self.take(node)
+        self.racks: dict[str, Rack] = {}
+        for rack in sorted(world.racks.values(), key=lambda rack: (rack.created_ms, rack.id)):
+            self.add(rack)
+
+    def take(self, node: Node) -> None:
+        """One more that has its name."""
+        self.names.setdefault(node.name, set()).add(node.id)
+
+    def add(self, rack: Rack) -> None:
+        """One more, found by its name and its id; the first there is where no name is told."""
+        for name in ("", rack.name, rack.id):
+            self.racks.setdefault(name, rack)
+
+
+def _machine(world: World, each: Machine, known: _Known, now_ms: int) -> Iterator[Draft]:
+    rack = known.racks.get(each.rack)
+    if rack is None:
+        rack = Rack(id=RackId(f"rack.{each.rack}"), site_id=next(iter(world.sites)), name=each.rack, created_ms=now_ms)
         yield Draft(kind=Kind.RACK_CHANGED, subject=rack.id, text=f"{rack.name}: new", rows=(rack,))
-    named = any(other.name == each.node.name and other.id != each.node.id for other in world.nodes.values())
+        known.add(rack)
+    named = known.names.get(each.node.name, set()) - {each.node.id}
     name = f"{each.node.name}-{each.node.id[-4:]}" if named else each.node.name
     node = msgspec.structs.replace(each.node, name=name, site_id=rack.site_id, rack_id=rack.id)
     try:
         yield from enrol(world, Enrol(node=node, gpus=each.gpus), now_ms)
     except Conflicting:
         return
+    known.take(world.nodes[node.id])
     there = {gpu.id for gpu in each.gpus}
     for gpu in list(world.node_gpus.get(node.id, {}).values()):
         if gpu.id not in there and gpu.state is GpuState.READY:
@@ -84,10 +111,3 @@ def _machine(world: World, each: Machine, now_ms: int) -> Iterator[Draft]:
             for state in (GpuState.TESTING, GpuState.READY):
                 gpu = msgspec.structs.replace(gpu, state=state, why="")  # noqa: PLW2901 - through the doors that its table has
                 yield Draft(kind=Kind.GPU_CHANGED, subject=gpu.id, text=f"{world.named(gpu)}: {state}, listed again", rows=(gpu,))
-
-
-def _rack(world: World, name: str, now_ms: int) -> Rack:
-    """The rack of that name, or a new one; the first there is where no name is told."""
-    racks = sorted(world.racks.values(), key=lambda rack: (rack.created_ms, rack.id))
-    known = next((rack for rack in racks if name in {"", rack.name, rack.id}), None)
-    return known or Rack(id=RackId(f"rack.{name}"), site_id=next(iter(world.sites)), name=name, created_ms=now_ms)

@@ -16,7 +16,7 @@ from headframe.engines.base import FILLER_GRACE_S, GRACE_S, Engine, Sight
 from headframe.health.grade import OURS
 from headframe.health.rules import UNCLEAN, Rules
 from headframe.model.event import Draft, Event, Kind
-from headframe.model.fleet import Volume
+from headframe.model.fleet import Machine, Volume
 from headframe.model.health import CardFacts, Finding, HostFacts
 from headframe.model.ids import AllocationId, GpuId, NodeId, ProjectId, SiteId, VolumeId, allocation_id
 from headframe.model.money import PriceList
@@ -77,6 +77,7 @@ class Tick:
         self._secret_for = secret_for
         self._budgets = budgets
         self._heard_ms: dict[NodeId, int] = {}
+        self._taken: dict[NodeId, Machine] = {}
         self._missing_since_ms: dict[AllocationId, int] = {}
         self._swept_ms = 0
         self._removed: dict[VolumeId, Volume] = {}
@@ -92,6 +93,7 @@ class Tick:
         sight = await self._engine.observe()
         facts = msgspec.structs.replace(self._facts(sight), checked=await self._checked(sight))
         await self._desk.write(lambda world, now_ms: decisions(world, facts, now_ms, self._rules), epoch)
+        self._taken.update({each.node.id: each for each in facts.machines})
         await self._act(sight)
 
     def _facts(self, sight: Sight) -> Facts:
@@ -105,7 +107,8 @@ class Tick:
             reachable = set(sight.nodes)
             absent = {key for key, held in world.held.items() if key not in seen and all(part.node_id in reachable for part in held.parts)}
             self._missing_since_ms = {key: self._missing_since_ms.get(key, now_ms) for key in sorted(absent)}
-        return Facts(machines=sight.machines, down=sight.down, nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
+        told = tuple(each for each in sight.machines if self._taken.get(each.node.id) is not each)  # an engine makes them anew now and then
+        return Facts(machines=told, down=sight.down, nodes=self._heard_ms.copy(), observations=sight.observations, missing_since_ms=self._missing_since_ms,
                      loads=self._demand.loads(world, now_ms), idle=self._sessions.idle(world, now_ms), budgets=dict(self._budgets),
                      sweep=self._sweep(now_ms), findings={**self._watch.findings(world, now_ms), **unclean(world, sight.observations)})  # fmt: skip
 

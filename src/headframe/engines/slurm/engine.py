@@ -34,7 +34,7 @@ from headframe.model.states import Reason
 from headframe.model.units import MILLI
 from headframe.model.work import Allocation, LogLine, Workload
 
-LOOK_S, LOOK_MAX_S, NEWS_S, IDLE_S = 2.0, 5.0, 0.1, 1.0
+LOOK_S, LOOK_MAX_S, NEWS_S, IDLE_S = 2.0, 5.0, 0.05, 1.0
 LOOK_SHARE = 0.05
 """Of the time that goes into looks, as far as LOOK_MAX_S allows: each is answered with all jobs that Slurm still remembers, thousands where they are short."""
 AWAY_MS = 10_000
@@ -376,13 +376,17 @@ class Line:
     async def _hearing(self) -> None:
         """Look where keepers leave word."""
         while True:
-            heard = await asyncio.to_thread(self.shared.heard) if self._seen and self._leading() else []
-            for key in heard:
-                if key in self._seen:
-                    await self._read(key)
-            if heard:
+            if self._seen and self._leading() and await asyncio.to_thread(self._heard):
                 self._wake()
             await asyncio.sleep(NEWS_S if self._seen else IDLE_S)
+
+    def _heard(self) -> bool:
+        """Read what has word; whether anything had."""
+        heard = self.shared.heard()
+        for key in heard:
+            if seen := self._seen.get(key):
+                seen.read()
+        return bool(heard)
 
     async def _read(self, key: AllocationId) -> None:
         seen = self._seen.get(key)
@@ -406,12 +410,10 @@ class Line:
         try:
             if len(nodes) != len(allocation.parts):
                 raise SlurmRefused("Slurm does not list all of its machines any more")
-            await asyncio.to_thread(
-                self.shared.prepare, allocation, workload, [node.name for node in nodes], nodes[0].address or nodes[0].name, self._workdirs
-            )
-            await asyncio.to_thread(held.send, now_ms)
+            await asyncio.to_thread(self._prepare, allocation, workload, nodes, now_ms)
             job_id = await self.rest.submit(self._request(allocation, workload, nodes), self.setup.account(allocation.project_id))
-            await asyncio.to_thread(held.send, now_ms, job_id)
+            await asyncio.to_thread(lambda: (held.send(now_ms, job_id), seen.read()))
+            return
         except (Unavailable, msgspec.DecodeError) as error:
             self._unsure_ms[allocation.id] = self._clock_ms()
             _log.warning("%s: Slurm was asked to start it and did not answer: %s", allocation.id, error)
@@ -425,6 +427,11 @@ class Line:
         except (OSError, ValueError, tarfile.TarError) as error:
             await asyncio.to_thread(held.conclude, now_ms, Reason.START_FAILED, f"the shared path could not be prepared: {error}")
         await self._read(allocation.id)
+
+    def _prepare(self, allocation: Allocation, workload: Workload, nodes: Sequence[SlurmNode], now_ms: int) -> None:
+        """What its keepers need, and that Slurm is about to be asked."""
+        self.shared.prepare(allocation, workload, [node.name for node in nodes], nodes[0].address or nodes[0].name, self._workdirs)
+        self.shared.of(allocation.id).send(now_ms)
 
     def _request(self, allocation: Allocation, workload: Workload, nodes: Sequence[SlurmNode]) -> JobRequest:
         part = allocation.parts[0]
