@@ -11,18 +11,30 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path[:0] = [str(Path(__file__).parent.parent / "tests"), str(Path(__file__).parent.parent / "tests" / "real")]
 
 import httpx
+import msgspec
 import psutil
+from support import PROJECT, key, running
 from test_slurm import Cloud
 
 from headframe.engines.slurm.engine import Line
 from headframe.engines.slurm.rest import SlurmRest, token
 from headframe.engines.slurm.words import read_jobs, read_nodes
+from headframe.model.command import CreateProject, Found, GrantCredit
 from headframe.model.engine import EngineSetup
+from headframe.model.event import Draft, Kind
+from headframe.model.work import Facts, Share
+from headframe.server.decide import decide
+from headframe.server.desk import Desk
+from headframe.server.machines import machines
 from headframe.server.main import wall_ms
+from headframe.server.tick import Tick
+from headframe.simulate.world import at_once
+from headframe.store.memory import MemoryStore
 
 NODES, JOBS = (int(sys.argv[1]), int(sys.argv[2])) if len(sys.argv) > 2 else (5000, 20_000)
 LOOKS = 5
@@ -113,8 +125,49 @@ async def looked(setup, shared):
     sight = line.sight()
     seeing = time.perf_counter() - began
     assert (len(sight.nodes), len(sight.observations), sight.complete) == (NODES, JOBS, True)
+    grown = process.memory_info().rss - before
+    ticks = await ticked(line)
     await line.close()
-    return first, later, seeing, process.memory_info().rss - before
+    return first, later, seeing, grown, ticks
+
+
+async def ticked(line):
+    """What a tick of the server takes that has all of this: one with every machine new, and later ones of which nothing is new."""
+    engine = SimpleNamespace(observe=lambda: asyncio.sleep(0, line.sight()))
+    desk = Desk(MemoryStore(), wall_ms, at_once)
+    for command in (
+        Found(site_name="x", key=key()),
+        CreateProject(id=PROJECT, name="a"),
+        GrantCredit(project_id=PROJECT, amount_nano=10**17, memo="", id="1"),
+    ):
+        await desk.write(lambda world, now, command=command: decide(world, command, now))
+    sight = line.sight()
+    began = time.perf_counter()
+    await desk.write(lambda world, now: machines(world, Facts(machines=sight.machines), now))
+    first = time.perf_counter() - began
+    rows = tuple(row for n, seen in enumerate(sight.observations) for row in at_work(seen, sight.machines[n % NODES], n // NODES))
+    await desk.write(lambda world, now: [Draft(kind=Kind.NODE_CHANGED, subject="all", text="", rows=rows)])
+    tick, epoch, took = Tick(desk, engine, wall_ms), desk.store.lead("bench", desk.store.lease()).epoch, []
+    for _ in range(2 + LOOKS):
+        began = time.perf_counter()
+        await tick.run(epoch)
+        took.append(time.perf_counter() - began)
+    assert len(desk.world.held) == JOBS
+    return first, sorted(took[2:])[LOOKS // 2]
+
+
+def at_work(seen, machine, k):
+    """A workload of one card, and the attempt of it that is seen."""
+    workload, allocation = running(0, [k], 1)
+    ident, card = seen.allocation_id.partition(".")[0], machine.gpus[k]
+    share = Share(gpu_id=card.id, index=card.index, model=card.model, milli=1000)
+    part = msgspec.structs.replace(allocation.parts[0], node_id=machine.node.id, shares=(share,))
+    return (
+        msgspec.structs.replace(workload, id=ident, name=ident, started_ms=seen.started_ms),
+        msgspec.structs.replace(
+            allocation, id=seen.allocation_id, workload_id=ident, parts=(part,), granted_ms=seen.started_ms, started_ms=seen.started_ms
+        ),
+    )
 
 
 def main():
@@ -134,11 +187,12 @@ def main():
                 f"{NODES} machines and {JOBS} jobs: {len(said['/slurm/v0.0.38/nodes']) / 1e6:.1f} and {len(said['/slurm/v0.0.38/jobs']) / 1e6:.1f} MB of answers"
             )
             asyncio.run(alone(setup, said))
-            (first_s, first_cpu, first_held), (later_s, cpu, held), seeing, grown = asyncio.run(looked(setup, shared))
+            (first_s, first_cpu, first_held), (later_s, cpu, held), seeing, grown, (enrolled, tick) = asyncio.run(looked(setup, shared))
             print(
                 f"first look {first_s:.2f} s ({first_cpu:.2f} s of CPU, the loop held for {first_held * 1000:.0f} ms at most), each later one {later_s:.2f} s ({cpu:.2f} s of CPU, {held * 1000:.0f} ms)"
             )
             print(f"what is seen as values {seeing * 1000:.0f} ms; memory grew by {grown / 2**20:.0f} MiB")
+            print(f"a tick: {enrolled:.2f} s for all machines as new ones, {tick * 1000:.0f} ms where nothing is new")
         finally:
             os.kill(pid, 9)
             os.waitpid(pid, 0)

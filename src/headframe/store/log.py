@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 PAGES = 4_000
 """32 MB. SQLite tells nobody how long its log is, so it is reckoned:"""
 COMMIT_PAGES, EVENT_PAGES = 18.0, 0.7
-"""what commits of 1 to 1,000 events were seen to write (`benchmarks/results.md`)."""
+"""what commits of 1 to 1,000 events were seen to write (benchmarks/results.md)."""
 
 
 class Log:
