@@ -37,6 +37,8 @@ from headframe.model.work import Allocation, LogLine, Workload
 LOOK_S, LOOK_MAX_S, NEWS_S, IDLE_S = 2.0, 5.0, 0.05, 1.0
 LOOK_SHARE = 0.05
 """Of the time that goes into looks, as far as LOOK_MAX_S allows: each is answered with all jobs that Slurm still remembers, thousands where they are short."""
+WHOLE_MS = 5_000
+"""So often the tick is told of everything."""
 AWAY_MS = 10_000
 """A controller that has not answered for so long is away: nothing new goes there."""
 SILENT_MS = 300_000
@@ -167,6 +169,8 @@ class Line:
         self._unsure_ms: dict[AllocationId, int] = {}
         self._silent: dict[NodeId, int] = {}
         self._forgotten: dict[str, AllocationId] = {}
+        self._news: set[AllocationId] = set()
+        self._whole_ms = 0
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -252,16 +256,19 @@ class Line:
             _log.warning("the cache %s of %s stays on %s: %s", volume.name, volume.project_id, node.name if node else volume.node_id, error)
 
     def sight(self) -> Sight:
-        """What is known now; complete only with Slurm's own word of a moment ago."""
+        """What is known now, every WHOLE_MS of all, in between of those that were read since; complete only with Slurm's own word of a moment ago."""
         now_ms = self._clock_ms()
-        found = [each for key in sorted(self._seen) if (each := observed(self._seen[key], key, now_ms)) is not None]
+        whole = now_ms - self._whole_ms >= WHOLE_MS
+        told = sorted(self._seen if whole else self._seen.keys() & self._news)
+        self._whole_ms, self._news = now_ms if whole else self._whole_ms, set()
+        found = [each for key in told if (each := observed(self._seen[key], key, now_ms)) is not None]
         if not self._up():
             why = f"Slurm's controller has not answered for {(now_ms - max(self._answered_ms, self._first_ms)) // 1000} s"
             down = {key: Down(lost=True, why=why) for key in self._nodes} if now_ms - max(self._answered_ms, self._first_ms) > AWAY_MS else {}
             return Sight(nodes=(), observations=tuple(found), complete=False, down=down)
         down = {key: told for key, node in self._nodes.items() if (told := self._told_down(key, node, now_ms)) is not None}
         there = tuple(key for key in self._nodes if key not in down or not down[key].lost)
-        return Sight(nodes=there, observations=tuple(found), complete=True, machines=self._machines, down=down)
+        return Sight(nodes=there, observations=tuple(found), complete=whole, machines=self._machines, down=down)
 
     def _up(self) -> bool:
         return self._answered_ms > 0 and self._clock_ms() - self._answered_ms <= AWAY_MS
@@ -376,22 +383,25 @@ class Line:
     async def _hearing(self) -> None:
         """Look where keepers leave word."""
         while True:
-            if self._seen and self._leading() and await asyncio.to_thread(self._heard):
+            heard = await asyncio.to_thread(self._heard) if self._seen and self._leading() else []
+            if heard:
+                self._news.update(heard)
                 self._wake()
             await asyncio.sleep(NEWS_S if self._seen else IDLE_S)
 
-    def _heard(self) -> bool:
-        """Read what has word; whether anything had."""
+    def _heard(self) -> list[AllocationId]:
+        """Read what has word."""
         heard = self.shared.heard()
         for key in heard:
             if seen := self._seen.get(key):
                 seen.read()
-        return bool(heard)
+        return heard
 
     async def _read(self, key: AllocationId) -> None:
         seen = self._seen.get(key)
         if seen is not None:
             await asyncio.to_thread(seen.read)
+            self._news.add(key)
 
     async def _sender(self) -> None:
         while True:
@@ -413,6 +423,7 @@ class Line:
             await asyncio.to_thread(self._prepare, allocation, workload, nodes, now_ms)
             job_id = await self.rest.submit(self._request(allocation, workload, nodes), self.setup.account(allocation.project_id))
             await asyncio.to_thread(lambda: (held.send(now_ms, job_id), seen.read()))
+            self._news.add(allocation.id)
             return
         except (Unavailable, msgspec.DecodeError) as error:
             self._unsure_ms[allocation.id] = self._clock_ms()
