@@ -26,7 +26,8 @@ class Log:
         self._pages += COMMIT_PAGES + EVENT_PAGES * events
         if self._thread and self._pages >= PAGES and (self._last is None or self._last.done()):
             self._pages = 0.0
-            self._last = self._thread.submit(self._checkpoint)
+            with suppress(RuntimeError):  # closed meanwhile: what was committed stays so
+                self._last = self._thread.submit(self._checkpoint)
 
     def close(self) -> None:
         """Let what runs end."""
