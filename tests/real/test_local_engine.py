@@ -128,6 +128,13 @@ def test_work_that_has_ended_by_itself_was_not_stopped_though_it_was_to_be(tmp_p
     assert (read_journal(at)[-1].reason, read_journal(at)[-1].exit_code) == ("finished", 0)
 
 
+def test_work_that_fails_as_it_is_to_be_stopped_was_stopped(tmp_path):
+    """What ends it may reach it before its keeper."""
+    keeper, at = keeper_of(tmp_path, "one", """echo '{"reason": "node-lost", "grace_s": 0}' >../stop.json; kill $$""")
+    keeper.wait(20)
+    assert read_journal(at)[-1].reason == "node-lost"
+
+
 def test_work_that_has_ended_well_is_finished_though_slurm_ends_what_it_left_behind(tmp_path):
     keeper, at = keeper_of(tmp_path, "one", f"sleep 600 & echo $! >{tmp_path}/pid; exit 0")
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())

@@ -19,7 +19,7 @@ import time
 
 ROOM_BYTES = 4096  # more than any journal takes
 LOG_SEGMENT_BYTES, LOG_SEGMENTS_MAX, LINE_BYTES_MAX = 4 * 1024 * 1024, 8, 16 * 1024
-DRAIN_S, ANEW_S, END_S, LEASE_LOOK_S = 2.0, 1.0, 10.0, 5.0
+DRAIN_S, ANEW_S, END_S, LEASE_LOOK_S, TERM_S = 2.0, 1.0, 10.0, 5.0, 0.1
 PR_SET_CHILD_SUBREAPER = 36
 LOCK_TRIES = 200
 SETUP_FAILED = "setup-failed"
@@ -178,8 +178,11 @@ class Keeper:
 
     def end(self, code, reason, detail):
         self.end_tree()
-        if not self.stopping and self.told and self.spec.get("on_term") and code:
-            self.stopping = {"reason": self.spec["on_term"]}
+        on_term = self.spec.get("on_term")
+        if on_term and not self.told and code in (-signal.SIGTERM, 128 + signal.SIGTERM):
+            time.sleep(TERM_S)  # Slurm tells each of a job's processes, this one perhaps last
+        if code and not self.stopping and not self.stop_asked() and self.told and on_term:
+            self.stopping = {"reason": on_term}
         if self.stopping:
             reason, detail = self.stopping["reason"], f"stopped: {self.stopping['reason']}"
         self.log.close()
@@ -358,9 +361,7 @@ class Log:
     """Lines as ``ms rank stream text``, in segments named by the offset of their first byte; the oldest are dropped."""
 
     def __init__(self, directory, rank):
-        self.directory = directory
-        self.rank = rank
-        self.partial = {"out": b"", "err": b""}
+        self.directory, self.rank, self.partial = directory, rank, {"out": b"", "err": b""}
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self.offset, self.file, self.size, self.lost, self.unseen = 0, None, 0, "", False
 
@@ -406,8 +407,7 @@ class Log:
         name = os.path.join(self.directory, f"{self.offset:016d}.log")
         fresh = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self.let_go()
-        self.file = fresh
-        self.size = 0
+        self.file, self.size = fresh, 0
         for old in sorted(os.listdir(self.directory))[:-LOG_SEGMENTS_MAX]:
             os.unlink(os.path.join(self.directory, old))
 

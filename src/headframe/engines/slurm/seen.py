@@ -39,6 +39,7 @@ class Seen:
         self.claimed = 0
         self.job: SlurmJob | None = None
         self.over_ms = self.missing_ms = self.fenced_ms = self.pending_ms = 0
+        self.had_begun = self.relapsed = False
         self.stopping: Reason | None = None
         self.stop_ms = 0
         self.fence: tuple[Reason, str] | None = None
@@ -55,7 +56,10 @@ class Seen:
         known = self.job is not None or self.asked is None or not self.asked.job_id or self.asked.at_ms > began_ms
         self.missing_ms = 0 if known else self.missing_ms or now_ms
         self.over_ms = (self.over_ms or now_ms) if self.job is not None and self.job.over else 0
-        self.pending_ms = (self.pending_ms or now_ms) if self.job is not None and "PENDING" in self.job.states else 0
+        pending = self.job is not None and "PENDING" in self.job.states
+        self.pending_ms = (self.pending_ms or now_ms) if pending else 0
+        # Slurm was asked some time ago: only what had begun by the look before this one has come back to wait.
+        self.relapsed, self.had_begun = pending and self.had_begun, self.began
 
     @property
     def sent(self) -> bool:
@@ -97,7 +101,7 @@ class Seen:
             return self._of_job(self.job)
         if self.missing_ms and now_ms - self.missing_ms >= LOST_MS:
             return Reason.NODE_LOST, "Slurm does not know its job any more"
-        if self.pending_ms and self.began:
+        if self.relapsed:
             return Reason.NODE_LOST, "Slurm lost a machine of it, and would start it anew"
         why = ((self.job and self.job.state_reason) or "no reason given").replace("_", " ").lower()
         held = "launch failed" in why or "held" in why  # it does not come out of that by itself
