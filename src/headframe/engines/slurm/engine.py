@@ -422,9 +422,7 @@ class Line:
                 raise SlurmRefused("Slurm does not list all of its machines any more")
             await asyncio.to_thread(self._prepare, allocation, workload, nodes, now_ms)
             job_id = await self.rest.submit(self._request(allocation, workload, nodes), self.setup.account(allocation.project_id))
-            await asyncio.to_thread(lambda: (held.send(now_ms, job_id), seen.read()))
-            self._news.add(allocation.id)
-            return
+            await asyncio.to_thread(held.send, now_ms, job_id)
         except (Unavailable, msgspec.DecodeError) as error:
             self._unsure_ms[allocation.id] = self._clock_ms()
             _log.warning("%s: Slurm was asked to start it and did not answer: %s", allocation.id, error)
