@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from headframe.model.errors import Conflicting, Fenced, HeadframeError, StoreMismatch, VersionConflict
 from headframe.model.endpoint import Allowance, Served
 from headframe.model.event import Event, Kind
-from headframe.model.fleet import Volume
+from headframe.model.fleet import Node, Volume
 from headframe.model.health import CardHour, NodeHour
 from headframe.model.ids import AllocationId, KeyId, PostingId, ProjectId, UsageId, WorkloadId
 from headframe.model.money import Entry, EntryKind, Usage
@@ -18,6 +18,8 @@ from headframe.model.states import AllocationState, WorkloadState
 from headframe.model.work import Allocation, Part, Share, Spec, Tier, Workload
 from headframe.store.base import Lease, Query, Reply
 from headframe.store.memory import MemoryStore
+from headframe.store.sql import _where
+from headframe.store.tables import NOUNS
 from headframe.store.open import PAGE_BYTES, WAL_PAGES, open_store
 from support import gpu, node
 
@@ -137,13 +139,13 @@ rows = st.one_of(
     st.builds(
         lambda n, left: Allowance(id=f"gw-0.pr-{n}", gateway_id="gw-0", project_id=f"pr-{n}", created_ms=n, granted_nano=left), ids, st.integers(0, 9)
     ),
-    st.builds(node, ids),
+    st.builds(node, ids, rack_id=st.sampled_from(["rack-1", "rack-2"]), joined_ms=st.integers(0, 2)),
     st.builds(gpu, ids, ids),
 )
 queries = st.builds(
     Query,
     project_id=st.sampled_from([None, "pr-0", "pr-1"]),
-    parent_id=st.sampled_from([None, "wl-1"]),
+    parent_id=st.sampled_from([None, "wl-1", "rack-2"]),
     states=st.sampled_from([(), ("queued",), ("running", "ended")]),
     name=st.sampled_from([None, "w1"]),
     since_ms=st.integers(0, 2),
@@ -159,7 +161,7 @@ operations = st.one_of(
     commits.map(tuple),  # twice as often
     st.tuples(st.just("get"), st.sampled_from([Workload, Allocation, Project, Entry, Usage, Served, Allowance]), st.integers(0, 1)),
     st.builds(lambda kind: ("page", kind, Query()), st.sampled_from([Workload, Allocation, Project, Entry, Usage, Served])),
-    st.tuples(st.just("page"), st.sampled_from([Workload, Allocation, Project, Entry, Usage, Served]), queries),
+    st.tuples(st.just("page"), st.sampled_from([Workload, Allocation, Project, Entry, Usage, Served, Node]), queries),
     st.tuples(st.just("events"), st.integers(0, 5), st.integers(1, 4), st.sampled_from([None, "pr-0", ""]), st.sampled_from([None, "s1"])),
     st.tuples(st.just("lead"), st.sampled_from(["a", "b"]), st.booleans()),
     st.tuples(st.just("reply"), st.integers(0, 3)),
@@ -316,6 +318,26 @@ def test_stored_answers_are_forgotten_a_few_at_a_time_and_those_that_are_younger
     assert [n for n in range(8) if store.reply(f"k{n}")] == [5, 6, 7]
 
 
+def test_rows_that_move_are_found_where_they_are_now(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    before, after = [[node(n, rack_id=rack, joined_ms=n + when) for n in range(3)] for rack, when in (("rack-1", 0), ("rack-2", 5))]
+    stays = msgspec.structs.replace(before[1], why="as before")
+    for seq, rows in enumerate((before, [after[0], stays, after[2]]), 1):
+        store.commit([Event(seq=seq, at_ms=1, kind=Kind.NODE_CHANGED, subject="s", text="t", rows=tuple(rows))], seq - 1)
+    assert store.page(Node, Query(parent_id="rack-2")) == [after[2], after[0]]
+    assert store.page(Node, Query(parent_id="rack-1")) == [stays]
+    assert store.page(Node, Query(since_ms=5)) == [after[2], after[0]]
+
+
+def test_what_belongs_to_something_is_found_by_an_index(tmp_path):
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    for table in NOUNS.values():
+        asked = sa.select(table.c.id).where(*_where(table, Query(parent_id="x"))).order_by(table.c.at_ms.desc(), table.c.id.desc())
+        with store._engine.connect() as db:
+            steps = [row[3] for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked.compile(compile_kwargs={'literal_binds': True})}")]
+        assert len(steps) == 1 and f"{table.name}_by_parent (parent_id=?)" in steps[0], steps
+
+
 def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
     store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
     with store._engine.begin() as db:
@@ -327,8 +349,8 @@ def test_a_store_made_by_a_newer_version_is_refused(tmp_path):
 
 LATER = """
 from alembic import op
-revision = "0009"
-down_revision = "0008"
+revision = "0010"
+down_revision = "0009"
 
 
 def upgrade():
@@ -348,7 +370,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0009_later.py").write_text(LATER)
+    (later / "versions" / "0010_later.py").write_text(LATER)
     with monkeypatch.context() as newer:
         newer.setattr(opening, "MIGRATIONS", later)
         migrated = open_store(f"sqlite:///{path}")
@@ -356,7 +378,7 @@ def test_an_older_store_is_backed_up_and_migrated_and_then_refused_by_the_older_
         with migrated._engine.connect() as db:
             assert "later" in {row[1] for row in db.exec_driver_sql("PRAGMA table_info(node)")}
         migrated.close()
-    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0008.bak'}").dump() == before
+    assert open_store(f"sqlite:///{tmp_path / 'a.db.before-0009.bak'}").dump() == before
     with pytest.raises(StoreMismatch, match="newer"):
         open_store(f"sqlite:///{path}")
 
@@ -404,14 +426,14 @@ def test_an_older_postgresql_store_is_copied_into_a_schema_of_its_own_before_it_
     store.close()
     later = tmp_path / "migrations"
     shutil.copytree(opening.MIGRATIONS, later)
-    (later / "versions" / "0009_later.py").write_text(LATER)
+    (later / "versions" / "0010_later.py").write_text(LATER)
     monkeypatch.setattr(opening, "MIGRATIONS", later)
     migrated = open_store(postgres.url)
     assert migrated.dump() == before
     with migrated._engine.connect() as db:
-        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0008.entry").scalar() == 1
-        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0008.alembic_version").scalar() == "0008"
-        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0009"
+        assert db.exec_driver_sql("SELECT count(*) FROM headframe_before_0009.entry").scalar() == 1
+        assert db.exec_driver_sql("SELECT version_num FROM headframe_before_0009.alembic_version").scalar() == "0009"
+        assert db.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0010"
     migrated.close()
 
 

@@ -13,17 +13,20 @@ from headframe.model.errors import Conflicting, DiskFull, Fenced, HeadframeError
 from headframe.model.event import HISTORY, ROW_TYPES, Event, Row
 from headframe.model.health import NodeHour
 from headframe.model.people import Project
+from headframe.model.states import AllocationState
 from headframe.model.work import Allocation
 from headframe.model.world import over
 from headframe.store.base import PAGE_MAX, Lease, Query, R, Reply, Snapshot, columns, latest_rows
 from headframe.store.log import Log
 from headframe.store.memory import holds
-from headframe.store.tables import APPEND_ONLY, NOUNS, control, event, gpu_held, hour, reply
+from headframe.store.tables import APPEND_ONLY, NOUNS, OWNED, control, event, gpu_held, hour, reply
 
 BUSY_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 15_000
 FORGOTTEN_AT_ONCE = 1_000
 """Stored answers, in one transaction: some milliseconds, in which nobody else writes."""
+KEYS = ("project_id", "parent_id", "at_ms")
+"""What rows are in order by."""
 _encode = msgspec.json.Encoder().encode
 _hour = msgspec.json.Decoder(NodeHour)
 _event = msgspec.json.Decoder(Event)
@@ -36,12 +39,14 @@ class SqlStore:
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._insert = postgresql.insert if engine.dialect.name == "postgresql" else sqlite.insert
-        puts = {kind: sa.insert(NOUNS[kind]) if NOUNS[kind] in APPEND_ONLY else self._upsert(NOUNS[kind]) for kind in ROW_TYPES}
-        self._puts = {kind: _Many(put, engine, NOUNS[kind].c.keys()) for kind, put in puts.items()}
+        self._puts = {kind: [_Many(put, engine, NOUNS[kind].c.keys()) for put in self._replacing(NOUNS[kind])] for kind in ROW_TYPES}
         self._tell = _Many(sa.insert(event), engine, event.c.keys())
         taken = self._insert(gpu_held)
         taken = taken.on_conflict_do_update(index_elements=["gpu_id"], set_={"milli": gpu_held.c.milli + taken.excluded.milli})
         self._take = _Many(taken, engine, gpu_held.c.keys())
+        listed = "SELECT json_array_elements_text(CAST(:ids AS json))" if engine.dialect.name == "postgresql" else "SELECT value FROM json_each(:ids)"
+        holding = NOUNS[Allocation].c
+        self._holding = sa.select(holding.id).where(holding.state != AllocationState.ENDED, holding.id.in_(sa.text(listed)))
         given = sa.update(gpu_held).where(gpu_held.c.gpu_id == sa.bindparam("of"))
         self._give_back = _Many(given.values(milli=gpu_held.c.milli + sa.bindparam("more")), engine, ("more", "of"))
         kept = self._insert(hour)
@@ -163,15 +168,16 @@ class SqlStore:
     def _put(self, db: sa.Connection, rows: Mapping[type[Row], Mapping[str, Row]]) -> None:
         self._hold(db, [row for row in rows.get(Allocation, {}).values() if isinstance(row, Allocation)])
         for kind, of_kind in rows.items():
-            self._puts[kind](db, [_values(row) for row in of_kind.values()])
+            values = [_values(row) for row in of_kind.values()]
+            for put in self._puts[kind]:
+                if put(db, values) == len(values):
+                    break
 
     def _hold(self, db: sa.Connection, allocations: Sequence[Allocation]) -> None:
         """GPUs taken and given back by these rows; the table's own check refuses a GPU held beyond the whole of it."""
         if not allocations:
             return
-        table = NOUNS[Allocation]
-        known = db.execute(sa.select(table.c.id, table.c.state).where(table.c.id.in_([a.id for a in allocations])))
-        held_before = {key for key, state in known.tuples() if state != "ended"}
+        held_before = set(db.scalars(self._holding, {"ids": _encode([a.id for a in allocations]).decode()}))
         changes = [
             (share.gpu_id, sign * share.milli)
             for allocation in allocations
@@ -184,10 +190,17 @@ class SqlStore:
         self._give_back(db, [(milli, gpu) for gpu, milli in changes if milli < 0])
         self._take(db, [(gpu, milli) for gpu, milli in changes if milli >= 0])
 
-    def _upsert(self, table: sa.Table) -> Any:
+    def _replacing(self, table: sa.Table) -> Sequence[Any]:
+        """What puts rows into a table, each in place of the one of its id. The first does it where none moves to other keys, and leaves out those that do: SQLite takes a row out of an index and
+        puts it back for each column that a statement sets, be it to what it was.
+        """
         statement = self._insert(table)
-        changed = {column.name: statement.excluded[column.name] for column in table.c if column.name != "id"}
-        return statement.on_conflict_do_update(index_elements=["id"], set_=changed)
+        if table in APPEND_ONLY:
+            return [statement]
+        new = {column.name: statement.excluded[column.name] for column in table.c if column.name != "id"}
+        same = [table.c[name] == new.pop(name) for name in KEYS]
+        stays = statement.on_conflict_do_update(index_elements=["id"], set_=new, where=sa.and_(*same))
+        return [stays, statement.on_conflict_do_update(index_elements=["id"], set_={**new, **{name: statement.excluded[name] for name in KEYS}})]
 
     @contextmanager
     def _read(self) -> Generator[sa.Connection]:
@@ -212,10 +225,11 @@ class _Many:
         self._text = str(compiled)
         self._named = () if compiled.positiontup else tuple(names)
 
-    def __call__(self, db: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Rows, of which there may be none, with the values of `names`, by which some drivers want them."""
-        if rows:
-            db.exec_driver_sql(self._text, [dict(zip(self._named, row, strict=True)) for row in rows] if self._named else list(rows))
+    def __call__(self, db: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Rows, of which there may be none, with the values of `names`, by which some drivers want them. Returns how many were written."""
+        if not rows:
+            return 0
+        return db.exec_driver_sql(self._text, [dict(zip(self._named, row, strict=True)) for row in rows] if self._named else list(rows)).rowcount
 
 
 @contextmanager
@@ -254,6 +268,8 @@ def _values(row: Row) -> tuple[Any, ...]:
 def _where(table: sa.Table, query: Query) -> list[sa.ColumnElement[bool]]:
     equal = (("project_id", query.project_id), ("parent_id", query.parent_id), ("name", query.name))
     found: list[sa.ColumnElement[bool]] = [table.c[name] == value for name, value in equal if value is not None]
+    if query.parent_id:
+        found.append(OWNED)
     if query.states:
         found.append(table.c.state.in_(query.states))
     if query.since_ms:

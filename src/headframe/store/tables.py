@@ -5,6 +5,8 @@ import sqlalchemy as sa
 from headframe.model.event import HISTORY, ROW_TYPES
 
 metadata = sa.MetaData()
+OWNED = sa.literal_column("parent_id <> ''", sa.Boolean)
+"""An index with this condition serves only those who ask with it."""
 
 
 def _noun(name: str, *extra: sa.schema.SchemaItem) -> sa.Table:
@@ -20,7 +22,7 @@ def _noun(name: str, *extra: sa.schema.SchemaItem) -> sa.Table:
         sa.Column("body", sa.LargeBinary, nullable=False),
         *extra,
         sa.Index(f"{name}_by_project", "project_id", "at_ms", "id"),
-        sa.Index(f"{name}_by_parent", "parent_id", "at_ms", "id"),
+        sa.Index(f"{name}_by_parent", "parent_id", "at_ms", "id", sqlite_where=OWNED, postgresql_where=OWNED),
         sa.Index(f"{name}_by_time", "at_ms", "id"),
         sa.Index(f"{name}_live", "live", sqlite_where=sa.text("live"), postgresql_where=sa.text("live")),
     )  # fmt: skip
