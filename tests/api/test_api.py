@@ -179,6 +179,12 @@ def test_bad_input_gets_a_clear_refusal(tenant, body, status):
     assert answer.headers["content-type"] == "application/problem+json"
 
 
+def test_a_name_with_a_slash_is_told_to_be_none(tenant):
+    with pytest.raises(ApiError, match="nothing is at /v1/workloads/../x") as refused:
+        tenant.workload("../x")
+    assert refused.value.problem.next_step.startswith("a name has no slash in it")
+
+
 def archive(*members, **options):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", **options) as tar:

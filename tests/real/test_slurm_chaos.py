@@ -1,6 +1,6 @@
 """Everything of a Slurm cluster and of Headframe is killed at random while jobs run: each is to run exactly once to its end, no card to be held twice (the jobs say so themselves, by a lock for
-each card), and the ledger's seconds to be Slurm's. What Slurm's own accounts lose with a killed controller (a job, or its cards) is told as such, and is all that they may lack. Only where it is
-asked for: `make chaos`.
+each card), and the ledger's seconds to be the jobs' own and Slurm's. What Slurm's own accounts lose with a killed controller (a job, its cards, its time) is told as such, and is all that they may
+lack. Only where it is asked for: `make chaos`.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import pytest
 
 from headframe.client import ApiError
 from headframe.model.api import EngineBody
+from headframe.engines.slurm.words import NAMED
 from slurm import Slurm, missing
 from support import Server, wait_for
 
@@ -30,15 +31,19 @@ SLURMS_OWN = {
     "Slurm has the job, but not when it ran",
     "not as many GPUs",
     "longer in Slurm",
+    "longer in the ledger",
 }
-"""What is missing in Slurm's accounts when its controller or their keeper was killed before it was written there; and where a job ended while its controller was away, they have it go on until that was
-back. What may never be is that the ledger has more."""
+"""What is missing in Slurm's accounts when its controller or their keeper was killed before it was written there (of a job that it started again under the same number they have the second time alone,
+which found its work taken and took no time); and where a job ended while its controller was away, they have it go on until that was back. What may never be is that the ledger has more than the jobs say
+themselves."""
+BESIDE_S = 1.0
+"""From where the ledger counts, this much may go until the work has its first line written, and from its last until its end is seen, on a machine where forty processes start at a time."""
 WORK = """import fcntl, os, sys, time
 root, seconds = sys.argv[1], float(sys.argv[2])
 name, attempt, node = (os.environ[key] for key in ("HEADFRAME_NAME", "HEADFRAME_ATTEMPT", "SLURMD_NODENAME"))
 def say(path, what):
     with open(f"{root}/{path}", "a") as file:
-        file.write(f"{what} {attempt} on {node}\\n")
+        file.write(f"{what} {attempt} on {node} at {time.time():.3f}\\n")
 held = []
 for card in os.environ["CUDA_VISIBLE_DEVICES"].split(","):
     held.append(open(f"{root}/locks/{node}.{card}", "a"))
@@ -113,6 +118,20 @@ def submitted(chaos, tenant):
     return names
 
 
+def witnessed(chaos, tenant, found):
+    """What each job was billed for is the time that it had by its own record, and no more than starting and ending it takes."""
+    beside = []
+    for name, workload in found.items():
+        lines = [line.split() for line in (chaos.root / "ran" / name).read_text().splitlines()]
+        (attempt, end_s), *_ = [(int(words[1]), float(words[-1])) for words in lines if words[0] == "end"]
+        (start_s,) = [float(words[-1]) for words in lines if words[0] == "start" and int(words[1]) == attempt]
+        (billed,) = [each for each in tenant.workload(workload.id).allocations if each.attempt == attempt]
+        assert billed.started_ms <= start_s * 1000 + 1 and end_s * 1000 <= billed.ended_ms + 1, (name, lines, billed)
+        beside.append((billed.ended_ms - billed.started_ms) / 1000 - (end_s - start_s))
+    print(f"billed beside the jobs' own time: {sum(beside) / len(beside):.2f} s on average, {max(beside):.2f} at most")
+    assert max(beside) <= BESIDE_S
+
+
 def lost(books):
     """Attempts that Slurm's accounts have no job of."""
     return sum(each.theirs_gpus is None for each in books.differences)
@@ -159,6 +178,7 @@ def test_whatever_is_killed_each_job_runs_once_to_its_end_no_card_is_held_twice_
         assert not odd, (odd,
                          [(path, path.read_text()) for name in odd for path in (chaos.root / "shared").rglob(f"{found[name].id}.*/0/journal")])  # fmt: skip
         assert not (chaos.root / "twice").exists(), (chaos.root / "twice").read_text()
+        witnessed(chaos, tenant, found)
     with chaos.server.operator() as operator:
         books = operator.reconciliation("slurm")
         for _ in range(60):  # what has just ended is compared once it has had the time to reach Slurm's accounts
@@ -168,6 +188,23 @@ def test_whatever_is_killed_each_job_runs_once_to_its_end_no_card_is_held_twice_
             books = operator.reconciliation("slurm")
         print(f"ledger {books.ours_s:.0f} s, Slurm {books.theirs_s:.0f} s of {books.allocations} attempts")
         print(Counter(each.why for each in books.differences))
+        for each in books.differences:
+            if each.why == "longer in the ledger":
+                print(
+                    each,
+                    chaos.slurm.run(
+                        "sacct",
+                        "-X",
+                        "-D",
+                        "-P",
+                        "--name",
+                        f"{NAMED}{each.allocation_id}",
+                        "-o",
+                        "JobID,State,Submit,Start,End,NodeList,Restarts,ExitCode,Comment",
+                        check=False,
+                    ),
+                    sep="\n",
+                )
         assert {each.why for each in books.differences} <= SLURMS_OWN, [each for each in books.differences if each.why not in SLURMS_OWN]
         assert len(books.differences) <= 2 * NODES * (chaos.killed["slurmctld"] + chaos.killed["slurmdbd"])  # what can have run when one was killed
         assert books.allocations + lost(books) >= JOBS

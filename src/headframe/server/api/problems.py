@@ -37,13 +37,15 @@ def on_headframe_error(_request: Request[Any, Any, Any], error: HeadframeError) 
     return problem(error)
 
 
-def on_http_exception(_request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+def on_http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
     """The framework's: bad bodies, unknown paths, wrong methods."""
     status = 401 if isinstance(error, NotAuthorizedException) else error.status_code
-    detail = error.detail
+    detail, look = error.detail, "see /schema/openapi.json"
+    if status == 404:
+        detail, look = f"nothing is at {request.url.path}", f"a name has no slash in it; else {look}"
     if isinstance(error, ValidationException) and isinstance(error.extra, list):
         detail = "; ".join(f"{extra.get('key', 'body')}: {extra.get('message', '')}" for extra in error.extra if isinstance(extra, dict))
-    body = Problem(title=_title(status), status=status, detail=detail, code=_CODES.get(status, "error"), next_step="see /schema/openapi.json")
+    body = Problem(title=_title(status), status=status, detail=detail, code=_CODES.get(status, "error"), next_step=look)
     headers = {key: value for key, value in (error.headers or {}).items() if key.lower() == "allow"}
     return Response(body, status_code=status, media_type=PROBLEM_JSON, headers=headers)
 
