@@ -203,7 +203,7 @@ def changed(room: Room, part: Part, sign: int) -> Room:
         if share.gpu_id in milli:
             milli[share.gpu_id] += sign * share.milli
     return msgspec.structs.replace(
-        room, gpu_milli=milli, whole=sum(left == MILLI for left in milli.values()), cpu_milli=room.cpu_milli + sign * part.cpu_milli,
+        room, gpu_milli=milli, whole=list(milli.values()).count(MILLI), cpu_milli=room.cpu_milli + sign * part.cpu_milli,
         memory_mib=room.memory_mib + sign * part.memory_mib, disk_mib=room.disk_mib + sign * part.disk_mib,
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from headframe.model.world import World
 from headframe.placement.classes import UNUSABLE, Class, Classes, by_index, like, likely
 from headframe.placement.compiled import Code, plain
 from headframe.placement.fit import Room, cards_of, changed, part_of, refuse, room_idle, room_now
-from headframe.placement.horizon import NEVER_MS, Horizon, lost_since
+from headframe.placement.horizon import NEVER_MS, Horizon, outlook
 from headframe.placement.index import Index, Placed
 from headframe.placement.kernels import CLASS, CPU, FX, GPUS, HELD, NEVER, Ints
 from headframe.placement.power import drawn_w
@@ -118,10 +118,11 @@ class Fleet:
         if row is None:
             return False
         was, now = self.index.row(rank).tolist(), row.tolist()  # a few numbers: quicker than arrays
-        if (now[CLASS], now[HELD], [milli < 0 for milli in now[GPUS:]]) != (was[CLASS], was[HELD], [milli < 0 for milli in was[GPUS:]]):
-            self._idle = None
-        self._back += max(0, sum(milli for milli in now[GPUS:] if milli > 0) - sum(milli for milli in was[GPUS:] if milli > 0))
-        self.index.set(rank, row)
+        if now != was:  # what has only begun to run took its room when it was granted
+            if (now[CLASS], now[HELD], [milli < 0 for milli in now[GPUS:]]) != (was[CLASS], was[HELD], [milli < 0 for milli in was[GPUS:]]):
+                self._idle = None
+            self._back += max(0, sum(milli for milli in now[GPUS:] if milli > 0) - sum(milli for milli in was[GPUS:] if milli > 0))
+            self.index.set(rank, row)
         self._look_ahead(rank)
         return True
 
@@ -146,7 +147,7 @@ class Fleet:
         for node_id in sorted({part.node_id for key in lent for part in self.world.held[key].parts}):
             _, cards = self.classes.machine(self.world.nodes[node_id])
             holders = [(a, self.world.workloads.get(a.workload_id)) for a in self.world.on_node[node_id].values()]
-            instead[self.rank[node_id]] = lost_since(cards, self.world.free[node_id].gpu_milli, holders, lent)
+            _, instead[self.rank[node_id]] = outlook(cards, self.world.free[node_id].gpu_milli, holders, lent)
         masks = self._masks(spec)
         return self._possible(masks, self.horizon.losses(masks, self._count(spec), now_ms, instead, for_spot=spec.tier is Tier.SPOT))
 

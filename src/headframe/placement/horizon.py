@@ -31,19 +31,12 @@ class Horizon:
         self.until: Ints = np.full((nodes, cards), NEVER_MS, dtype=np.int64)
         self.lost: Ints = np.full((cards, nodes), KEPT, dtype=np.int64)
 
-    def set(self, rank: int, cards: Sequence[Gpu], there: Iterable[GpuId], holders: Iterable[tuple[Allocation, Workload | None]]) -> None:
+    def set(self, rank: int, cards: Sequence[Gpu], there: Container[GpuId], holders: Iterable[tuple[Allocation, Workload | None]]) -> None:
         """Look at one node again; cards that are not `there` are never free."""
-        usable, pairs = set(there), list(holders)
-        until = {gpu.id: 0 if gpu.id in usable else NEVER_MS for gpu in cards}
-        for allocation, workload in pairs:
-            end = _end(allocation, workload)
-            for part in allocation.parts:
-                for share in part.shares:
-                    if share.gpu_id in until:
-                        until[share.gpu_id] = max(until[share.gpu_id], end)
-        self.until[rank], self.lost[:, rank] = NEVER_MS, KEPT
-        self.until[rank, : len(cards)] = [until[gpu.id] for gpu in cards]
-        self.lost[: len(cards), rank] = lost_since(cards, usable, pairs)
+        until, lost = outlook(cards, there, holders)
+        beyond = self.until.shape[1] - len(cards)
+        self.until[rank] = until + [NEVER_MS] * beyond
+        self.lost[:, rank] = lost + [KEPT] * beyond
 
     def ready(self, mask: Ints, count: int, now_ms: int) -> Ints:
         """When `count` of the usable cards (bits, by node) of each node are expected to be free together; NEVER_MS for never."""
@@ -87,19 +80,23 @@ def bits(mask: Ints, cards: int) -> "np.typing.NDArray[np.bool_]":
     return ((mask[:, None] >> np.arange(cards)) & 1).astype(bool) & (mask[:, None] >= 0)
 
 
-def lost_since(cards: Sequence[Gpu], usable: Container[GpuId], holders: Iterable[tuple[Allocation, Workload | None]],
-               borrowed: Container[AllocationId] = ()) -> list[int]:  # fmt: skip
-    """From when on work would be lost by taking each card from its holders; see `lost_since_ms`."""
-    since = {gpu.id: FREE if gpu.id in usable else KEPT for gpu in cards}
+def outlook(cards: Sequence[Gpu], usable: Container[GpuId], holders: Iterable[tuple[Allocation, Workload | None]],
+            borrowed: Container[AllocationId] = ()) -> tuple[list[int], list[int]]:  # fmt: skip
+    """When each card is expected to be free, and from when on work would be lost by taking it from its holders; see `lost_since_ms`."""
+    column = {gpu.id: number for number, gpu in enumerate(cards)}
+    until = [0 if gpu.id in usable else NEVER_MS for gpu in cards]
+    since = [FREE if gpu.id in usable else KEPT for gpu in cards]
     for allocation, workload in holders:
-        loss = lost_since_ms(allocation, workload)
+        end, loss = _end(allocation, workload), lost_since_ms(allocation, workload)
         if loss == KEPT and allocation.id in borrowed:
             loss = allocation.started_ms or allocation.granted_ms
         for part in allocation.parts:
             for share in part.shares:
-                if share.gpu_id in since:
-                    since[share.gpu_id] = _of_both(since[share.gpu_id], loss)
-    return [since[gpu.id] for gpu in cards]
+                if share.gpu_id in column:
+                    number = column[share.gpu_id]
+                    until[number] = max(until[number], end)
+                    since[number] = _of_both(since[number], loss)
+    return until, since
 
 
 def _of_both(one: int, other: int) -> int:

@@ -84,8 +84,8 @@ class Tick:
         desk.listeners.append(self._heard)
 
     def _heard(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._removed.update((row.id, row) for row in event.rows if event.kind is Kind.VOLUME_REMOVED and isinstance(row, Volume))
+        removed = (row for event in events if event.kind is Kind.VOLUME_REMOVED for row in event.rows)
+        self._removed.update((row.id, row) for row in removed if isinstance(row, Volume))
 
     async def run(self, epoch: int) -> None:
         """Catch up with what other servers committed, look, decide, commit under `epoch`, act."""
