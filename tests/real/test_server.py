@@ -160,6 +160,33 @@ def test_a_signal_that_comes_just_before_a_blocking_call_ends_it_all_the_same(nu
     assert (ended.returncode, ended.stderr) == (130, "")
 
 
+FORGOTTEN = """
+import enum, os, signal
+from headframe.client.decoded import decoded
+from headframe.model.api import WorkloadView
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+told = enum.EnumMeta.__getattr__ if hasattr(enum.EnumMeta, "__getattr__") else None
+
+def ctrl_c(cls, name):
+    os.kill(os.getpid(), signal.SIGINT)
+    if told:
+        return told(cls, name)
+    raise AttributeError(name)
+
+enum.EnumMeta.__getattr__ = ctrl_c
+try:
+    decoded(b"{}", WorkloadView)
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_ctrl_c_is_heard_while_the_first_answer_is_read():
+    ended = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=20, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "heard\n", "")
+
+
 def test_a_volume_outlives_the_work_that_mounts_it_and_is_its_projects_own(server):
     text = "name: keeps\nrun: echo again >> $HEADFRAME_VOLUME_DATA/x; wc -l < $HEADFRAME_VOLUME_DATA/x\nvolumes: ['data:/data']\n"
     text += "resources: {gpu: 0, cpu: 0.1, memory: 10MB, disk: 1MB}"

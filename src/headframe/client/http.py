@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 import httpx
 import msgspec
 
+from headframe.client.decoded import decoded
 from headframe.client.paths import segment
 from headframe.client.power import PowerCalls
 from headframe.client.workdir import pack
@@ -164,9 +165,9 @@ class Client(PowerCalls):
                 for event, identity, data in self._stream(f"/v1/workloads/{segment(name)}/logs/stream", after=after, attempt=attempt):
                     if event == "line":
                         attempt, after = (int(part) for part in identity.split(":"))
-                        yield msgspec.json.decode(data, type=LogLine)
+                        yield decoded(data, LogLine)
                     elif event in {"state", "end"}:
-                        yield msgspec.json.decode(data, type=WorkloadView)
+                        yield decoded(data, WorkloadView)
                     if event == "end":
                         return
             except httpx.TransportError:
@@ -204,7 +205,7 @@ class Client(PowerCalls):
                 for event, identity, data in self._stream("/v1/events/stream", after=after):
                     if event == "event":
                         after = int(identity)
-                        yield msgspec.json.decode(data, type=EventView)
+                        yield decoded(data, EventView)
             except httpx.TransportError:
                 self._wait_until_up()
 
@@ -400,7 +401,7 @@ class Client(PowerCalls):
         return self._call(method, path, kind, content=msgspec.json.encode(body) if body else b"", headers=headers)
 
     def _call(self, method: str, path: str, kind: type[T], **options: Any) -> T:
-        return msgspec.json.decode(self._response(method, path, **options).content, type=kind)
+        return decoded(self._response(method, path, **options).content, kind)
 
     def _response(self, method: str, path: str, **options: Any) -> httpx.Response:
         """One request, repeated while nobody answers or the server says it can't now: all of ours may be."""
@@ -450,7 +451,7 @@ def good(response: httpx.Response) -> httpx.Response:
     if response.status_code < 400:
         return response
     try:
-        problem = msgspec.json.decode(response.content, type=Problem)
+        problem = decoded(response.content, Problem)
     except msgspec.DecodeError:
         detail = f"{response.status_code} from {response.url.host}: this is no Headframe server, or something stands between"
         problem = Problem(title="Error", status=response.status_code, detail=detail, code="not_headframe")
