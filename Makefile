@@ -32,7 +32,7 @@ soak: .venv/.dev ## a thousand kills of the real server, and of the gateway with
 	@HEADFRAME_KILLS=1000 HEADFRAME_KILL_JOBS=2000 $(BIN)/python -m pytest tests/real/test_kills.py tests/real/test_gateway_kills.py -k "sqlite or everything" -n 0 -s --timeout 0
 
 chaos: .venv/.dev ## everything of Slurm and of Headframe is killed while jobs run there
-	@HEADFRAME_CHAOS_JOBS=200 HEADFRAME_CHAOS_KILLS=50 $(BIN)/python -m pytest tests/real/test_slurm_chaos.py -s --timeout 0
+	@HEADFRAME_CHAOS_JOBS=200 HEADFRAME_CHAOS_KILLS=50 $(BIN)/python -m pytest tests/real/test_slurm_chaos.py -n 0 -s --timeout 0
 
 slurm: .venv/.dev ## the tests of Slurm on later ones, of Debian 13 and of the Debian after it; root, a quarter of an hour
 	@for suite in trixie forky; do $(BIN)/python tests/later.py $$suite python -m pytest tests/real/test_slurm*.py tests/real/test_cluster.py -n 0 --timeout 0 --deselect tests/real/test_slurm_later.py || exit 1; done

@@ -1,6 +1,6 @@
 """Everything of a Slurm cluster and of Headframe is killed at random while jobs run: each is to run exactly once to its end, no card to be held twice (the jobs say so themselves, by a lock for
 each card), and the ledger's seconds to be the jobs' own and Slurm's. What Slurm's own accounts lose with a killed controller (a job, its cards, its time) is told as such, and is all that they may
-lack. Only where it is asked for: `make chaos`.
+lack. By itself, as it wants a machine for itself: `make chaos`, which CI does after everything else.
 """
 
 import contextlib
