@@ -18,9 +18,9 @@ from headframe.model.states import AllocationState, WorkloadState
 from headframe.model.work import Allocation, Part, Share, Spec, Tier, Workload
 from headframe.store.base import Lease, Query, Reply
 from headframe.store.memory import MemoryStore
+from headframe.store.open import PAGE_BYTES, WAL_PAGES, open_store
 from headframe.store.sql import _where
 from headframe.store.tables import NOUNS
-from headframe.store.open import PAGE_BYTES, WAL_PAGES, open_store
 from support import gpu, node
 
 ids = st.integers(0, 4)

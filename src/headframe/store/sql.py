@@ -197,10 +197,14 @@ class SqlStore:
         statement = self._insert(table)
         if table in APPEND_ONLY:
             return [statement]
-        new = {column.name: statement.excluded[column.name] for column in table.c if column.name != "id"}
-        same = [table.c[name] == new.pop(name) for name in KEYS]
-        stays = statement.on_conflict_do_update(index_elements=["id"], set_=new, where=sa.and_(*same))
-        return [stays, statement.on_conflict_do_update(index_elements=["id"], set_={**new, **{name: statement.excluded[name] for name in KEYS}})]
+        new = statement.excluded
+        whole = {column.name: new[column.name] for column in table.c if column.name != "id"}
+        beside = {name: value for name, value in whole.items() if name not in KEYS}
+        stays = sa.and_(*(table.c[name] == new[name] for name in KEYS))
+        return [
+            statement.on_conflict_do_update(index_elements=["id"], set_=beside, where=stays),
+            statement.on_conflict_do_update(index_elements=["id"], set_=whole),
+        ]
 
     @contextmanager
     def _read(self) -> Generator[sa.Connection]:

@@ -10,10 +10,9 @@ down_revision = "0008"
 
 def upgrade() -> None:
     db = op.get_bind()
-    for table in NOUNS.values():
-        for index in (index for index in table.indexes if index.name == f"{table.name}_by_parent"):
-            index.drop(db)
-            index.create(db)
+    for index in [index for table in NOUNS.values() for index in table.indexes if index.name == f"{table.name}_by_parent"]:
+        index.drop(db)
+        index.create(db)
 
 
 def downgrade() -> None:
