@@ -16,6 +16,7 @@ from headframe.model.money import Entry, EntryKind, Usage
 from headframe.model.people import Project
 from headframe.model.states import AllocationState, WorkloadState
 from headframe.model.work import Allocation, Part, Share, Spec, Tier, Workload
+from headframe.store import sql
 from headframe.store.base import Lease, Query, Reply
 from headframe.store.memory import MemoryStore
 from headframe.store.open import PAGE_BYTES, WAL_PAGES, open_store
@@ -266,7 +267,8 @@ def compare(reset):
     assert happened >= OPERATIONS, f"never happened: {OPERATIONS - happened}"
 
 
-def test_sqlite_answers_as_the_oracle_does(tmp_path):
+def test_sqlite_answers_as_the_oracle_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(sql, "TOGETHER", 2)
     blank = tmp_path / "blank.db"
     open_store(f"sqlite:///{blank}").close()
     data, count = blank.read_bytes(), iter(range(10**6))
@@ -308,8 +310,6 @@ def test_the_database_itself_refuses_to_change_history(tmp_path, table):
 
 
 def test_stored_answers_are_forgotten_a_few_at_a_time_and_those_that_are_younger_stay(tmp_path, monkeypatch):
-    import headframe.store.sql as sql
-
     monkeypatch.setattr(sql, "FORGOTTEN_AT_ONCE", 2)
     store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
     replies = [Reply(key=f"k{n}", request_hash="h", status=201, body=b"{}", at_ms=n) for n in range(8)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -27,6 +28,8 @@ FORGOTTEN_AT_ONCE = 1_000
 """Stored answers, in one transaction: some milliseconds, in which nobody else writes."""
 KEYS = ("project_id", "parent_id", "at_ms")
 """What rows are in order by."""
+TOGETHER = 64
+"""Rows that one statement inserts in SQLite, where there are so many: it opens a table and all its indexes anew for each statement, which takes about as long as a row."""
 _encode = msgspec.json.Encoder().encode
 _hour = msgspec.json.Decoder(NodeHour)
 _event = msgspec.json.Decoder(Event)
@@ -221,19 +224,33 @@ class SqlStore:
 
 
 class _Many:
-    """A statement that is executed for many rows at a time, compiled once: SQLAlchemy works each row's parameters out anew, which took longer than SQLite itself."""
+    """A statement for many rows at a time, compiled once: SQLAlchemy works each row's parameters out anew, which took longer than SQLite itself."""
 
     def __init__(self, statement: Any, engine: sa.Engine, names: Sequence[str]) -> None:
         compiled = statement.compile(dialect=engine.dialect)
         assert compiled.positiontup in (None, list(names)), "rows are handed over as they are"
         self._text = str(compiled)
         self._named = () if compiled.positiontup else tuple(names)
+        self._together = _together(self._text, len(names)) if compiled.isinsert and not self._named else ""
 
     def __call__(self, db: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> int:
         """Rows, of which there may be none, with the values of `names`, by which some drivers want them. Returns how many were written."""
-        if not rows:
-            return 0
-        return db.exec_driver_sql(self._text, [dict(zip(self._named, row, strict=True)) for row in rows] if self._named else list(rows)).rowcount
+        done, written = 0, 0
+        while self._together and len(rows) - done >= TOGETHER:
+            values = tuple(chain.from_iterable(rows[done : done + TOGETHER]))
+            written += db.exec_driver_sql(self._together, values).rowcount
+            done += TOGETHER
+        if left := rows[done:]:
+            written += db.exec_driver_sql(self._text, [dict(zip(self._named, row, strict=True)) for row in left] if self._named else list(left)).rowcount
+        return written
+
+
+def _together(text: str, columns: int) -> str:
+    """An insertion of one row, for as many as go together. One that fails leaves what it has done to the transaction, which is rolled back in any case; SQLite would else
+    copy each page aside to undo it.
+    """
+    row = f"VALUES ({', '.join('?' * columns)})"
+    return text.replace("INSERT INTO", "INSERT OR FAIL INTO").replace(row, row + f", {row[7:]}" * (TOGETHER - 1))
 
 
 @contextmanager
