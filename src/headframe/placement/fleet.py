@@ -67,7 +67,8 @@ class Fleet:
         self._images: dict[str, dict[NodeId, None]] = {}
         self.classes: Classes
         self.index: Index
-        self.horizon: Horizon
+        self._horizon: Horizon
+        self._changed: set[int]  # since somebody looked ahead
         self.racks: Racks
         self._rebuild()
 
@@ -123,21 +124,25 @@ class Fleet:
                 self._idle = None
             self._back += max(0, sum(milli for milli in now[GPUS:] if milli > 0) - sum(milli for milli in was[GPUS:] if milli > 0))
             self.index.set(rank, row)
-        self._look_ahead(rank)
+        self._changed.add(rank)
         return True
 
-    def _look_ahead(self, rank: int) -> None:
-        """When the cards of a node are expected to be free."""
-        node_id, world = self.ids[rank], self.world
-        holders = world.on_node.get(node_id, {}).values()
-        _, cards = self.classes.machine(world.nodes[node_id])
-        pairs = [(allocation, world.workloads.get(allocation.workload_id)) for allocation in holders]
-        self.horizon.set(rank, cards, world.free[node_id].gpu_milli, pairs)
+    def ahead(self) -> Horizon:
+        """When cards are expected to be free. Nodes that changed are looked at here, as nobody asks while whatever comes finds room."""
+        world = self.world
+        for rank in self._changed:
+            node_id = self.ids[rank]
+            holders = world.on_node.get(node_id, {}).values()
+            _, cards = self.classes.machine(world.nodes[node_id])
+            pairs = [(allocation, world.workloads.get(allocation.workload_id)) for allocation in holders]
+            self._horizon.set(rank, cards, world.free[node_id].gpu_milli, pairs)
+        self._changed.clear()
+        return self._horizon
 
     def ready(self, spec: Spec, now_ms: int) -> Ints:
         """When one rank of `spec` is expected to fit on each node; NEVER where it never does, or something else waits."""
         masks = self._masks(spec)
-        return self._possible(masks, self.horizon.ready(masks, self._count(spec), now_ms))
+        return self._possible(masks, self.ahead().ready(masks, self._count(spec), now_ms))
 
     def losses(self, spec: Spec, now_ms: int, borrowed: Iterable[AllocationId] = ()) -> Ints:
         """What freeing one rank's cards on each node would lose, see `Horizon.losses`; NEVER where that can't be. What is
@@ -149,7 +154,7 @@ class Fleet:
             holders = [(a, self.world.workloads.get(a.workload_id)) for a in self.world.on_node[node_id].values()]
             _, instead[self.rank[node_id]] = outlook(cards, self.world.free[node_id].gpu_milli, holders, lent)
         masks = self._masks(spec)
-        return self._possible(masks, self.horizon.losses(masks, self._count(spec), now_ms, instead, for_spot=spec.tier is Tier.SPOT))
+        return self._possible(masks, self.ahead().losses(masks, self._count(spec), now_ms, instead, for_spot=spec.tier is Tier.SPOT))
 
     def _count(self, spec: Spec) -> int:
         """How many cards must be free at once."""
@@ -379,9 +384,8 @@ class Fleet:
         for rank, node_id in enumerate(self.ids):
             rows[rank] = self._row_of(self.room(node_id), self.classes.of(self.world.nodes[node_id]))
         self.index = Index(rows, kinds, self._demand(), self.policy, self._weights(), self.code)
-        self.horizon = Horizon(len(self.ids), width)
-        for rank in range(len(self.ids)):
-            self._look_ahead(rank)
+        self._horizon = Horizon(len(self.ids), width)
+        self._changed = set(range(len(self.ids)))
 
     def _weights(self) -> Weights:
         return Weights() if len(self.ids) >= LOOK_AHEAD_FROM else Weights(rollout=0)

@@ -355,8 +355,10 @@ class _Made:
 
     def _over_quota(self, workload: Workload) -> Refusal | None:
         project = self.world.projects[workload.project_id]
+        if not project.quota_gpus_milli:
+            return None
         used, need = self.order.held(project.id), workload.spec.gpu_milli
-        if not project.quota_gpus_milli or used + need <= project.quota_gpus_milli:
+        if used + need <= project.quota_gpus_milli:
             return None
         have = f"{gpus(project.quota_gpus_milli - used)} of {gpus(project.quota_gpus_milli)} left"
         return Refusal(rule="quota", need=f"{gpus(need)} GPU", have=have, nodes=0, change="waits for the project's own work")

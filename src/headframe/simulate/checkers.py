@@ -145,7 +145,7 @@ class Checker:
 def _contents(fleet: Fleet, node_id: NodeId) -> tuple[list[int], list[int], list[int]]:
     """What placement believes of a node, but for the number of its class."""
     rank = fleet.rank[node_id]
-    return fleet.index.row(rank)[1:].tolist(), fleet.horizon.until[rank].tolist(), fleet.horizon.lost[:, rank].tolist()
+    return fleet.index.row(rank)[1:].tolist(), fleet.ahead().until[rank].tolist(), fleet.ahead().lost[:, rank].tolist()
 
 
 def _hold(promise: bool, broken: str) -> None:  # noqa: FBT001

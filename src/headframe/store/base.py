@@ -5,6 +5,7 @@ A commit carries events; each row of each event replaces the row of that id. It 
 below zero and if every entry is new. It succeeds whole or changes nothing.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from operator import attrgetter
@@ -143,8 +144,8 @@ def _columns(kind: type[Row]) -> tuple[Callable[[Row], Any], ...]:
 
 def latest_rows(events: Sequence[Event]) -> dict[type[Row], dict[str, Row]]:
     """The last version of each row in a batch, by kind and id, in order of first appearance."""
-    latest: dict[type[Row], dict[str, Row]] = {}
+    latest: dict[type[Row], dict[str, Row]] = defaultdict(dict)
     for event in events:
         for row in event.rows:
-            latest.setdefault(type(row), {})[row.id] = row
+            latest[type(row)][row.id] = row
     return latest

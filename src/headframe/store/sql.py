@@ -241,7 +241,8 @@ class _Many:
             written += db.exec_driver_sql(self._together, values).rowcount
             done += TOGETHER
         if left := rows[done:]:
-            written += db.exec_driver_sql(self._text, [dict(zip(self._named, row, strict=True)) for row in left] if self._named else list(left)).rowcount
+            each = [dict(zip(self._named, row, strict=True)) for row in left] if self._named else list(left)
+            written += db.exec_driver_sql(self._text, each).rowcount
         return written
 
 
