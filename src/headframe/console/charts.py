@@ -1,5 +1,6 @@
 """Charts as SVG text, made from numbers; each says in words what it shows."""
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -69,6 +70,14 @@ def spark(values: Sequence[float | None], label: str) -> Markup:
     )
 
 
+def marks(top: float) -> list[float]:
+    """Where a scale from zero to `top` (above 0) is marked: at round numbers, four to six times, the last at or beyond it."""
+    least = top / 5
+    size = 10.0 ** math.floor(math.log10(least))
+    step = next(size * times for times in (1, 2, 2.5, 5, 10) if size * times >= least * 0.999_999)
+    return [step * n for n in range(math.ceil(top / step * 0.999_999) + 1)]
+
+
 def _short(value: float) -> str:
     """A number for a scale: "14.6k" where it is long."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
@@ -77,18 +86,27 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def _grid(scale: Sequence[float], width: float, height: float, left: float, foot: float) -> list[str]:
+    """A line across with its number for each mark of `scale`, the last of them at the top."""
+    pieces: list[str] = []
+    for mark in scale:
+        y = height - foot - mark / scale[-1] * (height - foot - 8)
+        pieces.append(f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        pieces.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(mark)}</text>')
+    return pieces
+
+
 def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, unit: str, span: float = 0.0, per: str = "h") -> Markup:
     """One line per `(name, points)`, with scales: x in `per` (at least `span`), y from zero in `unit`."""
     width, height, left, foot = 720.0, 220.0, 46.0, 22.0
     right = max(span, *(x for _, points in series for x, _ in points), 0.0) or 1.0
-    top = max((y for _, points in series for _, y in points), default=1.0) or 1.0
-    pieces: list[str] = []
-    for part in range(5):
-        y = height - foot - part / 4 * (height - foot - 8)
-        pieces.append(f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        pieces.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(top * part / 4)}</text>')
-        x, anchor = left + part / 4 * (width - left), "middle" if part < 4 else "end"
-        pieces.append(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{right * part / 4:.4g} {escape(per)}</text>')
+    scale = marks(max((0.0, *(y for _, points in series for _, y in points))) or 1.0)
+    top, pieces = scale[-1], _grid(scale, width, height, left, foot)
+    for at in marks(right):
+        x = left + at / right * (width - left)
+        if x <= width:
+            anchor = "middle" if x < width - left / 2 else "end"
+            pieces.append(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{at:.4g} {escape(per)}</text>')
     for number, (name, points) in enumerate(series):
         at = " ".join(f"{left + x / right * (width - left):.1f},{height - foot - y / top * (height - foot - 8):.1f}" for x, y in points)
         pieces.append(f'<polyline class="line line-{number % 8}" points="{at}"><title>{escape(name)}</title></polyline>')
@@ -101,14 +119,9 @@ def stacked(steps: Sequence[str], layers: Sequence[tuple[str, Sequence[float], i
     """Columns of `(name, amounts, colour)` layers, one column for each step, with a broken line over them (a limit) where it is known."""
     width, height, left, foot = 720.0, 240.0, 46.0, 22.0
     sums = [sum(amounts[n] for _, amounts, _ in layers) for n in range(len(steps))]
-    top = max([*sums, *(value for value in line if value is not None)], default=1.0) or 1.0
+    scale = marks(max((0.0, *sums, *(value for value in line if value is not None))) or 1.0)
+    top, pieces = scale[-1], _grid(scale, width, height, left, foot)
     each, tall = (width - left) / max(1, len(steps)), height - foot - 8
-    pieces: list[str] = []
-    for part in range(5):
-        y = height - foot - part / 4 * tall
-        pieces.append(
-            f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/><text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(top * part / 4)}</text>'
-        )
     for n, name in enumerate(steps):
         x, base = left + n * each, 0.0
         if n % max(1, len(steps) // 8) == 0:
