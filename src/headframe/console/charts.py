@@ -72,10 +72,10 @@ def spark(values: Sequence[float | None], label: str) -> Markup:
 
 def marks(top: float) -> list[float]:
     """Where a scale from zero to `top` (above 0) is marked: at round numbers, four to six times, the last at or beyond it."""
-    least = top / 5
+    least = top / 5 * (1 - 1e-6)  # no sixth step for what is lost in rounding
     size = 10.0 ** math.floor(math.log10(least))
-    step = next(size * times for times in (1, 2, 2.5, 5, 10) if size * times >= least * 0.999_999)
-    return [step * n for n in range(math.ceil(top / step * 0.999_999) + 1)]
+    step = next(size * times for times in (1, 2, 2.5, 5, 10) if size * times >= least)
+    return [step * n for n in range(math.ceil(least * 5 / step) + 1)]
 
 
 def _short(value: float) -> str:
@@ -102,11 +102,11 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
     right = max(span, *(x for _, points in series for x, _ in points), 0.0) or 1.0
     scale = marks(max((0.0, *(y for _, points in series for _, y in points))) or 1.0)
     top, pieces = scale[-1], _grid(scale, width, height, left, foot)
-    for at in marks(right):
-        x = left + at / right * (width - left)
+    for mark in marks(right):
+        x = left + mark / right * (width - left)
         if x <= width:
             anchor = "middle" if x < width - left / 2 else "end"
-            pieces.append(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{at:.4g} {escape(per)}</text>')
+            pieces.append(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{mark:.4g} {escape(per)}</text>')
     for number, (name, points) in enumerate(series):
         at = " ".join(f"{left + x / right * (width - left):.1f},{height - foot - y / top * (height - foot - 8):.1f}" for x, y in points)
         pieces.append(f'<polyline class="line line-{number % 8}" points="{at}"><title>{escape(name)}</title></polyline>')
