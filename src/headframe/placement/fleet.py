@@ -37,6 +37,8 @@ LEARN_FIRST, LEARN_MAX = 500, 20_000
 AT_HAND, IMAGE_MINUTES, CACHE_MINUTES = FX // 60, 1, 3
 """What a minute of loading costs, of an hour's work, and how many an image or a cache on a node saves: 20 GB come in three minutes over a gigabit line."""
 IMAGES_MAX = 256
+CHANGED_MAX = 1_000
+"""Nodes that nobody has looked ahead on since they changed: 25 ms for whoever does."""
 ANSWERS_MAX = 10_000
 """How many answers about the idle fleet are kept."""
 KEPT = 1
@@ -91,6 +93,8 @@ class Fleet:
         self.held_until.clear()
         if self._touched:
             self._follow()
+        if len(self._changed) > CHANGED_MAX:
+            self.ahead()
         if self._since_learned >= self._learn_after:
             self._since_learned, self._learn_after = 0, min(2 * self._learn_after, LEARN_MAX)
             self.index.learn(self._demand(), self._weights())
