@@ -16,8 +16,8 @@ from slurm import Slurm
 
 CONTROLLERS = ("devices", "memory", "freezer", "cpuset", "cpuacct")
 NVIDIA_MAJOR = 195
-UIDS, UIDS_EACH = range(61_000, 65_000), 10
-"""Of which each cluster takes some of its own, as it does a name for its machine: several may be up on this one at once."""
+UIDS, UIDS_EACH = range(70_000, 74_000), 10
+"""Of which each cluster takes some of its own, as it does a name for its machine: several may be up on this one at once. Debian gives 60,000 to 64,999 to its packages (Slurm has 64,030)."""
 
 
 def confines():
