@@ -70,6 +70,10 @@ def spark(values: Sequence[float | None], label: str) -> Markup:
     )
 
 
+WIDTH, LEFT, HEAD, FOOT = 720.0, 46.0, 8.0, 22.0
+"""Of a chart with scales, and what they take of it."""
+
+
 def marks(top: float) -> list[float]:
     """Where a scale from zero to `top` (above 0) is marked: at round numbers, four to six times, the last at or beyond it."""
     least = top / 5 * (1 - 1e-6)  # no sixth step for what is lost in rounding
@@ -86,57 +90,57 @@ def _short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _grid(scale: Sequence[float], width: float, height: float, left: float, foot: float) -> list[str]:
+def _grid(scale: Sequence[float], height: float) -> list[str]:
     """A line across with its number for each mark of `scale`, the last of them at the top."""
     pieces: list[str] = []
     for mark in scale:
-        y = height - foot - mark / scale[-1] * (height - foot - 8)
-        pieces.append(f'<line class="grid" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        pieces.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(mark)}</text>')
+        y = height - FOOT - mark / scale[-1] * (height - FOOT - HEAD)
+        pieces.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        pieces.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(mark)}</text>')
     return pieces
 
 
 def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, unit: str, span: float = 0.0, per: str = "h") -> Markup:
     """One line per `(name, points)`, with scales: x in `per` (at least `span`), y from zero in `unit`."""
-    width, height, left, foot = 720.0, 220.0, 46.0, 22.0
+    height = 220.0
     right = max(span, *(x for _, points in series for x, _ in points), 0.0) or 1.0
     scale = marks(max((0.0, *(y for _, points in series for _, y in points))) or 1.0)
-    top, pieces = scale[-1], _grid(scale, width, height, left, foot)
+    top, pieces = scale[-1], _grid(scale, height)
     for mark in marks(right):
-        x = left + mark / right * (width - left)
-        if x <= width:
-            anchor = "middle" if x < width - left / 2 else "end"
+        x = LEFT + mark / right * (WIDTH - LEFT)
+        if x <= WIDTH:
+            anchor = "middle" if x < WIDTH - LEFT / 2 else "end"
             pieces.append(f'<text x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{mark:.4g} {escape(per)}</text>')
     for number, (name, points) in enumerate(series):
-        at = " ".join(f"{left + x / right * (width - left):.1f},{height - foot - y / top * (height - foot - 8):.1f}" for x, y in points)
+        at = " ".join(f"{LEFT + x / right * (WIDTH - LEFT):.1f},{height - FOOT - y / top * (height - FOOT - HEAD):.1f}" for x, y in points)
         pieces.append(f'<polyline class="line line-{number % 8}" points="{at}"><title>{escape(name)}</title></polyline>')
     return Markup(  # noqa: S704 - every text above is escaped
-        f'<svg class="lines" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}, {escape(unit)}">{"".join(pieces)}</svg>'
+        f'<svg class="lines" viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(label)}, {escape(unit)}">{"".join(pieces)}</svg>'
     )
 
 
 def stacked(steps: Sequence[str], layers: Sequence[tuple[str, Sequence[float], int]], line: Sequence[float | None], label: str, unit: str) -> Markup:
     """Columns of `(name, amounts, colour)` layers, one column for each step, with a broken line over them (a limit) where it is known."""
-    width, height, left, foot = 720.0, 240.0, 46.0, 22.0
+    height = 240.0
     sums = [sum(amounts[n] for _, amounts, _ in layers) for n in range(len(steps))]
     scale = marks(max((0.0, *sums, *(value for value in line if value is not None))) or 1.0)
-    top, pieces = scale[-1], _grid(scale, width, height, left, foot)
-    each, tall = (width - left) / max(1, len(steps)), height - foot - 8
+    top, pieces = scale[-1], _grid(scale, height)
+    each, tall = (WIDTH - LEFT) / max(1, len(steps)), height - FOOT - HEAD
     for n, name in enumerate(steps):
-        x, base = left + n * each, 0.0
+        x, base = LEFT + n * each, 0.0
         if n % max(1, len(steps) // 8) == 0:
             pieces.append(f'<text x="{x + each / 2:.1f}" y="{height - 4}" text-anchor="middle">{escape(name)}</text>')
         for what, amounts, colour in layers:
             if amounts[n] > 0:
-                y, h = height - foot - (base + amounts[n]) / top * tall, amounts[n] / top * tall
+                y, h = height - FOOT - (base + amounts[n]) / top * tall, amounts[n] / top * tall
                 pieces.append(
                     f'<rect class="layer line-{colour % 8}" x="{x + each * 0.06:.1f}" y="{y:.1f}" width="{each * 0.88:.1f}" height="{h:.1f}"><title>{escape(name)} {escape(what)}: {amounts[n]:.4g} {escape(unit)}</title></rect>'
                 )
                 base += amounts[n]
     for n, value in enumerate(line):
         if value is not None:
-            y = height - foot - value / top * tall
-            pieces.append(f'<line class="limit" x1="{left + n * each:.1f}" x2="{left + (n + 1) * each:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            y = height - FOOT - value / top * tall
+            pieces.append(f'<line class="limit" x1="{LEFT + n * each:.1f}" x2="{LEFT + (n + 1) * each:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
     return Markup(  # noqa: S704 - every text above is escaped
-        f'<svg class="lines" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label)}, {escape(unit)}">{"".join(pieces)}</svg>'
+        f'<svg class="lines" viewBox="0 0 {WIDTH:.0f} {height:.0f}" role="img" aria-label="{escape(label)}, {escape(unit)}">{"".join(pieces)}</svg>'
     )

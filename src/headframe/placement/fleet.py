@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 
 from headframe.model.fleet import Gpu, Node
-from headframe.model.ids import AllocationId, NodeId, WorkloadId
+from headframe.model.ids import AllocationId, GpuId, NodeId, WorkloadId
 from headframe.model.report import Policy
 from headframe.model.states import NodeState
 from headframe.model.units import MILLI, faded
-from headframe.model.work import Part, Resources, Spec, Tier, Workload
+from headframe.model.work import Allocation, Part, Resources, Spec, Tier, Workload
 from headframe.model.world import World
 from headframe.placement.classes import UNUSABLE, Class, Classes, by_index, like, likely
 from headframe.placement.compiled import Code, plain
@@ -133,15 +133,16 @@ class Fleet:
 
     def ahead(self) -> Horizon:
         """When cards are expected to be free. Nodes that changed are looked at here, as nobody asks while whatever comes finds room."""
-        world = self.world
         for rank in self._changed:
-            node_id = self.ids[rank]
-            holders = world.on_node.get(node_id, {}).values()
-            _, cards = self.classes.machine(world.nodes[node_id])
-            pairs = [(allocation, world.workloads.get(allocation.workload_id)) for allocation in holders]
-            self._horizon.set(rank, cards, world.free[node_id].gpu_milli, pairs)
+            self._horizon.set(rank, *self._held(self.ids[rank]))
         self._changed.clear()
         return self._horizon
+
+    def _held(self, node_id: NodeId) -> tuple[Sequence[Gpu], Mapping[GpuId, int], list[tuple[Allocation, Workload | None]]]:
+        """A node's cards by column, those that are there, and who holds some of them."""
+        world = self.world
+        holders = [(allocation, world.workloads.get(allocation.workload_id)) for allocation in world.on_node.get(node_id, {}).values()]
+        return self.classes.machine(world.nodes[node_id])[1], world.free[node_id].gpu_milli, holders
 
     def ready(self, spec: Spec, now_ms: int) -> Ints:
         """When one rank of `spec` is expected to fit on each node; NEVER where it never does, or something else waits."""
@@ -154,9 +155,7 @@ class Fleet:
         """
         instead, lent = dict[int, list[int]](), set(borrowed)
         for node_id in sorted({part.node_id for key in lent for part in self.world.held[key].parts}):
-            _, cards = self.classes.machine(self.world.nodes[node_id])
-            holders = [(a, self.world.workloads.get(a.workload_id)) for a in self.world.on_node[node_id].values()]
-            _, instead[self.rank[node_id]] = outlook(cards, self.world.free[node_id].gpu_milli, holders, lent)
+            _, instead[self.rank[node_id]] = outlook(*self._held(node_id), lent)
         masks = self._masks(spec)
         return self._possible(masks, self.ahead().losses(masks, self._count(spec), now_ms, instead, for_spot=spec.tier is Tier.SPOT))
 

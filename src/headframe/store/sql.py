@@ -250,8 +250,8 @@ def _together(text: str, columns: int) -> str:
     """An insertion of one row, for as many as go together. One that fails leaves what it has done to the transaction, which is rolled back in any case; SQLite would else
     copy each page aside to undo it.
     """
-    row = f"VALUES ({', '.join('?' * columns)})"
-    return text.replace("INSERT INTO", "INSERT OR FAIL INTO").replace(row, row + f", {row[7:]}" * (TOGETHER - 1))
+    row = f"({', '.join('?' * columns)})"
+    return text.replace("INSERT INTO", "INSERT OR FAIL INTO").replace(f"VALUES {row}", f"VALUES {', '.join([row] * TOGETHER)}")
 
 
 @contextmanager
